@@ -1,0 +1,1 @@
+"""Data: raw tables become a dataset, prompts and training examples."""

@@ -1,0 +1,265 @@
+"""The dataset artefact: five tables that every later stage reads, and nothing else does the reading.
+
+`items.parquet`, `users.parquet`, `train.parquet`, `valid.parquet` and `test.parquet` lie in one folder beside
+the manifest. Items and users are numbered densely from 0; an item's number is its row in the item table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from reasonrec.tokenizers.artefact import Manifest, read_manifest
+from reasonrec.tokenizers.errors import UserError
+
+ITEM_TEXT = ("title", "description", "category", "brand")
+ITEMS: dict[str, Any] = {
+    "item": pl.Int32,
+    "item_id": pl.String,
+    **dict.fromkeys(ITEM_TEXT, pl.String),
+    "train_count": pl.Int32,
+}
+USERS: dict[str, Any] = {"user": pl.Int32, "user_id": pl.String}
+TRAIN: dict[str, Any] = {"user": pl.Int32, "items": pl.List(pl.Int32), "first_target": pl.Int32}
+# `times`: epoch milliseconds of each item; `reviews`: the user's words on each item; `clean_target`: the item
+# that the user really chose, where an exposure-biased log shows another one as the last element.
+TRAIN_OPTIONAL: dict[str, Any] = {
+    "times": pl.List(pl.Int64),
+    "reviews": pl.List(pl.String),
+    "clean_target": pl.Int32,
+}
+ROWS: dict[str, Any] = {
+    "row": pl.Int32,
+    "user": pl.Int32,
+    "history": pl.List(pl.Int32),
+    "target": pl.Int32,
+    "masked": pl.List(pl.Int32),
+    "same_time": pl.Boolean,
+}
+TABLES = ("items", "users", "train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A dataset in memory, before it is written.
+
+    Attributes:
+        items: Columns of `ITEMS` without `train_count`, which is counted from `train`.
+        users: Columns of `USERS`.
+        train: Columns of `TRAIN`, and any of `TRAIN_OPTIONAL`.
+        valid: Columns of `ROWS`.
+        test: Columns of `ROWS`.
+        facts: What later stages have to know: name, split, mask_history, order, repeats, filters, notes.
+    """
+
+    items: pl.DataFrame
+    users: pl.DataFrame
+    train: pl.DataFrame
+    valid: pl.DataFrame
+    test: pl.DataFrame
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset artefact that was read and verified.
+
+    Example:
+        >>> dataset = Dataset.load("runs/demo/dataset")  # doctest: +SKIP
+        >>> dataset.items["title"][0]  # doctest: +SKIP
+        'Toy Story (1995)'
+
+    Attributes:
+        items: One row per item, in item order.
+        train: One row per training sequence.
+        valid: One row per validation case.
+        test: One row per test case.
+        users: Number and raw id of each user.
+        manifest: The manifest; `manifest.hash` is what later artefacts remember.
+        path: The folder it was read from.
+    """
+
+    items: pl.DataFrame
+    train: pl.DataFrame
+    valid: pl.DataFrame
+    test: pl.DataFrame
+    users: pl.DataFrame
+    manifest: Manifest
+    path: Path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Dataset:
+        """Read a dataset and check every file against its hash.
+
+        Raises:
+            UserError: If there is no finished dataset at `path`, or a file changed since it was made.
+        """
+        path = Path(path)
+        manifest = read_manifest(path, "dataset")
+        frames = {name: pl.read_parquet(path / f"{name}.parquet") for name in TABLES}
+        return cls(**frames, manifest=manifest, path=path)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the prepare stage knows about the data: split, masking, repeats, filters, notes."""
+        return self.manifest.facts
+
+    @property
+    def n_items(self) -> int:
+        """Size of the catalogue."""
+        return self.items.height
+
+    @property
+    def n_users(self) -> int:
+        """Number of users, training and held-out ones together."""
+        return self.users.height
+
+    def rows(self, split: Literal["valid", "test"]) -> pl.DataFrame:
+        """The cases of one held-out split.
+
+        Raises:
+            UserError: If `split` is neither "valid" nor "test".
+        """
+        if split not in ("valid", "test"):
+            raise UserError(f"split={split!r}: held-out cases are in 'valid' and 'test'")
+        return self.valid if split == "valid" else self.test
+
+
+def to_lists(values: np.ndarray | pl.Series, lengths: np.ndarray) -> pl.Series:
+    """Cut flat values into one list per row.
+
+    Args:
+        values: All values, row after row: shape (sum of lengths,).
+        lengths: Length of each row, zeros allowed: shape (rows,).
+
+    Returns:
+        A list series of `len(lengths)` rows.
+    """
+    flat = pl.Series("value", values)
+    rows = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
+    lists = pl.DataFrame({"row": rows, "value": flat}).group_by("row", maintain_order=True).agg("value")
+    everyone = pl.DataFrame({"row": np.arange(len(lengths), dtype=np.int64)})
+    joined = everyone.join(lists, on="row", how="left", maintain_order="left")["value"]
+    return joined.fill_null(pl.Series([[]], dtype=pl.List(flat.dtype)))
+
+
+def empty_rows() -> pl.DataFrame:
+    """A held-out split without cases."""
+    return pl.DataFrame(schema=ROWS)
+
+
+def count_targets(train: pl.DataFrame, n_items: int) -> np.ndarray:
+    """How often each item is a training target.
+
+    Args:
+        train: Training sequences with `items` and `first_target`.
+        n_items: Size of the catalogue.
+
+    Returns:
+        Counts of shape (n_items,), int32; nothing held out enters them.
+    """
+    lengths = train["items"].list.len().to_numpy().astype(np.int64)
+    flat = train["items"].explode().drop_nulls().to_numpy()
+    starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    position = np.arange(len(flat)) - starts
+    counted = flat[position >= np.repeat(train["first_target"].to_numpy(), lengths)]
+    return np.bincount(counted, minlength=n_items).astype(np.int32)
+
+
+def _conform(
+    frame: pl.DataFrame, schema: Mapping[str, Any], optional: Mapping[str, Any], name: str
+) -> pl.DataFrame:
+    missing = [column for column in schema if column not in frame.columns]
+    unknown = [column for column in frame.columns if column not in schema and column not in optional]
+    if missing or unknown:
+        raise ValueError(f"table {name}: missing columns {missing}, unknown columns {unknown}")
+    kept = {**schema, **{c: t for c, t in optional.items() if c in frame.columns}}
+    return frame.select(pl.col(column).cast(dtype) for column, dtype in kept.items()).rechunk()
+
+
+def _check_numbers(name: str, column: str, values: pl.Series, limit: int) -> None:
+    if values.null_count() or (len(values) and not values.is_between(0, limit - 1).all()):
+        raise ValueError(f"table {name}: {column} has to lie in 0..{limit - 1} and be complete")
+
+
+def _check_lists(name: str, column: str, lists: pl.Series, limit: int) -> None:
+    if lists.null_count() or (lists.list.len() == 0).any():
+        raise ValueError(f"table {name}: no list of {column} may be empty")
+    _check_numbers(name, column, lists.explode(), limit)
+
+
+def _check_rows(name: str, rows: pl.DataFrame, n_users: int, n_items: int) -> None:
+    _check_numbers(name, "user", rows["user"], n_users)
+    _check_numbers(name, "target", rows["target"], n_items)
+    _check_lists(name, "history", rows["history"], n_items)
+    _check_numbers(name, "masked", rows["masked"].explode().drop_nulls(), n_items)
+    if rows.filter(pl.col("masked").list.contains(pl.col("target"))).height:
+        raise ValueError(f"table {name}: a target is masked, so no ranking could hit it")
+
+
+def write_dataset(folder: Path, tables: Tables) -> dict[str, Any]:
+    """Check the tables, count the training targets and write the five Parquet files.
+
+    Args:
+        folder: Where to write (the working folder of `artefact.staged`).
+        tables: The dataset.
+
+    Returns:
+        The facts for the manifest: `tables.facts` and the counts.
+
+    Raises:
+        ValueError: If the tables contradict each other (a bug in a reader, not a user's mistake).
+    """
+    train = _conform(tables.train, TRAIN, TRAIN_OPTIONAL, "train")
+    users = _conform(tables.users, USERS, {}, "users")
+    n_items, n_users = tables.items.height, users.height
+    _check_numbers("train", "user", train["user"], n_users)
+    _check_lists("train", "items", train["items"], n_items)
+    counted = tables.items.with_columns(pl.Series("train_count", count_targets(train, n_items)))
+    items = _conform(counted, ITEMS, {}, "items")
+    if not (items["item"] == pl.Series(range(n_items), dtype=pl.Int32)).all() or (items["title"] == "").any():
+        raise ValueError("table items: items have to be numbered in row order and have a title each")
+    rows = {name: _conform(getattr(tables, name), ROWS, {}, name) for name in ("valid", "test")}
+    for name, frame in rows.items():
+        _check_rows(name, frame, n_users, n_items)
+    for name, frame in {"items": items, "users": users, "train": train, **rows}.items():
+        frame.write_parquet(folder / f"{name}.parquet", compression="zstd", row_group_size=1 << 20)
+    return {
+        **tables.facts,
+        "n_users": n_users,
+        "n_items": n_items,
+        "n_train_targets": int(items["train_count"].sum()),
+        "n_train_sequences": train.height,
+        "n_valid": rows["valid"].height,
+        "n_test": rows["test"].height,
+    }
+
+
+def unique_ids(ids: Iterable[str]) -> list[str]:
+    """Distinct raw ids in the order that numbers them: by value if all are whole numbers, else by "
+    "characters.
+    """
+    distinct = set(ids)
+    if all(word.isascii() and word.isdigit() for word in distinct):
+        return sorted(distinct, key=lambda word: (int(word), word))
+    return sorted(distinct)
+
+
+def describe(facts: Mapping[str, Any]) -> str:
+    """The counts that a person checks first, as a small table."""
+    lines = [("data", facts["name"]), ("users", f"{facts['n_users']:,}"), ("items", f"{facts['n_items']:,}")]
+    lines.append(("train", f"{facts['n_train_sequences']:,} sequences, {facts['n_train_targets']:,} targets"))
+    lines.append(("valid, test", f"{facts['n_valid']:,}, {facts['n_test']:,} rows ({facts['split']})"))
+    lines.append(("history masked", "yes" if facts["mask_history"] else "no"))
+    for step in facts["filters"]:
+        removed = step["rows_before"] - step["rows_after"]
+        lines.append(
+            (f"filter {step['step']}", f"{removed:,} of {step['rows_before']:,} interactions removed")
+        )
+    lines += [("note", note) for note in facts["notes"]]
+    return "\n".join(f"  {label:<28} {value}" for label, value in lines)

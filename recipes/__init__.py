@@ -1,0 +1,1 @@
+"""The launchable stages."""

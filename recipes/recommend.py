@@ -1,0 +1,102 @@
+"""Recommend items for one history.
+
+accelerate launch recipes/recommend.py --model runs/demo/sft --user 196
+accelerate launch recipes/recommend.py --model runs/demo/sft --history "50,181,172"
+
+`--user` takes a user of the data set (its raw id) with all that is known of them; `--history` takes raw item ids, oldest first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import polars as pl
+from accelerate import PartialState
+
+from reasonrec.data_gen.schema import Dataset
+from reasonrec.recipes.args import parse, run
+from reasonrec.recipes.recommender import Recommender
+from reasonrec.tokenizers.errors import UserError
+
+
+@dataclass
+class RecommendConfig:
+    """Configuration of one recommendation."""
+
+    model: str = field(metadata={"help": "folder of the trained model (sft.py)"})
+    user: str | None = field(default=None, metadata={"help": "raw id of a user of the data set"})
+    history: str | None = field(default=None, metadata={"help": "raw item ids, oldest first, joined by commas"})
+    k: int = field(default=10, metadata={"help": "items to recommend"})
+    num_beams: int = field(default=50, metadata={"help": "width of the item search"})
+    repeats: bool | None = field(
+        default=None, metadata={"help": "may items of the history be recommended? As the data set says if unset"}
+    )
+    dataset: str | None = field(default=None, metadata={"help": "dataset folder, if it moved since the training"})
+    index: str | None = field(default=None, metadata={"help": "item index folder, if it moved since the training"})
+    device: str | None = field(default=None, metadata={"help": "device; the accelerator if there is one"})
+
+    def __post_init__(self) -> None:
+        if (self.user is None) == (self.history is None):
+            raise UserError("give either --user or --history")
+
+
+def known_history(dataset: Dataset, user_id: str) -> list[int]:
+    """All items of a user, oldest first.
+
+    Raises:
+        UserError: If there is no such user.
+    """
+    match = dataset.users.filter(pl.col("user_id") == user_id)
+    if match.height == 0:
+        some = ", ".join(dataset.users["user_id"].head(5).to_list())
+        raise UserError(f"--user {user_id}: no such user in {dataset.path}; some are {some}")
+    user = match["user"][0]
+    for split in ("test", "valid"):
+        rows = dataset.rows(split).filter(pl.col("user") == user)
+        if rows.height:
+            return [*rows["history"][-1].to_list(), rows["target"][-1]]
+    rows = dataset.train.filter(pl.col("user") == user)
+    return rows["items"][-1].to_list() if rows.height else []
+
+
+def given_history(dataset: Dataset, text: str) -> list[int]:
+    """Item numbers of raw item ids.
+
+    Raises:
+        UserError: If an item is not in the catalogue.
+    """
+    numbers = dict(zip(dataset.items["item_id"].to_list(), dataset.items["item"].to_list(), strict=True))
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    unknown = [word for word in words if word not in numbers]
+    if unknown:
+        some = ", ".join(dataset.items["item_id"].head(5).to_list())
+        raise UserError(f"--history: item {unknown[0]} is not in the catalogue of {dataset.path}; some ids are {some}")
+    return [numbers[word] for word in words]
+
+
+def main() -> None:
+    """Parse, load, recommend, print."""
+    (config,) = parse([RecommendConfig])
+    if not PartialState().is_main_process:
+        return
+    recommender = Recommender.load(
+        config.model, dataset=config.dataset, index=config.index, device=config.device
+    )
+    dataset = recommender.bundle.dataset
+    history = known_history(dataset, config.user) if config.user is not None else given_history(dataset, config.history or "")
+    repeats = not dataset.facts["mask_history"] if config.repeats is None else config.repeats
+    items, scores = recommender.recommend(
+        [history], k=config.k, num_beams=max(config.num_beams, config.k), exclude=None if repeats else [history]
+    )
+    titles, ids = dataset.items["title"].to_list(), dataset.items["item_id"].to_list()
+    print(f"\nhistory ({len(history)} items, the last {min(len(history), 5)}):")
+    for item in history[-5:]:
+        print(f"    {titles[item]}")
+    print(f"recommended ({'repeats allowed' if repeats else 'nothing seen before'}):")
+    for rank, (item, score) in enumerate(zip(items[0], scores[0], strict=True), start=1):
+        if item >= 0:
+            print(f"{rank:>4}  {titles[item]:<60.60}  id {ids[item]:<12} log-prob {score:.2f}")
+
+
+if __name__ == "__main__":
+    run(main)()

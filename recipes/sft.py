@@ -1,0 +1,179 @@
+"""Align a pre-trained LLM with the items and how people use them: full fine-tuning, LoRA, or LoRA on a 4-bit base.
+
+accelerate launch recipes/sft.py --config recipes/configs/demo/sft.yaml
+
+An interrupted run goes on from its last checkpoint when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset as HfDataset
+from trl import SFTConfig
+
+from reasonrec.data_gen.alignment import PlanConfig, make_plan
+from reasonrec.data_gen.prompts import HISTORY, check_history_prompt
+from reasonrec.data_gen.schema import Dataset
+from reasonrec.recipes.args import parse, run
+from reasonrec.recipes.model_card import write_card
+from reasonrec.recipes.models.load import LoraSettings, Method, add_adapter
+from reasonrec.recipes.recommender import Bundle, Setting, load_with_rows, setting_facts
+from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, last_checkpoint, save_weights
+from reasonrec.tokenizers.artefact import check_output, partial_folder, staged, write_json
+from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.index import ItemIndex
+
+
+@dataclass
+class SftStage:
+    """What this stage adds to TRL's SFTConfig."""
+
+    dataset: str = field(metadata={"help": "dataset folder (prepare.py)"})
+    index: str = field(metadata={"help": "item index folder (index_items.py)"})
+    model: str = field(metadata={"help": "Hub id, folder, or package:NAME for a model inside an installed package"})
+    method: Method = field(default="qlora", metadata={"help": "full, lora, or qlora (LoRA on a 4-bit NF4 base)"})
+    tasks: dict[str, float] = field(
+        default_factory=lambda: {"seqrec": 1.0},
+        metadata={"help": "weights of seqrec, item2index, index2item, fusionseqrec"},
+    )
+    max_history: int = field(default=20, metadata={"help": "longest history in items"})
+    one_per_prefix: bool = field(default=False, metadata={"help": "one example per prefix instead of whole histories"})
+    history_prompt: str = field(default=HISTORY, metadata={"help": "prompt with the place {history}"})
+    chat: bool = field(default=False, metadata={"help": "put prompts into the model's chat template"})
+    system: str | None = field(default=None, metadata={"help": "system message of the chat template"})
+    lora_r: int = field(default=16, metadata={"help": "LoRA rank"})
+    lora_alpha: int = field(default=32, metadata={"help": "LoRA scaling"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout"})
+    lora_target_modules: str = field(default="all-linear", metadata={"help": "all-linear, or names joined by commas"})
+    row_learning_rate: float | None = field(
+        default=None, metadata={"help": "learning rate of the code rows under LoRA; learning_rate if unset"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "move an existing output_dir aside"})
+    valid_rows: int = field(default=0, metadata={"help": "validation cases whose loss is reported at eval_steps; 0 for none"})
+
+    def __post_init__(self) -> None:
+        check_history_prompt(self.history_prompt)
+        if self.method == "full" and self.row_learning_rate is not None:
+            raise UserError("row_learning_rate is for lora and qlora; with method=full all rows train at learning_rate")
+
+
+@dataclass
+class SftArguments(SFTConfig):
+    """TRL's SFTConfig; `num_train_epochs` are passes over the interactions and may be a fraction."""
+
+    output_dir: str | None = field(default=None, metadata={"help": "folder of the trained model"})
+    report_to: str | list[str] = field(default="tensorboard", metadata={"help": "where to log: tensorboard, wandb, none …"})
+    logging_steps: float = field(default=10, metadata={"help": "log every so many steps"})
+    save_steps: float = field(default=200, metadata={"help": "checkpoint every so many steps"})
+    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints to keep"})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "learning-rate schedule"})
+    warmup_steps: float = field(default=0.05, metadata={"help": "warm-up: steps, or a share of them"})
+
+    def __post_init__(self) -> None:
+        if not self.output_dir:
+            raise UserError("output_dir is required: set it in the YAML file or pass --output_dir")
+        for name, wanted in (("packing", False), ("assistant_only_loss", False), ("max_steps", -1)):
+            if getattr(self, name) != wanted:
+                raise UserError(f"{name}={getattr(self, name)} is not supported here: the plan decides order, loss and steps")
+        super().__post_init__()
+
+
+def build_plan(stage: SftStage, args: SftArguments, bundle: Bundle) -> HfDataset:
+    """The training examples, rendered when they are read."""
+    world = PartialState().num_processes
+    config = PlanConfig(
+        tasks=stage.tasks,
+        max_history=stage.max_history,
+        one_per_prefix=stage.one_per_prefix,
+        passes=args.num_train_epochs,
+        batch_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * world,
+        seed=args.data_seed if args.data_seed is not None else args.seed,
+    )
+    renderer = bundle.renderer
+    lengths = torch.tensor([len(ids) for ids in renderer.item_token_ids]).numpy()
+    plan = make_plan(config, renderer.sequences, lengths, bundle.dataset.facts["order"] == "set")
+    return HfDataset(plan.to_arrow()).with_transform(renderer)
+
+
+def build_eval(stage: SftStage, bundle: Bundle) -> HfDataset | None:
+    """Validation cases in the layout of inference."""
+    if stage.valid_rows == 0:
+        return None
+    rows = bundle.dataset.valid.sample(min(stage.valid_rows, bundle.dataset.valid.height), seed=0)
+    examples = [
+        bundle.renderer.history_example(history[-stage.max_history :], target, every_item=False)
+        for history, target in rows.select("history", "target").iter_rows()
+    ]
+    return HfDataset.from_dict({"input_ids": [ids for ids, _ in examples], "labels": [labels for _, labels in examples]})
+
+
+def main() -> None:
+    """Parse, build, train, save."""
+    stage, args = parse([SftStage, SftArguments])
+    state = PartialState()
+    out = check_output(args.output_dir, overwrite=stage.overwrite)
+    work = partial_folder(out)
+    config: dict[str, Any] = {**asdict(stage), **{k: v for k, v in args.to_sanitized_dict().items() if "token" not in k}}
+    setting = Setting(
+        stage.model, stage.method, stage.history_prompt, stage.chat, stage.system, stage.max_history,
+        stage.one_per_prefix, trust_remote_code=args.trust_remote_code,
+    )  # fmt: skip
+    with state.main_process_first():  # one process unpacks a packaged model, the others find it
+        bundle = Bundle.build(Dataset.load(stage.dataset), ItemIndex.load(stage.index), setting)
+    torch.manual_seed(args.seed)
+    model, fingerprint = load_with_rows(setting, bundle)
+    setting = Setting(**{**asdict(setting), "fingerprint": fingerprint})
+    if stage.method != "full":
+        targets = stage.lora_target_modules
+        lora = LoraSettings(
+            stage.lora_r, stage.lora_alpha, stage.lora_dropout, targets if "," not in targets else targets.split(",")
+        )
+        model = add_adapter(model, bundle.vocabulary, lora)
+    plan = build_plan(stage, args, bundle)
+    args.output_dir, args.logging_dir = str(work), str(work / "logs")
+    args.remove_unused_columns, args.num_train_epochs = False, 1
+    args.dataset_kwargs = {"skip_prepare_dataset": True}
+    checkpoint = last_checkpoint(work)
+    trainer = ItemSFTTrainer(
+        trie=bundle.trie,
+        vocabulary=bundle.vocabulary,
+        row_learning_rate=stage.row_learning_rate,
+        model=model,
+        args=args,
+        train_dataset=plan,
+        eval_dataset=build_eval(stage, bundle),
+        processing_class=bundle.tokenizer,
+    )
+    if state.is_main_process:
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        print(f"{len(plan)} examples, {math.ceil(len(plan) / args.train_batch_size)} batches, {trained:,} trainable weights")
+        if checkpoint:
+            print(f"going on from {checkpoint}")
+    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return
+    inputs = {"dataset": bundle.dataset.manifest.hash, "index": bundle.index.manifest.hash}
+    kind = "model" if stage.method == "full" else "adapter"
+    with staged(
+        out, kind=kind, config=config, seed=args.seed, inputs=inputs, overwrite=stage.overwrite, resume=True
+    ) as (folder, facts):
+        save_weights(trainer.model, folder)
+        bundle.tokenizer.save_pretrained(folder)
+        facts.update(setting_facts(setting), rows=bundle.vocabulary.size, train=result.metrics)
+        write_json(folder / "train_metrics.json", {"train": result.metrics, "log": trainer.state.log_history})
+        write_card(folder, setting, bundle, result.metrics)
+        for path in folder.glob("checkpoint-*"):
+            shutil.rmtree(path)
+    print(f"{out} holds the {kind}: {', '.join(sorted(p.name for p in Path(out).iterdir() if p.is_file()))}")
+
+
+if __name__ == "__main__":
+    run(main)()

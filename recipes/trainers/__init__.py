@@ -1,0 +1,1 @@
+"""Narrow trainers and the pure maths they use."""

@@ -1,0 +1,92 @@
+"""TRL's SFTTrainer with the item policy, float32 adapters and adapter-only checkpoints: nothing else is changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler, SequentialSampler
+from trl import SFTTrainer
+
+from reasonrec.recipes.models.load import trainable_to_float32
+from reasonrec.recipes.models.policy import install_item_policy
+from reasonrec.tokenizers.trie import Trie
+from reasonrec.tokenizers.vocabulary import Vocabulary
+
+
+class ItemSFTTrainer(SFTTrainer):
+    """Trains on plan lines in their order.
+
+    Args:
+        trie: Trie of the items.
+        vocabulary: Where the codes stand.
+        row_learning_rate: Learning rate of the code rows under PEFT; the others use `learning_rate`.
+        **kwargs: What SFTTrainer takes.
+    """
+
+    def __init__(self, *, trie: Trie, vocabulary: Vocabulary, row_learning_rate: float | None = None, **kwargs: Any) -> None:
+        model = kwargs["model"]
+        # TRL rounds what trains to bf16 when the base is 4-bit; the rows' start values are kept and put back.
+        start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        super().__init__(**kwargs)
+        trainable_to_float32(self.model)
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                if name in start:
+                    parameter.copy_(start[name])
+        base = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        install_item_policy(base, trie.to(self.accelerator.device), vocabulary)
+        self._row_learning_rate = row_learning_rate
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        """The plan's order is the training order."""
+        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Give the code rows a group of their own: they start from text, LoRA from zero, and want different rates."""
+        if self.optimizer is None:
+            named = [(n, p) for n, p in (model or self.model).named_parameters() if p.requires_grad]
+            rows = [p for n, p in named if "trainable_tokens" in n]
+            decayed = set(self.get_decay_parameter_names(model or self.model))
+            others = [(n, p) for n, p in named if "trainable_tokens" not in n]
+            groups = [
+                {"params": [p for n, p in others if n in decayed], "weight_decay": self.args.weight_decay},
+                {"params": [p for n, p in others if n not in decayed], "weight_decay": 0.0},
+                {"params": rows, "weight_decay": 0.0, "lr": self._row_learning_rate or self.args.learning_rate},
+            ]
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer_class([g for g in groups if g["params"]], **options)
+        return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save the adapter without PEFT's copies of the whole embeddings, and no pickled arguments."""
+        if self.args.should_save:
+            save_weights(self.model, output_dir or self.args.output_dir)
+
+
+def save_weights(model: Any, folder: str | Path) -> None:
+    """Save LoRA and code rows, or the whole model if it was fine-tuned in full; safetensors only.
+
+    Args:
+        model: A `PeftModel` or a plain model.
+        folder: Where to.
+    """
+    if hasattr(model, "peft_config"):
+        # "auto" would add both embedding matrices once the vocabulary differs from the base's.
+        model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=["default"])
+    else:
+        model.save_pretrained(folder)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint: `trainer_state.json` is written last, so a torn one does not have it (or is not JSON)."""
+    whole = []
+    for path in folder.glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            whole.append((int(path.name.rsplit("-", 1)[1]), path))
+        except (OSError, ValueError):
+            continue
+    return max(whole)[1] if whole else None

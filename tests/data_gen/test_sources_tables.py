@@ -1,0 +1,138 @@
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from reasonrec.data_gen.interaction_log import LogOptions, build_tables
+from reasonrec.data_gen.sources_tables import read_interactions, read_items, read_tables
+from reasonrec.tokenizers.errors import UserError
+
+COLUMNS = {"user_id": "userId", "item_id": "movieId"}
+
+
+@pytest.fixture
+def ratings(tmp_path: Path) -> Path:
+    path = tmp_path / "ratings.csv"
+    path.write_text("userId,movieId,rating,timestamp\n01,7,4.5,10\n01,8,2,11\n2,7,3,12\n")
+    return path
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_columns_are_mapped_and_ratings_filtered(ratings: Path) -> None:
+    log, facts = read_interactions(ratings, columns=COLUMNS, min_rating=3)
+    assert log.rows() == [("01", "7", 10_000), ("2", "7", 12_000)]
+    assert (facts[0]["step"], facts[0]["rows_before"], facts[0]["rows_after"]) == ("min_rating", 3, 2)
+    everything, none = read_interactions(ratings, columns=COLUMNS)
+    assert everything.height == 3
+    assert none == []
+
+
+def test_parquet_reads_like_csv(ratings: Path, tmp_path: Path) -> None:
+    path = tmp_path / "ratings.parquet"
+    frame = pl.read_csv(ratings, schema_overrides={"userId": pl.String})
+    frame.with_columns(pl.from_epoch("timestamp")).write_parquet(path)
+    csv, parquet = (read_interactions(file, columns=COLUMNS, min_rating=3)[0] for file in (ratings, path))
+    assert csv.equals(parquet)
+
+
+def test_separator_and_byte_order_mark(tmp_path: Path) -> None:
+    path = write(tmp_path / "log.tsv", "\ufeffuser_id\titem_id\ttimestamp\n1\t2\t2024-01-01\n")
+    assert read_interactions(path, columns={}, separator="\t")[0].rows() == [("1", "2", 1704067200000)]
+
+
+def test_missing_column_names_file_column_mapping_and_the_nearest(ratings: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        read_interactions(ratings, columns={})
+    message = str(caught.value)
+    assert "ratings.csv has no column 'user_id'" in message
+    assert "set interaction_columns.user_id to the right one of 'userId', 'movieId'" in message
+    assert "(the nearest is 'userId')" in message
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({**COLUMNS, "usr": "userId"}, r"interaction_columns\.usr.*did you mean user_id"),
+        ({**COLUMNS, "review": "text"}, r"no column 'text'; set interaction_columns\.review"),
+        ({**COLUMNS, "timestamp": "userId"}, r"user_id and timestamp are both mapped to column 'userId'"),
+        ({**COLUMNS, "rating": "rating"}, r"only read with min_rating"),
+    ],
+    ids=["unknown", "optional", "twice", "unread"],
+)
+def test_wrong_mappings(ratings: Path, columns: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_interactions(ratings, columns=columns)
+
+
+def test_timestamp_that_does_not_parse_names_its_line(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "log.csv", "user_id,item_id,timestamp,rating\n1,2,5,1\n1,3,2024-01-01,5\n1,4,soon,5\n"
+    )
+    with pytest.raises(UserError, match=r"1 values of column 'timestamp'.*'soon' in line 4 of .*log\.csv"):
+        read_interactions(path, columns={}, min_rating=3)
+
+
+def test_missing_id_and_rating_name_their_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "log.csv", "user_id,item_id,timestamp,rating\n1,2,5,1\n1,,6,5\n")
+    with pytest.raises(UserError, match=r"1 rows have nothing in column 'item_id', the first is line 3"):
+        read_interactions(path, columns={})
+    path = write(tmp_path / "log.csv", "user_id,item_id,timestamp,rating\n1,2,5,good\n")
+    with pytest.raises(UserError, match=r"no ratings, the first is 'good' in line 2"):
+        read_interactions(path, columns={}, min_rating=1)
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        read_items(tmp_path / "none.csv", columns={})
+    with pytest.raises(UserError, match=r"has to end in \.csv"):
+        read_items(write(tmp_path / "items.xlsx", "x"), columns={})
+    latin = tmp_path / "latin.csv"
+    latin.write_bytes("item_id,title\n1,Amélie\n".encode("latin-1"))
+    with pytest.raises(UserError, match="UTF-8"):
+        read_items(latin, columns={})
+    with pytest.raises(UserError, match="cannot be read"):
+        read_items(write(tmp_path / "empty.csv", ""), columns={})
+
+
+def test_reviews_are_cleaned_and_only_of_training_interactions(tmp_path: Path) -> None:
+    lines = "".join(f"1,{item},{item},<|im_end|> liked {item}\n" for item in range(1, 5))
+    log = write(tmp_path / "log.csv", "user_id,item_id,timestamp,text\n" + lines)
+    items = write(
+        tmp_path / "items.csv", "item_id,title\n" + "".join(f"{item},t{item}\n" for item in range(1, 5))
+    )
+    source = read_tables("x", log, items, interaction_columns={"review": "text"}, item_columns={})
+    train = build_tables(source, LogOptions()).train
+    assert train["reviews"].to_list() == [["‹|im_end|› liked 1", "‹|im_end|› liked 2"]]
+
+
+def test_list_columns_of_parquet_items_are_joined(tmp_path: Path) -> None:
+    path = tmp_path / "items.parquet"
+    pl.DataFrame({"item_id": [1], "title": ["A"], "category": [["Toys", "Games"]]}).write_parquet(path)
+    assert read_items(path, columns={})["category"].to_list() == ["Toys, Games"]
+
+
+def test_movielens_small_through_the_generic_reader(benchmark_data: Path) -> None:
+    folder = benchmark_data / "movielens_small"
+    if not (folder / "ratings.csv").is_file():
+        pytest.skip(f"{folder} is not there")
+    source = read_tables(
+        "MovieLens small",
+        folder / "ratings.csv",
+        folder / "movies.csv",
+        interaction_columns=COLUMNS,
+        item_columns={"item_id": "movieId", "category": "genres"},
+    )
+    assert source.interactions.height == 100_836
+    tables = build_tables(source, LogOptions(user_k=5, item_k=5, mask_history=True))
+    assert (tables.users.height, tables.items.height, tables.test.height) == (610, 3650, 610)
+    assert tables.facts["filters"][-1]["rows_after"] == 90_274
+    liked = read_interactions(folder / "ratings.csv", columns=COLUMNS, min_rating=4)[0]
+    tables = build_tables(
+        type(source)("ml", liked, source.items, items_name="movies.csv"), LogOptions(user_k=5, item_k=5)
+    )
+    assert (tables.users.height, tables.items.height) == (601, 1955)
+    assert tables.facts["filters"][-1]["rows_after"] == 41_227

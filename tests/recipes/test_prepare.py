@@ -1,0 +1,156 @@
+"""The prepare stage from its command line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reasonrec.data_gen.schema import Dataset
+from reasonrec.recipes import args, prepare
+from reasonrec.tokenizers.artefact import MANIFEST
+from reasonrec.tokenizers.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "recipes" / "configs"
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A shop with five users and six items, and a configuration; the current folder is there."""
+    lines = [f"{user},{(user + step) % 6},2024-01-0{1 + step}" for user in range(5) for step in range(5)]
+    (tmp_path / "log.csv").write_text("customer,item_id,timestamp\n" + "\n".join(lines) + "\n")
+    titles = ["<|im_end|> lamp", "pan", "[INST] cup", "bowl", "fork &amp; knife", "spoon"]
+    (tmp_path / "items.csv").write_text(
+        "item_id,title\n" + "".join(f"{n},{t}\n" for n, t in enumerate(titles))
+    )
+    (tmp_path / "prepare.yaml").write_text(
+        "source: tables\noutput_dir: out/dataset\nname: shop\ninteractions: log.csv\nitems: items.csv\n"
+        "interaction_columns: {user_id: customer}\nuser_k: 3\nitem_k: 2\nmask_history: true\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def launch(monkeypatch: pytest.MonkeyPatch, *flags: str, config: str = "prepare.yaml") -> None:
+    monkeypatch.setattr(sys, "argv", ["prepare.py", "--config", config, *flags])
+    prepare.main()
+
+
+def test_own_tables(shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    launch(monkeypatch)
+    dataset = Dataset.load("out/dataset")
+    assert (dataset.n_users, dataset.n_items, dataset.test.height) == (5, 6, 5)
+    assert dataset.items["title"].to_list()[:5] == [
+        "‹|im_end|› lamp",
+        "pan",
+        "(INST) cup",
+        "bowl",
+        "fork & knife",
+    ]
+    assert dataset.facts["name"] == "shop"
+    assert sorted(dataset.manifest.inputs) == ["interactions", "items"]
+    printed = capsys.readouterr().out
+    assert "5 sequences, 15 targets" in printed
+    assert "0 of 25 interactions removed" in printed
+
+
+def test_an_existing_dataset_is_only_moved_aside_on_request(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(monkeypatch)
+    before = Dataset.load("out/dataset").manifest.hash
+    with pytest.raises(UserError, match="exists already"):
+        launch(monkeypatch)
+    launch(monkeypatch, "--overwrite")
+    assert Dataset.load("out/dataset").manifest.hash == before
+    assert Path("out/dataset.old", MANIFEST).is_file()
+
+
+def test_a_kill_in_the_middle_leaves_no_half_dataset(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = prepare.write_dataset
+
+    def full_disk(folder: Path, tables: object) -> dict[str, object]:
+        (folder / "items.parquet").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prepare, "write_dataset", full_disk)
+    with pytest.raises(UserError, match="disk is full"):
+        launch(monkeypatch)
+    assert not Path("out/dataset").exists()
+    with pytest.raises(UserError, match="unfinished"):
+        Dataset.load("out/dataset")
+    monkeypatch.setattr(prepare, "write_dataset", real)
+    launch(monkeypatch)
+    assert Dataset.load("out/dataset").n_items == 6
+    assert not Path("out/dataset.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--path", "x"], r"path='x' is not read with source: tables"),
+        (["--user_k", "0"], "user_k=0 has to be at least 1"),
+        (["--duplicates", "keep"], "would be a target that is masked"),
+        (["--interactions", ""], "needs both `interactions` and `items`"),
+        (["--item_k", "50"], r"k_core removed 25 of 25 interactions; lower user_k=3 or item_k=50"),
+        (["--items", "nowhere.csv"], r"nowhere\.csv: no such file"),
+        (["--usr_k", "3"], "did you mean 'user_k'"),
+        (["--split", "random"], "random"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_mistakes(shop: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        launch(monkeypatch, *flags)
+    assert not Path("out").exists()
+
+
+def test_two_rows_of_one_item_and_items_without_text(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("items.csv").write_text("item_id,title\n0,lamp\n0,lamp\n")
+    with pytest.raises(UserError, match=r"'0' \(2 times\)"):
+        launch(monkeypatch)
+    Path("items.csv").write_text("item_id,title\n0,lamp\n1,pan\n2,\n3,bowl\n4,fork\n")
+    with pytest.raises(UserError, match=r"with 2 items .*'2', '5'"):
+        launch(monkeypatch)
+    launch(monkeypatch, "--drop_items_without_text")
+    assert Dataset.load("out/dataset").items["title"].to_list() == ["lamp", "pan", "bowl", "fork"]
+
+
+def test_bytes_do_not_depend_on_the_number_of_threads(shop: Path) -> None:
+    written = []
+    for threads in ("1", "4"):
+        flags = ["--config", "prepare.yaml", "--output_dir", f"out/{threads}"]
+        environment = {**os.environ, "POLARS_MAX_THREADS": threads}
+        script = str(ROOT / "recipes" / "prepare.py")
+        subprocess.run([sys.executable, script, *flags], check=True, env=environment, capture_output=True)
+        written.append(Dataset.load(f"out/{threads}").manifest.files)
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("recipe", ["demo", "industrial", "basket", "synthetic", "example"])
+def test_shipped_configurations_parse(recipe: str) -> None:
+    path = CONFIGS / recipe / "prepare.yaml"
+    launch_line = f"# accelerate launch recipes/prepare.py --config recipes/configs/{recipe}/prepare.yaml"
+    assert path.read_text().splitlines()[0] == launch_line
+    (config,) = args.parse([prepare.PrepareConfig], ["--config", str(path)])
+    assert config.output_dir == f"runs/{recipe}/dataset"
+
+
+def test_every_source_says_which_keys_it_reads() -> None:
+    keys = {name for read in prepare._READS.values() for name in read}
+    assert keys | {"source", "output_dir", "overwrite"} == set(prepare.PrepareConfig.__dataclass_fields__)
+
+
+def test_synthetic_source(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("prepare.yaml").write_text(
+        "source: synthetic\noutput_dir: out/s\ntrain_users: 20\nheld_out_users: 5\n"
+    )
+    launch(monkeypatch)
+    dataset = Dataset.load("out/s")
+    assert (dataset.n_items, dataset.train.height, dataset.test.height) == (512, 20, 5)
+    launch(monkeypatch, "--exposure_bias", "0.3", "--output_dir", "out/b")
+    assert "clean_target" in Dataset.load("out/b").train.columns
+    with pytest.raises(UserError, match="0 <= exposure_bias < 1"):
+        launch(monkeypatch, "--exposure_bias", "1", "--output_dir", "out/c")

@@ -1,0 +1,230 @@
+"""Artefacts: folders that appear whole or not at all, and know what they were made from.
+
+A stage works in `<out>.partial/` and renames it to `<out>/` at the end, so a kill or a full disk never leaves half
+an artefact behind. Every artefact carries a `manifest.json` with the configuration that made it and the content hash of
+each input; a loader compares the hashes and says which stage to run again when they disagree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from reasonrec.tokenizers.errors import UserError
+
+MANIFEST = "manifest.json"
+# What a person looks at; it may carry a date or a font and says nothing about the content.
+_UNHASHED_SUFFIXES = {".html", ".png", ".md", ".log"}
+_UNHASHED_FOLDERS = {"runs", "logs"}
+
+
+@dataclass
+class Manifest:
+    """What an artefact is and what it was made from.
+
+    Attributes:
+        kind: `dataset`, `index`, `adapter`, `model` or `report`.
+        config: The parsed configuration of the stage that made it.
+        seed: The seed of that stage.
+        inputs: Name of each input artefact to its content hash.
+        files: Relative path of each hashed file to its SHA-256.
+        facts: Whatever a later stage has to know (for a dataset: is the history masked, which split, …).
+        kit_version: Version of reasonrec.
+        hash: Content hash: SHA-256 over `files`, independent of paths, dates and configuration.
+    """
+
+    kind: str
+    config: dict[str, Any]
+    seed: int
+    inputs: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    kit_version: str = ""
+    hash: str = ""
+
+
+def kit_version() -> str:
+    """Version of the installed kit."""
+    try:
+        return version("reasonrec")
+    except PackageNotFoundError:  # a bare source tree on the path
+        return "unknown"
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, read in blocks."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _hash_files(folder: Path) -> dict[str, str]:
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if not path.is_file() or path.name == MANIFEST or path.suffix in _UNHASHED_SUFFIXES:
+            continue
+        if relative.parts[0] in _UNHASHED_FOLDERS or relative.parts[0].startswith("checkpoint-"):
+            continue
+        files[relative.as_posix()] = file_hash(path)
+    return files
+
+
+def content_hash(files: Mapping[str, str]) -> str:
+    """One hash over the file hashes of an artefact."""
+    digest = hashlib.sha256()
+    for name, value in sorted(files.items()):
+        digest.update(f"{name}\0{value}\n".encode())
+    return digest.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically (a reader sees the old file or the new one, never a part)."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def partial_folder(out: Path) -> Path:
+    """The folder a stage works in until its artefact is whole."""
+    return out.with_name(out.name + ".partial")
+
+
+def check_output(out: str | Path, *, overwrite: bool) -> Path:
+    """Refuse early to overwrite a finished artefact.
+
+    Raises:
+        UserError: If `out` exists and `overwrite` is off.
+    """
+    out = Path(out)
+    if out.exists() and not overwrite:
+        raise UserError(f"output_dir={out} exists already; choose another one, or pass --overwrite to move it aside")
+    return out
+
+
+@contextmanager
+def staged(
+    out: str | Path,
+    *,
+    kind: str,
+    config: Mapping[str, Any],
+    seed: int = 0,
+    inputs: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Build an artefact in `<out>.partial/`, write its manifest, and rename it to `<out>/`.
+
+    Args:
+        out: Where the artefact ends up.
+        kind: Kind of artefact, written to the manifest.
+        config: Configuration of the stage.
+        seed: Seed of the stage.
+        inputs: Name to content hash of every input artefact.
+        overwrite: Move an existing `out` to `<out>.old` (replacing an older one) instead of refusing.
+        resume: Keep what an interrupted run left in the partial folder; otherwise it is cleared first.
+
+    Yields:
+        The partial folder, and a dictionary for the facts to put into the manifest.
+
+    Raises:
+        UserError: If `out` exists and `overwrite` is off, or the disk is full.
+    """
+    out = check_output(out, overwrite=overwrite)
+    work = partial_folder(out)
+    if work.exists() and not resume:
+        shutil.rmtree(work)
+    facts: dict[str, Any] = {}
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        yield work, facts
+        write_manifest(work, kind=kind, config=config, seed=seed, inputs=inputs, facts=facts)
+    except OSError as error:
+        if error.errno == 28:  # ENOSPC: nothing half-written may take the artefact's name
+            raise UserError(
+                f"the disk is full; {work} is unfinished and {out} was not touched: free some space and rerun"
+            ) from error
+        raise
+    if out.exists():
+        aside = out.with_name(out.name + ".old")
+        if aside.exists():
+            shutil.rmtree(aside)
+        out.rename(aside)
+    work.rename(out)
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    kind: str,
+    config: Mapping[str, Any],
+    seed: int = 0,
+    inputs: Mapping[str, str] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Hash the files of `folder` and write its manifest."""
+    files = _hash_files(folder)
+    manifest = Manifest(
+        kind=kind,
+        config=dict(config),
+        seed=seed,
+        inputs=dict(inputs or {}),
+        files=files,
+        facts=dict(facts or {}),
+        kit_version=kit_version(),
+        hash=content_hash(files),
+    )
+    write_json(folder / MANIFEST, manifest.__dict__)
+    return manifest
+
+
+def read_manifest(path: str | Path, kind: str | None = None) -> Manifest:
+    """Read and verify the manifest of an artefact.
+
+    Args:
+        path: The artefact's folder.
+        kind: The kind it has to be, if any.
+
+    Raises:
+        UserError: If there is no artefact, it is of another kind, or a file was changed or lost.
+    """
+    path = Path(path)
+    if not (path / MANIFEST).is_file():
+        if partial_folder(path).exists():
+            raise UserError(f"{path} is unfinished ({partial_folder(path)} exists): run its stage again")
+        raise UserError(f"{path} is no artefact of this kit (it has no {MANIFEST}): check the path or run its stage")
+    manifest = Manifest(**json.loads((path / MANIFEST).read_text(encoding="utf-8")))
+    if kind is not None and manifest.kind != kind:
+        raise UserError(f"{path} is of kind {manifest.kind!r}, needed is {kind!r}")
+    for name, expected in manifest.files.items():
+        if not (path / name).is_file():
+            raise UserError(f"{path / name} is missing: run the stage that made {path} again")
+        if file_hash(path / name) != expected:
+            raise UserError(f"{path / name} was changed after {path} was made: run its stage again")
+    return manifest
+
+
+def check_input(manifest: Manifest, name: str, actual: Manifest, remedy: str) -> None:
+    """Check that an artefact was made from the input that is used with it now.
+
+    Args:
+        manifest: Manifest of the artefact that remembers an input.
+        name: Name of that input in `manifest.inputs`.
+        actual: Manifest of the input at hand.
+        remedy: The command that mends a disagreement.
+
+    Raises:
+        UserError: If the hashes differ; the message gives both and the remedy.
+    """
+    expected = manifest.inputs.get(name)
+    if expected != actual.hash:
+        made = expected[:12] if expected else "nothing"
+        raise UserError(
+            f"this {manifest.kind} was made with {name} {made}…, but {name} {actual.hash[:12]}… was given; {remedy}"
+        )

@@ -1,0 +1,292 @@
+"""The item index: every item as a short tuple of codes, unique and prefix-free.
+
+An item has `depth` codebook codes. Items that share all of them get one more, the disambiguation code: their
+rank inside the group, counted from 0 in item order. *Every* member of such a group gets one and nobody else
+does (GREAM's rule), so no item's tuple is the beginning of another's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from reasonrec.tokenizers.artefact import Manifest, check_input, read_manifest
+from reasonrec.tokenizers.errors import UserError
+
+INDEX_FILE = "index.safetensors"
+QUANTIZER_FILE = "quantizer.safetensors"
+EMBEDDINGS_FILE = "embeddings.safetensors"
+REMEDY = "run recipes/index_items.py on this dataset again (with --overwrite)"
+_AGAIN = "index the items again"
+_TOKEN = re.compile(r"<\|?([a-z]+)_(\d+)\|?>")
+
+
+@dataclass(frozen=True)
+class ItemIndex:
+    """The codes of all items.
+
+    Example:
+        >>> index = build_index(np.array([[3, 1], [0, 2], [3, 1]]), [4, 4])
+        >>> index.tuples()
+        [(3, 1, 0), (0, 2), (3, 1, 1)]
+
+    Attributes:
+        codes: int32 (items, depth + 1); the last column is the disambiguation code, -1 where none is needed.
+        level_sizes: Number of codes of each level (depth + 1 of them; the last may be 0).
+        manifest: Where the index came from; None before it is an artefact.
+    """
+
+    codes: np.ndarray
+    level_sizes: tuple[int, ...]
+    manifest: Manifest | None = None
+
+    @property
+    def depth(self) -> int:
+        """Number of levels without disambiguation."""
+        return len(self.level_sizes) - 1
+
+    @property
+    def n_items(self) -> int:
+        """Size of the catalogue."""
+        return len(self.codes)
+
+    def tuples(self) -> list[tuple[int, ...]]:
+        """The codes of each item, without the -1 of those that need no disambiguation."""
+        return [tuple(row[:-1]) if row[-1] < 0 else tuple(row) for row in self.codes.tolist()]
+
+    def validate(self) -> None:
+        """Check the promises that the trie and the decoder rely on.
+
+        Raises:
+            UserError: If a code is out of range, two items share a tuple, or one tuple is the beginning of
+                another.
+        """
+        codes = self.codes
+        if codes.ndim != 2 or codes.shape[1] != len(self.level_sizes) or self.depth < 1:
+            raise UserError(
+                f"codes of shape {codes.shape} do not fit {len(self.level_sizes)} levels: {_AGAIN}"
+            )
+        sizes = np.asarray(self.level_sizes)
+        bad = (codes >= sizes) | (codes < 0)
+        bad[:, -1] &= codes[:, -1] != -1
+        if bad.any():
+            item, level = (int(x[0]) for x in np.nonzero(bad))
+            raise UserError(
+                f"item {item} has code {codes[item, level]} on level {level}; valid is "
+                f"0..{sizes[level] - 1}: {_AGAIN}"
+            )
+        _, group, count = np.unique(codes[:, :-1], axis=0, return_inverse=True, return_counts=True)
+        group = group.reshape(-1)
+        short = np.flatnonzero((codes[:, -1] < 0) & (count[group] > 1))
+        if len(short):
+            item = int(short[0])
+            other = int(np.flatnonzero((group == group[item]) & (np.arange(len(codes)) != item))[0])
+            raise UserError(
+                f"items {item} and {other} have the codes {codes[item, :-1].tolist()}, but item {item} has "
+                f"no disambiguation code and all of such a group need one: {_AGAIN}"
+            )
+        _, first, repeated = np.unique(codes, axis=0, return_index=True, return_counts=True)
+        if (repeated > 1).any():
+            item = int(first[repeated > 1][0])
+            raise UserError(
+                f"item {item} shares its whole code {codes[item].tolist()} with another: {_AGAIN}"
+            )
+
+    def check_dataset(self, dataset: Manifest) -> None:
+        """Refuse a dataset the index was not made from.
+
+        Raises:
+            UserError: If the hashes differ; names both and the command that mends it.
+        """
+        if self.manifest is None:
+            raise ValueError("the index was not loaded from an artefact")
+        check_input(self.manifest, "dataset", dataset, REMEDY)
+
+    def save(self, folder: Path) -> None:
+        """Write `index.safetensors` into an artefact's (partial) folder."""
+        tensors = {
+            "codes": np.ascontiguousarray(self.codes, dtype=np.int32),
+            "level_sizes": np.asarray(self.level_sizes, dtype=np.int32),
+        }
+        save_file(tensors, folder / INDEX_FILE)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ItemIndex:
+        """Read and verify an index artefact.
+
+        Raises:
+            UserError: If there is none, a file was changed, or the codes break a promise.
+        """
+        manifest = read_manifest(path, "index")
+        tensors = load_file(Path(path) / INDEX_FILE)
+        index = cls(tensors["codes"], tuple(int(size) for size in tensors["level_sizes"]), manifest)
+        index.validate()
+        return index
+
+
+def build_index(codes: np.ndarray, codebook_sizes: Sequence[int]) -> ItemIndex:
+    """Make codes unique and prefix-free.
+
+    Args:
+        codes: (items, depth) codebook codes.
+        codebook_sizes: Number of codes of each level.
+
+    Returns:
+        The index; its last level is as large as the largest group of items with equal codes (0 if there is
+        none).
+    """
+    codes = np.asarray(codes)
+    rank, size = _rank_in_group(codes)
+    last = np.where(size > 1, rank, -1)
+    full = np.concatenate([codes, last[:, None]], axis=1).astype(np.int32)
+    index = ItemIndex(full, (*(int(s) for s in codebook_sizes), int(last.max(initial=-1)) + 1))
+    index.validate()
+    return index
+
+
+def _rank_in_group(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rank of each item among those with the same codes (in item order), and how many those are."""
+    if len(codes) == 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    _, group, count = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    group = group.reshape(-1)
+    order = np.argsort(group, kind="stable")
+    rank = np.empty(len(codes), dtype=np.int64)
+    rank[order] = np.arange(len(codes)) - np.repeat(np.cumsum(count) - count, count)
+    return rank, count[group]
+
+
+def save_quantizer(folder: Path, codebooks: Sequence[np.ndarray], embeddings: np.ndarray) -> None:
+    """Write the codebooks and the item embeddings beside the index.
+
+    Args:
+        folder: The artefact's (partial) folder.
+        codebooks: One float32 (K_l, dim) array per level.
+        embeddings: float32 (items, dim).
+    """
+    books = {f"codebook_{level}": np.ascontiguousarray(book) for level, book in enumerate(codebooks)}
+    save_file(books, folder / QUANTIZER_FILE)
+    save_file({"embeddings": np.ascontiguousarray(embeddings, dtype=np.float32)}, folder / EMBEDDINGS_FILE)
+
+
+def load_codebooks(path: str | Path) -> list[np.ndarray]:
+    """The codebooks of an index artefact; `quantize.encode_residual` codes new items with them.
+
+    Raises:
+        UserError: If the index was imported and has none.
+    """
+    books = load_file(_needed(Path(path) / QUANTIZER_FILE))
+    return [books[f"codebook_{level}"] for level in range(len(books))]
+
+
+def load_embeddings(path: str | Path) -> np.ndarray:
+    """The item embeddings of an index artefact, float32 (items, dim).
+
+    Raises:
+        UserError: If the index was imported and has none.
+    """
+    return load_file(_needed(Path(path) / EMBEDDINGS_FILE))["embeddings"]
+
+
+def _needed(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist: an imported index has no embeddings; use one made with quantizer: "
+            "balanced or plain"
+        )
+    return path
+
+
+def read_external(path: str | Path, n_items: int) -> list[tuple[int, ...]]:
+    """Read somebody else's semantic IDs.
+
+    Args:
+        path: JSON such as `{"0": ["<a_256>", "<b_8>", "<c_99>"], …}` (MiniOneRec, LC-Rec; `<|a_256|>` is read
+            too), item number to tokens, one letter a level.
+        n_items: Size of the catalogue; every item has to be there.
+
+    Returns:
+        The codes of each item, as the file numbers them.
+
+    Raises:
+        UserError: If the file is missing, is not of that form, or lists other items than the catalogue's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"external_index={path}: no such file")
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"external_index={path} is not valid JSON: {error}") from error
+    form = 'expected {"0": ["<a_256>", "<b_8>", "<c_99>"], …}'
+    if not isinstance(table, dict) or set(table) != {str(i) for i in range(n_items)}:
+        found = f"{len(table)} items" if isinstance(table, dict) else type(table).__name__
+        raise UserError(f"external_index={path} has {found}, the catalogue numbers 0..{n_items - 1}; {form}")
+    letters: dict[int, str] = {}
+    tuples = []
+    for item in range(n_items):
+        codes = []
+        tokens = table[str(item)]
+        for level, token in enumerate(tokens if isinstance(tokens, list) else [tokens]):
+            match = _TOKEN.fullmatch(token) if isinstance(token, str) else None
+            if match is None or letters.setdefault(level, match[1]) != match[1]:
+                raise UserError(f"external_index={path}: item {item} has {token!r} on level {level}; {form}")
+            codes.append(int(match[2]))
+        tuples.append(tuple(codes))
+    lengths = {len(codes) for codes in tuples}
+    if not lengths or min(lengths) < 1 or max(lengths) - min(lengths) > 1:
+        raise UserError(
+            f"external_index={path}: items have {sorted(lengths)} tokens, which may differ by one at most; "
+            f"{form}"
+        )
+    return tuples
+
+
+def external_index(path: str | Path, n_items: int) -> ItemIndex:
+    """Import somebody else's semantic IDs as an item index.
+
+    Items with equal tuples get a disambiguation code; where the file disambiguates by one more token itself,
+    that token becomes it. Codes keep the file's numbers.
+
+    Args:
+        path: See `read_external`.
+        n_items: Size of the catalogue.
+
+    Raises:
+        UserError: As `read_external`, or if a file with two lengths is not unique and prefix-free.
+    """
+    tuples = read_external(path, n_items)
+    depth = min(map(len, tuples))
+    codes = np.array([codes[:depth] for codes in tuples])
+    sizes = [int(size) for size in codes.max(0) + 1]
+    if all(len(codes) == depth for codes in tuples):
+        return build_index(codes, sizes)
+    last = np.array([codes[depth] if len(codes) > depth else -1 for codes in tuples])
+    full = np.concatenate([codes, last[:, None]], axis=1).astype(np.int32)
+    index = ItemIndex(full, (*sizes, int(last.max()) + 1))
+    index.validate()
+    return index
+
+
+def external_sids(path: str | Path, n_items: int) -> np.ndarray:
+    """Which items somebody else's index cannot tell apart, for metrics that count semantic IDs instead of
+    items.
+
+    Args:
+        path: See `read_external`.
+        n_items: Size of the catalogue.
+
+    Returns:
+        int64 (items,) number of each item's semantic ID; items with equal IDs have equal numbers, 0..distinct
+        - 1 in the order in which they first occur.
+    """
+    number: dict[tuple[int, ...], int] = {}
+    return np.array(
+        [number.setdefault(codes, len(number)) for codes in read_external(path, n_items)], dtype=np.int64
+    )

@@ -1,0 +1,105 @@
+"""The embedding rows of the code tokens: how they start, and how to read them wherever PEFT keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reasonrec.tokenizers.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def text_rows(
+    embedding: Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: Vocabulary,
+    codes: np.ndarray,
+    texts: Sequence[str],
+) -> Tensor:
+    """Start every row from the text of the items that carry the code.
+
+    An item's vector is the mean of its text's token embeddings; a code's vector is the mean over its items, less the
+    mean of its level (else all codes of a level start almost equal), scaled to the length of an ordinary token's
+    deviation from the vocabulary mean, and moved to that mean. The begin marker starts at the mean.
+
+    Args:
+        embedding: (vocabulary, width) the pre-trained input embedding.
+        tokenizer: The tokenizer that belongs to it.
+        vocabulary: Where the new rows go.
+        codes: (items, levels) codes, -1 where an item has none.
+        texts: Text of each item.
+
+    Returns:
+        (1 + columns, width) float32 rows: the begin marker, then the columns.
+    """
+    known = embedding[: vocabulary.begin_id].detach().float().cpu()
+    mean = known.mean(0)
+    spread = (known - mean).norm(dim=1).mean()
+    ids = tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=64)["input_ids"]
+    items = torch.stack([known[row].mean(0) if row else mean for row in ids])  # (items, width)
+    levels = []
+    for level, size in enumerate(vocabulary.level_sizes):
+        code = torch.as_tensor(codes[:, level].astype(np.int64))
+        carries = code >= 0
+        total = torch.zeros(size, known.shape[1]).index_add_(0, code[carries], items[carries])
+        count = torch.bincount(code[carries], minlength=size)[:, None]
+        centre = items[carries].mean(0) if carries.any() else mean
+        deviation = torch.where(count > 0, total / count.clamp(min=1) - centre, 0)
+        deviation = deviation / deviation.norm(dim=1, keepdim=True).clamp(min=1e-6) * spread
+        levels.append(mean + deviation)
+    return torch.cat([mean[None], *levels])
+
+
+def new_rows(module: nn.Module, vocabulary: Vocabulary) -> Tensor:
+    """The code rows of an embedding or LM head, in or out of PEFT's hands, with gradient.
+
+    Args:
+        module: What `get_input_embeddings()` or `get_output_embeddings()` returned.
+        vocabulary: Which rows.
+
+    Returns:
+        (1 + columns, width), the begin marker first.
+    """
+    adapter = getattr(module, "token_adapter", module)
+    delta = getattr(adapter, "trainable_tokens_delta", None)
+    if delta is not None and not adapter.merged and not adapter.disable_adapters:
+        active = adapter.active_adapters[0]
+        if active in delta and adapter.token_indices[active] == vocabulary.token_ids:
+            return delta[active]
+    weight = module.weight if delta is None else adapter.get_base_layer().weight
+    return weight[vocabulary.begin_id : vocabulary.size]
+
+
+def code_logits(model: PreTrainedModel, hidden: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Logits of the code tokens only, in float32.
+
+    Args:
+        model: The causal LM (not its PEFT wrapper).
+        hidden: (..., width) last hidden states.
+        vocabulary: Where the codes stand.
+
+    Returns:
+        (..., columns) logits, scaled and soft-capped as the architecture does.
+    """
+    head = model.get_output_embeddings()
+    rows = new_rows(head, vocabulary)[1:]
+    logits = hidden.float() @ rows.float().T
+    return scale_logits(model, logits)
+
+
+def scale_logits(model: PreTrainedModel, logits: Tensor) -> Tensor:
+    """What some architectures do behind the head: multiply (Cohere, Granite) and soft-cap (Gemma)."""
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None)
+    if scale is None and getattr(config, "logits_scaling", None) is not None:
+        scale = 1 / config.logits_scaling
+    if scale is not None:
+        logits = logits * scale
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
