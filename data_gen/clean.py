@@ -50,9 +50,7 @@ def _drop_controls(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(
-        c
-        for c in text
-        if c.isspace() or c in _KEPT_FORMAT or unicodedata.category(c) not in ("Cc", "Cf", "Cs")
+        c for c in text if c.isspace() or c in _KEPT_FORMAT or unicodedata.category(c) not in ("Cc", "Cf", "Cs")
     )
 
 

@@ -32,8 +32,7 @@ def filter_fact(step: str, before: pl.DataFrame, after: pl.DataFrame, **details:
 def describe_filters(filters: list[dict[str, Any]]) -> str:
     """One line saying what each filter removed."""
     return "; ".join(
-        f"{f['step']} removed {f['rows_before'] - f['rows_after']} of {f['rows_before']} interactions"
-        for f in filters
+        f"{f['step']} removed {f['rows_before'] - f['rows_after']} of {f['rows_before']} interactions" for f in filters
     )
 
 
@@ -48,9 +47,7 @@ def drop_duplicates(log: pl.DataFrame, policy: Duplicates) -> pl.DataFrame:
     if policy == "keep_first":
         return log.unique(["user_id", "item_id"], keep="first", maintain_order=True)
     if policy == "drop_consecutive":
-        same = (pl.col("user_id") == pl.col("user_id").shift()) & (
-            pl.col("item_id") == pl.col("item_id").shift()
-        )
+        same = (pl.col("user_id") == pl.col("user_id").shift()) & (pl.col("item_id") == pl.col("item_id").shift())
         return log.filter(~same.fill_null(False))
     return log
 

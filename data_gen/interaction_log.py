@@ -127,9 +127,7 @@ def filter_log(source: InteractionLog, options: LogOptions) -> tuple[pl.DataFram
         return after
 
     drop = options.drop_items_without_text
-    log = record(
-        "items_without_text", filters.require_text(log, source.items, drop=drop, where=source.items_name)
-    )
+    log = record("items_without_text", filters.require_text(log, source.items, drop=drop, where=source.items_name))
     log = record("duplicates", filters.drop_duplicates(log, options.duplicates), policy=options.duplicates)
     core = filters.k_core(log, options.user_k, options.item_k, options.duplicates)
     log = record("k_core", core, user_k=options.user_k, item_k=options.item_k)

@@ -171,9 +171,7 @@ def count_targets(train: pl.DataFrame, n_items: int) -> np.ndarray:
     return np.bincount(counted, minlength=n_items).astype(np.int32)
 
 
-def _conform(
-    frame: pl.DataFrame, schema: Mapping[str, Any], optional: Mapping[str, Any], name: str
-) -> pl.DataFrame:
+def _conform(frame: pl.DataFrame, schema: Mapping[str, Any], optional: Mapping[str, Any], name: str) -> pl.DataFrame:
     missing = [column for column in schema if column not in frame.columns]
     unknown = [column for column in frame.columns if column not in schema and column not in optional]
     if missing or unknown:
@@ -258,8 +256,6 @@ def describe(facts: Mapping[str, Any]) -> str:
     lines.append(("history masked", "yes" if facts["mask_history"] else "no"))
     for step in facts["filters"]:
         removed = step["rows_before"] - step["rows_after"]
-        lines.append(
-            (f"filter {step['step']}", f"{removed:,} of {step['rows_before']:,} interactions removed")
-        )
+        lines.append((f"filter {step['step']}", f"{removed:,} of {step['rows_before']:,} interactions removed"))
     lines += [("note", note) for note in facts["notes"]]
     return "\n".join(f"  {label:<28} {value}" for label, value in lines)

@@ -75,9 +75,7 @@ def replay(parts: list[pl.DataFrame]) -> pl.DataFrame:
     users = rows.group_by("user", maintain_order=True).agg(pl.first("history"), "target")
     sequences = users.select("user", sequence=pl.concat_list("history", "target"))
     position = pl.int_range(pl.len()).over("user")
-    joined = rows.with_columns(position=position).join(
-        sequences, on="user", how="left", maintain_order="left"
-    )
+    joined = rows.with_columns(position=position).join(sequences, on="user", how="left", maintain_order="left")
     first = pl.first("history").list.len().over("user")
     joined = joined.with_columns(
         before=pl.col("sequence").list.head(first + pl.col("position")).list.tail(MAX_HISTORY)
@@ -96,11 +94,7 @@ def _same_time(file: Path | None, part: str, first_row: int, n_rows: int) -> np.
     """Whether each row's target and its predecessor have one and the same known day: shape (n_rows,)."""
     if file is None:
         return np.zeros(n_rows, dtype=bool)
-    times = (
-        pl.scan_csv(file, separator="\t")
-        .select("user", "position", "split", "row", "ts_lo", "ts_hi")
-        .collect()
-    )
+    times = pl.scan_csv(file, separator="\t").select("user", "position", "split", "row", "ts_lo", "ts_hi").collect()
     day = pl.when(pl.col("ts_lo") == pl.col("ts_hi")).then("ts_lo")
     times = times.sort("user", "position").with_columns(day=day)
     same = (pl.col("day") == pl.col("day").shift()).over("user").fill_null(False)
@@ -150,9 +144,7 @@ def read_industrial(path: str, max_description_chars: int) -> tuple[Tables, dict
     if users.to_list() != list(range(len(users))):
         raise UserError(f"{NAME}: users have to be numbered 0, 1, 2, …")
     sequences = replay([parts["train"]])
-    starts = (
-        parts["train"].group_by("user", maintain_order=True).agg(pl.first("history").list.len())["history"]
-    )
+    starts = parts["train"].group_by("user", maintain_order=True).agg(pl.first("history").list.len())["history"]
     train = sequences.select("user", pl.col("sequence").alias("items"), first_target=starts)
     times = files.get("times")
     first_row = {"valid": parts["train"].height, "test": parts["train"].height + parts["valid"].height}

@@ -80,9 +80,7 @@ def map_columns(
     taken: dict[str, str] = {}
     for name, column in mapped.items():
         if column in taken:
-            raise UserError(
-                f"{key}: {taken[column]} and {name} are both mapped to column {column!r} of {path}"
-            )
+            raise UserError(f"{key}: {taken[column]} and {name} are both mapped to column {column!r} of {path}")
         taken[column] = name
     return mapped
 
@@ -92,9 +90,7 @@ def _collect(lazy: pl.LazyFrame, path: Path, separator: str) -> pl.DataFrame:
         return lazy.collect()
     except pl.exceptions.PolarsError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} cannot be read: {reason} (separator={separator!r}; text has to be UTF-8)"
-        ) from error
+        raise UserError(f"{path} cannot be read: {reason} (separator={separator!r}; text has to be UTF-8)") from error
 
 
 def _open(
@@ -112,9 +108,7 @@ def _where(path: Path, row: int) -> str:
     return f"row {row + 1} of {path}" if path.suffix in _PARQUET else f"line {row + 2} of {path}"
 
 
-def _ids(
-    frame: pl.DataFrame, names: tuple[str, ...], path: Path, mapped: Mapping[str, str], key: str
-) -> pl.DataFrame:
+def _ids(frame: pl.DataFrame, names: tuple[str, ...], path: Path, mapped: Mapping[str, str], key: str) -> pl.DataFrame:
     """Ids as stripped text.
 
     Raises:
@@ -165,9 +159,7 @@ def read_interactions(
     known = INTERACTION_COLUMNS | {"rating": min_rating is not None}
     lazy, mapped = _open(path, separator, columns, known, "interaction_columns")
     if "rating" in columns and min_rating is None:
-        raise UserError(
-            "interaction_columns.rating is only read with min_rating: set that, or remove the mapping"
-        )
+        raise UserError("interaction_columns.rating is only read with min_rating: set that, or remove the mapping")
     # A column that happens to be called "review" but was not asked for is not read.
     unread = {"rating"} if min_rating is None else set()
     unread |= {"review"} - set(columns)

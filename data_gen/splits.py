@@ -21,9 +21,7 @@ TRAIN, VALID, TEST = 0, 1, 2
 
 def _segments(users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Start and length of each user's block, repeated for each of its rows: two arrays of shape (rows,)."""
-    first = (
-        np.flatnonzero(np.r_[True, users[1:] != users[:-1]]) if len(users) else np.zeros(0, dtype=np.int64)
-    )
+    first = np.flatnonzero(np.r_[True, users[1:] != users[:-1]]) if len(users) else np.zeros(0, dtype=np.int64)
     lengths = np.diff(np.r_[first, len(users)])
     return np.repeat(first, lengths), np.repeat(lengths, lengths)
 
@@ -74,13 +72,10 @@ def ratio_cuts(times: np.ndarray, ratios: Sequence[float]) -> tuple[int, int]:
     distinct, counts = np.unique(times, return_counts=True)
     if len(distinct) < 3:
         raise UserError(
-            f"a time split needs at least 3 distinct timestamps, the log has {len(distinct)}; use split: "
-            "leave_one_out"
+            f"a time split needs at least 3 distinct timestamps, the log has {len(distinct)}; use split: leave_one_out"
         )
     before = np.cumsum(counts)[:-1]  # rows before a cut at distinct[1], distinct[2], …
-    cut = [
-        int(np.argmin(np.abs(before - share * len(times)))) for share in (ratios[0], ratios[0] + ratios[1])
-    ]
+    cut = [int(np.argmin(np.abs(before - share * len(times)))) for share in (ratios[0], ratios[0] + ratios[1])]
     first = min(cut[0], len(before) - 2)
     second = max(cut[1], first + 1)
     return int(distinct[first + 1]), int(distinct[second + 1])

@@ -223,9 +223,7 @@ def synthetic_items(config: WorldConfig) -> pl.DataFrame:
     return clean_items(table, max_description_chars=0).with_row_index("item")
 
 
-def make_synthetic(
-    config: WorldConfig, train_users: int, held_out_users: int, exposure_bias: float = 0.0
-) -> Tables:
+def make_synthetic(config: WorldConfig, train_users: int, held_out_users: int, exposure_bias: float = 0.0) -> Tables:
     """Draw a dataset: some users to train on, others (as many for validation as for the test) with one case
     each.
 
@@ -246,16 +244,12 @@ def make_synthetic(
     train = users[:train_users]
     cases = users[train_users : train_users + held_out_users], users[train_users + held_out_users :]
     starts = (train_users, train_users + held_out_users)
-    notes = [
-        f"{train_users} users to train on, {held_out_users} others each in validation and test, one case each"
-    ]
+    notes = [f"{train_users} users to train on, {held_out_users} others each in validation and test, one case each"]
     if exposure_bias:
         notes.append(f"exposure-biased log: {exposure_bias} of the supervised targets are promoted items")
     return Tables(
         items=synthetic_items(config),
-        users=pl.DataFrame(
-            {"user": range(len(users)), "user_id": [f"u{user}" for user in range(len(users))]}
-        ),
+        users=pl.DataFrame({"user": range(len(users)), "user_id": [f"u{user}" for user in range(len(users))]}),
         train=_biased(train, world, exposure_bias, np.random.default_rng([config.seed, 3]))
         if exposure_bias
         else _sequences(train),
@@ -293,9 +287,7 @@ def _biased(
     owners = np.repeat(np.arange(len(users)), [len(items) - 1 for items in users])
     prefixes = [items[: end + 1].copy() for items in users for end in range(1, len(items))]
     clean = np.array([items[-1] for items in prefixes])
-    shown = np.where(
-        rng.random(len(clean)) < exposure_bias, rng.choice(world.promoted, size=len(clean)), clean
-    )
+    shown = np.where(rng.random(len(clean)) < exposure_bias, rng.choice(world.promoted, size=len(clean)), clean)
     for items, target in zip(prefixes, shown, strict=True):
         items[-1] = target
     lengths = np.array([len(items) for items in prefixes])

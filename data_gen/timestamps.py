@@ -45,9 +45,7 @@ def _from_iso(values: pl.Series) -> pl.Series:
     )
     minutes = pl.when(zone.str.starts_with("-")).then(-minutes).otherwise(minutes).fill_null(0)
     day = pl.col("date").str.to_date("%Y-%m-%d", strict=False).cast(pl.Int32).cast(pl.Int64)
-    milliseconds = (
-        pl.col("fraction").str.pad_end(3, "0").str.slice(0, 3).cast(pl.Int64, strict=False).fill_null(0)
-    )
+    milliseconds = pl.col("fraction").str.pad_end(3, "0").str.slice(0, 3).cast(pl.Int64, strict=False).fill_null(0)
     seconds = (number("hour", 23) * 60 + number("minute", 59) - minutes) * 60 + number("second", 60)
     return parts.select((day * _DAY + seconds * 1000 + milliseconds).alias("timestamp"))["timestamp"]
 

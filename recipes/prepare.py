@@ -53,9 +53,7 @@ class PrepareConfig:
         UserError: If values contradict each other, or a key is set that the source does not read.
     """
 
-    source: Source = field(
-        metadata=_help("which reader: your own tables, a public data set, or the synthetic world")
-    )
+    source: Source = field(metadata=_help("which reader: your own tables, a public data set, or the synthetic world"))
     output_dir: str = field(metadata=_help("folder of the dataset"))
     name: str = field(default="my data", metadata=_help("name in tables and reports"))
     path: str | None = field(
@@ -70,14 +68,10 @@ class PrepareConfig:
     interaction_columns: dict[str, str] = field(
         default_factory=dict, metadata=_help("YAML only; our name: the file's name")
     )
-    item_columns: dict[str, str] = field(
-        default_factory=dict, metadata=_help("YAML only; our name: the file's name")
-    )
+    item_columns: dict[str, str] = field(default_factory=dict, metadata=_help("YAML only; our name: the file's name"))
     separator: str = field(default=",", metadata=_help("separator of CSV files"))
     min_rating: float | None = field(default=None, metadata=_help("keep interactions rated at least this"))
-    drop_items_without_text: bool = field(
-        default=False, metadata=_help("leave out interactions with untitled items")
-    )
+    drop_items_without_text: bool = field(default=False, metadata=_help("leave out interactions with untitled items"))
     max_description_chars: int = field(default=2000, metadata=_help("cut longer descriptions"))
     user_k: int = field(default=1, metadata=_help("fewest interactions of a user"))
     item_k: int = field(default=1, metadata=_help("fewest interactions of an item"))
@@ -85,23 +79,15 @@ class PrepareConfig:
         default="keep_first", metadata=_help("repeated interactions of one user with one item")
     )
     split: Split = field(default="leave_one_out", metadata=_help("how to hold out"))
-    split_ratios: list[float] | None = field(
-        default=None, metadata=_help("train, validation, test of a time split")
-    )
+    split_ratios: list[float] | None = field(default=None, metadata=_help("train, validation, test of a time split"))
     valid_from: str | None = field(default=None, metadata=_help("ISO date (UTC) at which validation starts"))
     test_from: str | None = field(default=None, metadata=_help("ISO date (UTC) at which the test starts"))
     mask_history: bool = field(default=False, metadata=_help("never recommend what the user had already"))
     max_history: int | None = field(default=None, metadata=_help("most recent items of a held-out history"))
-    earlier_types: int = field(
-        default=0, metadata=_help("baskets: types bought earlier, put before the context")
-    )
+    earlier_types: int = field(default=0, metadata=_help("baskets: types bought earlier, put before the context"))
     train_users: int = field(default=4000, metadata=_help("synthetic: users to train on"))
-    held_out_users: int = field(
-        default=2000, metadata=_help("synthetic: users of validation, and of the test")
-    )
-    exposure_bias: float = field(
-        default=0.0, metadata=_help("synthetic: share of targets that are promoted items")
-    )
+    held_out_users: int = field(default=2000, metadata=_help("synthetic: users of validation, and of the test"))
+    exposure_bias: float = field(default=0.0, metadata=_help("synthetic: share of targets that are promoted items"))
     seed: int = field(default=0, metadata=_help("orders what the data leave open; draws the synthetic world"))
     overwrite: bool = field(default=False, metadata=_help("move an existing output_dir to <output_dir>.old"))
 
@@ -117,9 +103,7 @@ class PrepareConfig:
                 )
         self._check_numbers()
         if self.source == "tables" and not (self.interactions and self.items):
-            raise UserError(
-                "source: tables needs both `interactions` and `items` (paths of CSV or Parquet files)"
-            )
+            raise UserError("source: tables needs both `interactions` and `items` (paths of CSV or Parquet files)")
         if self.source == "industrial" and not self.path:
             raise UserError("source: industrial needs `path`, the folder of the published split")
         self.log_options()  # checks the split

@@ -44,9 +44,7 @@ def test_k_core_is_the_fixed_point(pairs: list[tuple[int, int]], user_k: int, it
 
 def test_k_core_needs_several_rounds() -> None:
     # c falls first, then user 3, then b, then user 2.
-    log = log_of(
-        ("1", "a"), ("1", "d"), ("4", "a"), ("4", "d"), ("2", "a"), ("2", "b"), ("3", "b"), ("3", "c")
-    )
+    log = log_of(("1", "a"), ("1", "d"), ("4", "a"), ("4", "d"), ("2", "a"), ("2", "b"), ("3", "b"), ("3", "c"))
     assert k_core(log, 2, 2).rows() == [("1", "a"), ("1", "d"), ("4", "a"), ("4", "d")]
 
 
@@ -56,9 +54,7 @@ def test_consecutive_duplicates_that_the_core_creates_go_too() -> None:
     assert k_core(log, 2, 2, "keep").height == 5
 
 
-@pytest.mark.parametrize(
-    ("policy", "items"), [("keep", "aabab"), ("drop_consecutive", "abab"), ("keep_first", "ab")]
-)
+@pytest.mark.parametrize(("policy", "items"), [("keep", "aabab"), ("drop_consecutive", "abab"), ("keep_first", "ab")])
 def test_duplicate_policies(policy: str, items: str) -> None:
     log = log_of(*[("1", item) for item in "aabab"], ("2", "b"))
     kept = drop_duplicates(log, policy)  # type: ignore[arg-type]
@@ -74,9 +70,7 @@ def test_duplicate_item_ids_are_refused() -> None:
 def test_interactions_without_text_are_refused_or_dropped() -> None:
     log = log_of(("1", "a"), ("1", "b"), ("2", "c"), ("3", "a"))
     items = pl.DataFrame({"item_id": ["a", "b"], "title": ["A", ""]})
-    with pytest.raises(
-        UserError, match=r"2 interactions are with 2 items .*'b', 'c'.*drop_items_without_text: true"
-    ):
+    with pytest.raises(UserError, match=r"2 interactions are with 2 items .*'b', 'c'.*drop_items_without_text: true"):
         require_text(log, items, drop=False, where="items.csv")
     assert require_text(log, items, drop=True, where="items.csv").rows() == [("1", "a"), ("3", "a")]
 

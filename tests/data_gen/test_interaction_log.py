@@ -68,9 +68,7 @@ def test_poisoned_held_out_rows_change_nothing_that_trains(split: str, tmp_path:
     for _ in range(500):
         a, b = draw.sample(at, 2)
         (user_a, item_a, time_a), (user_b, item_b, time_b) = poisoned[a], poisoned[b]
-        alone = [
-            sum(1 for u, _, t in rows if (u, t) == (user, time)) == 1 for user, _, time in (rows[a], rows[b])
-        ]
+        alone = [sum(1 for u, _, t in rows if (u, t) == (user, time)) == 1 for user, _, time in (rows[a], rows[b])]
         if item_b in owned[user_a] or item_a in owned[user_b] or user_a == user_b or not all(alone):
             continue
         poisoned[a], poisoned[b] = (user_a, item_b, time_a), (user_b, item_a, time_b)

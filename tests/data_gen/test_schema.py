@@ -30,9 +30,9 @@ HASHES = [14300560184641484674, 35586486336360408, 14300560184641484674]
 
 def tiny(**changes: pl.DataFrame) -> Tables:
     frames = {
-        "items": pl.DataFrame(
-            {"item": [0, 1, 2], "item_id": ["a", "b", "c"], "title": ["A", "B", "C"]}
-        ).with_columns(pl.lit("").alias(name) for name in ("description", "category", "brand")),
+        "items": pl.DataFrame({"item": [0, 1, 2], "item_id": ["a", "b", "c"], "title": ["A", "B", "C"]}).with_columns(
+            pl.lit("").alias(name) for name in ("description", "category", "brand")
+        ),
         "users": pl.DataFrame({"user": [0], "user_id": ["u"]}),
         "train": pl.DataFrame({"user": [0], "items": [[0, 1, 0]], "first_target": [1]}),
         "valid": empty_rows(),
@@ -80,9 +80,7 @@ def test_write_and_load(tmp_path: Path) -> None:
         ("items", "title", "", "have a title"),
     ],
 )
-def test_contradictions_are_found(
-    tmp_path: Path, name: str, column: str, value: object, message: str
-) -> None:
+def test_contradictions_are_found(tmp_path: Path, name: str, column: str, value: object, message: str) -> None:
     frame = getattr(tiny(), name)
     value = pl.Series([value] * frame.height, dtype=frame.schema[column])
     with pytest.raises(ValueError, match=message):

@@ -31,9 +31,7 @@ def test_both_layouts_give_the_same(tmp_path: Path) -> None:
     (grouplens / "u.data").write_text("1\t2\t3\t881250949\n2\t1\t5\t881250950\n")
     flags = {1: "0|0|0|1|1|1" + "|0" * 13, 2: "0|1" + "|0" * 17}
     (grouplens / "u.item").write_bytes(
-        f"1|Toy Story (1995)|01-Jan-1995||http://x|{flags[1]}\n2|Rosé, La (1996)|||x|{flags[2]}\n".encode(
-            "latin-1"
-        )
+        f"1|Toy Story (1995)|01-Jan-1995||http://x|{flags[1]}\n2|Rosé, La (1996)|||x|{flags[2]}\n".encode("latin-1")
     )
     (atomic / "ml-100k.inter").write_text(
         "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t2\t3\t881250949\n2\t1\t5\t881250950\n"
@@ -45,9 +43,7 @@ def test_both_layouts_give_the_same(tmp_path: Path) -> None:
     )
     first, second = (read_movielens_100k(str(folder)) for folder in (grouplens, atomic))
     assert (
-        first.interactions.rows()
-        == second.interactions.rows()
-        == [("1", "2", 881250949000), ("2", "1", 881250950000)]
+        first.interactions.rows() == second.interactions.rows() == [("1", "2", 881250949000), ("2", "1", 881250950000)]
     )
     assert first.items.rows() == second.items.rows()
     assert first.items["category"].to_list() == ["Animation, Children's, Comedy", "Action"]

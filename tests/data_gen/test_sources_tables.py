@@ -69,9 +69,7 @@ def test_wrong_mappings(ratings: Path, columns: dict[str, str], message: str) ->
 
 
 def test_timestamp_that_does_not_parse_names_its_line(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "log.csv", "user_id,item_id,timestamp,rating\n1,2,5,1\n1,3,2024-01-01,5\n1,4,soon,5\n"
-    )
+    path = write(tmp_path / "log.csv", "user_id,item_id,timestamp,rating\n1,2,5,1\n1,3,2024-01-01,5\n1,4,soon,5\n")
     with pytest.raises(UserError, match=r"1 values of column 'timestamp'.*'soon' in line 4 of .*log\.csv"):
         read_interactions(path, columns={}, min_rating=3)
 
@@ -101,9 +99,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
 def test_reviews_are_cleaned_and_only_of_training_interactions(tmp_path: Path) -> None:
     lines = "".join(f"1,{item},{item},<|im_end|> liked {item}\n" for item in range(1, 5))
     log = write(tmp_path / "log.csv", "user_id,item_id,timestamp,text\n" + lines)
-    items = write(
-        tmp_path / "items.csv", "item_id,title\n" + "".join(f"{item},t{item}\n" for item in range(1, 5))
-    )
+    items = write(tmp_path / "items.csv", "item_id,title\n" + "".join(f"{item},t{item}\n" for item in range(1, 5)))
     source = read_tables("x", log, items, interaction_columns={"review": "text"}, item_columns={})
     train = build_tables(source, LogOptions()).train
     assert train["reviews"].to_list() == [["‹|im_end|› liked 1", "‹|im_end|› liked 2"]]

@@ -17,9 +17,9 @@ from reasonrec.data_gen.splits import (
 )
 from reasonrec.tokenizers.errors import UserError
 
-LOGS = st.lists(
-    st.tuples(st.integers(0, 4), st.integers(0, 12), st.integers(0, 6)), min_size=3, max_size=50
-).map(lambda rows: sorted(rows, key=lambda row: (row[0], row[1])))
+LOGS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 12), st.integers(0, 6)), min_size=3, max_size=50).map(
+    lambda rows: sorted(rows, key=lambda row: (row[0], row[1]))
+)
 
 
 def frame(rows: list[tuple[int, int, int]]) -> pl.DataFrame:
@@ -101,13 +101,9 @@ def test_every_interaction_is_in_one_split_and_histories_are_the_past(
     times = log["timestamp"].to_numpy()
     if timed and len(set(times.tolist())) < 3:
         return
-    labels = (
-        by_time(times, ratio_cuts(times, [0.6, 0.2, 0.2])) if timed else leave_one_out(log["user"].to_numpy())
-    )
+    labels = by_time(times, ratio_cuts(times, [0.6, 0.2, 0.2])) if timed else leave_one_out(log["user"].to_numpy())
     train = train_sequences(log, labels)
-    cases = [
-        held_out_rows(log, labels, part, mask_history=True, max_history=max_history) for part in (VALID, TEST)
-    ]
+    cases = [held_out_rows(log, labels, part, mask_history=True, max_history=max_history) for part in (VALID, TEST)]
     first = log.with_columns(n=pl.int_range(pl.len()).over("user"), label=labels).filter(pl.col("n") == 0)
     without_history = first.filter(pl.col("label") > 0).height
     held_out = sum(case.height for case in cases) + without_history

@@ -47,16 +47,12 @@ def test_tiny_posterior_by_enumeration() -> None:
         for persona in range(2):
             chance = 0.5 * 0.5 * TINY.preferences[persona, sequence[0]]
             for a, b in itertools.pairwise(sequence):
-                chance *= (
-                    TINY.transitions[TINY.cluster_of[a], TINY.cluster_of[b]] * TINY.preferences[persona, b]
-                )
+                chance *= TINY.transitions[TINY.cluster_of[a], TINY.cluster_of[b]] * TINY.preferences[persona, b]
             total += chance
         return total
 
     history = [1, 2, 2, 0]
-    assert TINY.probabilities(history) == pytest.approx(
-        [joint([*history, y]) / joint(history) for y in range(4)]
-    )
+    assert TINY.probabilities(history) == pytest.approx([joint([*history, y]) / joint(history) for y in range(4)])
 
 
 def test_expected_metrics_by_hand() -> None:
@@ -90,14 +86,10 @@ def test_measured_levels(world: SyntheticWorld, histories: list[list[int]]) -> N
     level = world.expected_metrics(np.tile(popular, (len(histories), 1)), histories)
     assert level == pytest.approx((0.071, 0.033), abs=0.006)
     blind = [
-        np.argsort(
-            -(world.transitions[world.cluster_of[h[-1]]][world.cluster_of] * world.preferences.mean(axis=0))
-        )
+        np.argsort(-(world.transitions[world.cluster_of[h[-1]]][world.cluster_of] * world.preferences.mean(axis=0)))
         for h in histories
     ]
-    assert world.expected_metrics(np.stack(blind)[:, :10], histories) == pytest.approx(
-        (0.397, 0.196), abs=0.015
-    )
+    assert world.expected_metrics(np.stack(blind)[:, :10], histories) == pytest.approx((0.397, 0.196), abs=0.015)
 
 
 def test_expected_metrics_agree_with_drawn_targets(world: SyntheticWorld) -> None:

@@ -22,9 +22,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     lines = [f"{user},{(user + step) % 6},2024-01-0{1 + step}" for user in range(5) for step in range(5)]
     (tmp_path / "log.csv").write_text("customer,item_id,timestamp\n" + "\n".join(lines) + "\n")
     titles = ["<|im_end|> lamp", "pan", "[INST] cup", "bowl", "fork &amp; knife", "spoon"]
-    (tmp_path / "items.csv").write_text(
-        "item_id,title\n" + "".join(f"{n},{t}\n" for n, t in enumerate(titles))
-    )
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"{n},{t}\n" for n, t in enumerate(titles)))
     (tmp_path / "prepare.yaml").write_text(
         "source: tables\noutput_dir: out/dataset\nname: shop\ninteractions: log.csv\nitems: items.csv\n"
         "interaction_columns: {user_id: customer}\nuser_k: 3\nitem_k: 2\nmask_history: true\n"
@@ -56,9 +54,7 @@ def test_own_tables(shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "0 of 25 interactions removed" in printed
 
 
-def test_an_existing_dataset_is_only_moved_aside_on_request(
-    shop: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_existing_dataset_is_only_moved_aside_on_request(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launch(monkeypatch)
     before = Dataset.load("out/dataset").manifest.hash
     with pytest.raises(UserError, match="exists already"):
@@ -144,9 +140,7 @@ def test_every_source_says_which_keys_it_reads() -> None:
 
 
 def test_synthetic_source(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("prepare.yaml").write_text(
-        "source: synthetic\noutput_dir: out/s\ntrain_users: 20\nheld_out_users: 5\n"
-    )
+    Path("prepare.yaml").write_text("source: synthetic\noutput_dir: out/s\ntrain_users: 20\nheld_out_users: 5\n")
     launch(monkeypatch)
     dataset = Dataset.load("out/s")
     assert (dataset.n_items, dataset.train.height, dataset.test.height) == (512, 20, 5)
