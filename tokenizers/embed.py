@@ -163,9 +163,7 @@ def embed_items(
             vectors that are not finite.
     """
     used = check_fields(fields, weights)
-    encode = load_encoder(
-        model_name, batch_size=batch_size, device=device, max_tokens=max_tokens, progress=progress
-    )
+    encode = load_encoder(model_name, batch_size=batch_size, device=device, max_tokens=max_tokens, progress=progress)
     return fuse_fields({name: fields[name] for name in used}, weights, encode)
 
 
@@ -181,16 +179,12 @@ def check_fields(fields: Mapping[str, Sequence[str]], weights: Mapping[str, floa
     """
     for name, weight in weights.items():
         if name not in fields:
-            raise UserError(
-                f"weight of {name!r}: the items have no such field; valid are {', '.join(sorted(fields))}"
-            )
+            raise UserError(f"weight of {name!r}: the items have no such field; valid are {', '.join(sorted(fields))}")
         if not np.isfinite(weight) or weight < 0:
             raise UserError(f"{name}_weight={weight} has to be a finite number of at least 0")
     used = [name for name in fields if weights.get(name, 0) > 0]
     if not used:
-        raise UserError(
-            "all field weights are 0: set at least one of title_weight, description_weight, … above 0"
-        )
+        raise UserError("all field weights are 0: set at least one of title_weight, description_weight, … above 0")
     lengths = {len(fields[name]) for name in used}
     if len(lengths) != 1:
         raise UserError(
@@ -199,9 +193,7 @@ def check_fields(fields: Mapping[str, Sequence[str]], weights: Mapping[str, floa
     if lengths == {0}:
         raise UserError("there are no items to embed: check the dataset")
     empty = [
-        i
-        for i, texts in enumerate(zip(*(fields[name] for name in used), strict=True))
-        if not "".join(texts).strip()
+        i for i, texts in enumerate(zip(*(fields[name] for name in used), strict=True)) if not "".join(texts).strip()
     ]
     if empty:
         raise UserError(

@@ -104,9 +104,7 @@ def _collisions(index: ItemIndex, train_count: np.ndarray) -> dict[str, Any]:
         "item_share": float(colliding.mean()),
         "target_share": float(train_count[colliding].sum() / targets) if targets else None,
         "largest_group": int(count.max()),
-        "group_sizes": {
-            int(size): int(n) for size, n in zip(*np.unique(count, return_counts=True), strict=True)
-        },
+        "group_sizes": {int(size): int(n) for size, n in zip(*np.unique(count, return_counts=True), strict=True)},
     }
 
 
@@ -269,9 +267,7 @@ def plot_report(report: dict[str, Any], index: ItemIndex, embeddings: np.ndarray
 
     ax = axes[0, 1]
     sizes = report["collisions"]["group_sizes"]
-    ax.bar(
-        list(sizes), [size * n for size, n in sizes.items()], color=["C2" if s == 1 else "C3" for s in sizes]
-    )
+    ax.bar(list(sizes), [size * n for size, n in sizes.items()], color=["C2" if s == 1 else "C3" for s in sizes])
     ax.set(
         title="Items by size of the group with equal codes",
         xlabel="group size (1: no collision)",
@@ -288,9 +284,7 @@ def plot_report(report: dict[str, Any], index: ItemIndex, embeddings: np.ndarray
         0.27,
         label="perplexity, train targets",
     )
-    ax.set(
-        title="Use of the codes", xlabel="level", xticks=levels, ylim=(0, 1.4 * max(index.level_sizes[:-1]))
-    )
+    ax.set(title="Use of the codes", xlabel="level", xticks=levels, ylim=(0, 1.4 * max(index.level_sizes[:-1])))
     ax.legend()
 
     ax = axes[1, 0]
@@ -299,12 +293,8 @@ def plot_report(report: dict[str, Any], index: ItemIndex, embeddings: np.ndarray
     for i, name in enumerate(names):
         values = [p[name] for p in agreement["prefixes"]]
         ax.bar(np.arange(len(values)) + 0.2 * (i - 1.5), values, 0.2, label=name.replace("_", " "))
-    ax.set(
-        title=f"Agreement of prefixes with the {agreement['with'] or 'category (none known)'}", ylim=(0, 1)
-    )
-    ax.set_xticks(
-        range(len(agreement["prefixes"])), [f"prefix of {p['length']}" for p in agreement["prefixes"]]
-    )
+    ax.set(title=f"Agreement of prefixes with the {agreement['with'] or 'category (none known)'}", ylim=(0, 1))
+    ax.set_xticks(range(len(agreement["prefixes"])), [f"prefix of {p['length']}" for p in agreement["prefixes"]])
     if agreement["prefixes"]:
         ax.legend()
 

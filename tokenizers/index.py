@@ -69,17 +69,14 @@ class ItemIndex:
         """
         codes = self.codes
         if codes.ndim != 2 or codes.shape[1] != len(self.level_sizes) or self.depth < 1:
-            raise UserError(
-                f"codes of shape {codes.shape} do not fit {len(self.level_sizes)} levels: {_AGAIN}"
-            )
+            raise UserError(f"codes of shape {codes.shape} do not fit {len(self.level_sizes)} levels: {_AGAIN}")
         sizes = np.asarray(self.level_sizes)
         bad = (codes >= sizes) | (codes < 0)
         bad[:, -1] &= codes[:, -1] != -1
         if bad.any():
             item, level = (int(x[0]) for x in np.nonzero(bad))
             raise UserError(
-                f"item {item} has code {codes[item, level]} on level {level}; valid is "
-                f"0..{sizes[level] - 1}: {_AGAIN}"
+                f"item {item} has code {codes[item, level]} on level {level}; valid is 0..{sizes[level] - 1}: {_AGAIN}"
             )
         _, group, count = np.unique(codes[:, :-1], axis=0, return_inverse=True, return_counts=True)
         group = group.reshape(-1)
@@ -94,9 +91,7 @@ class ItemIndex:
         _, first, repeated = np.unique(codes, axis=0, return_index=True, return_counts=True)
         if (repeated > 1).any():
             item = int(first[repeated > 1][0])
-            raise UserError(
-                f"item {item} shares its whole code {codes[item].tolist()} with another: {_AGAIN}"
-            )
+            raise UserError(f"item {item} shares its whole code {codes[item].tolist()} with another: {_AGAIN}")
 
     def check_dataset(self, dataset: Manifest) -> None:
         """Refuse a dataset the index was not made from.
@@ -242,8 +237,7 @@ def read_external(path: str | Path, n_items: int) -> list[tuple[int, ...]]:
     lengths = {len(codes) for codes in tuples}
     if not lengths or min(lengths) < 1 or max(lengths) - min(lengths) > 1:
         raise UserError(
-            f"external_index={path}: items have {sorted(lengths)} tokens, which may differ by one at most; "
-            f"{form}"
+            f"external_index={path}: items have {sorted(lengths)} tokens, which may differ by one at most; {form}"
         )
     return tuples
 
@@ -287,6 +281,4 @@ def external_sids(path: str | Path, n_items: int) -> np.ndarray:
         - 1 in the order in which they first occur.
     """
     number: dict[tuple[int, ...], int] = {}
-    return np.array(
-        [number.setdefault(codes, len(number)) for codes in read_external(path, n_items)], dtype=np.int64
-    )
+    return np.array([number.setdefault(codes, len(number)) for codes in read_external(path, n_items)], dtype=np.int64)

@@ -5,7 +5,7 @@ same size, so no code is wasted and none is crowded. `ResidualKMeans` is the sam
 
 Balance is enforced by an auction rather than by the min-cost-flow solver of `k-means-constrained`. Measured
 on one core with 256 clusters in 384 dimensions, a Lloyd iteration takes the solver 0.65 s for 3.7k items and
-5.0 s (and 0.7 GB) for 20k; the auction takes 0.3 s and 0.5-3 s, and 5-15 s for 100k items at 0.1 GB, within
+5.0 s (and 0.7 GB) for 20k; the auction takes 0.3-0.4 s, 0.5-3 s, and 5-15 s for 100k items, within about
 0.01% of the optimal cost.
 
 Everything is seeded and runs its linear algebra on one thread, so the thread count changes no code.
@@ -98,8 +98,7 @@ class ResidualKMeans:
         bad = np.flatnonzero(~np.isfinite(residual).all(1))
         if len(bad):
             raise UserError(
-                f"{len(bad)} embeddings are not finite (items {', '.join(map(str, bad[:10]))}): "
-                "embed the items again"
+                f"{len(bad)} embeddings are not finite (items {', '.join(map(str, bad[:10]))}): embed the items again"
             )
         codes = np.empty((len(residual), len(self.codebook_sizes)), dtype=np.int32)
         self.codebooks = []

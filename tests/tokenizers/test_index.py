@@ -23,9 +23,7 @@ from reasonrec.tokenizers.index import (
 
 DATA = Path(os.environ.get("REASONREC_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 INDUSTRIAL = DATA / "industrial"
-needs_industrial = pytest.mark.skipif(
-    not INDUSTRIAL.is_dir(), reason="the Industrial benchmark files are not here"
-)
+needs_industrial = pytest.mark.skipif(not INDUSTRIAL.is_dir(), reason="the Industrial benchmark files are not here")
 
 
 def item_codes() -> st.SearchStrategy[np.ndarray]:
@@ -139,9 +137,7 @@ def write_json(path: Path, table: object) -> Path:
 
 
 def test_external_codes_that_collide_get_our_disambiguation(tmp_path):
-    path = write_json(
-        tmp_path / "i.json", {"0": ["<a_5>", "<b_1>"], "1": ["<a_2>", "<b_0>"], "2": ["<a_5>", "<b_1>"]}
-    )
+    path = write_json(tmp_path / "i.json", {"0": ["<a_5>", "<b_1>"], "1": ["<a_2>", "<b_0>"], "2": ["<a_5>", "<b_1>"]})
     index = external_index(path, 3)
     assert index.tuples() == [(5, 1, 0), (2, 0), (5, 1, 1)]
     assert index.level_sizes == (6, 2, 2)

@@ -99,9 +99,7 @@ def test_codebooks_are_the_means_of_what_they_code(cls):
     assert [book.shape for book in quantizer.codebooks] == [(6, 4), (3, 4)]
     assert all(book.dtype == np.float32 for book in quantizer.codebooks)
     for code in range(6):
-        np.testing.assert_allclose(
-            quantizer.codebooks[0][code], points[codes[:, 0] == code].mean(0), atol=1e-5
-        )
+        np.testing.assert_allclose(quantizer.codebooks[0][code], points[codes[:, 0] == code].mean(0), atol=1e-5)
 
 
 @both
