@@ -73,9 +73,7 @@ class TrainLog:
         return self.items[:-gap][same], self.items[gap:][same]
 
 
-def _rank_sparse(
-    scores: sparse.csr_array, rows: pl.DataFrame, k: int, popularity: NDArray[np.int64]
-) -> Ranking:
+def _rank_sparse(scores: sparse.csr_array, rows: pl.DataFrame, k: int, popularity: NDArray[np.int64]) -> Ranking:
     """Rank by sparse positive scores, filled by popularity; what is not stored has no score."""
     parts = []
     step = chunk_rows(len(popularity))
@@ -224,9 +222,7 @@ class CoVisitation:
     def scores(self, rows: pl.DataFrame, exponent: float | None = None) -> sparse.csr_array:
         """Scores of the items that have one (rows, n_items)."""
         frequency = np.maximum(self.log.counts, 1).astype(np.float64)
-        weights = _history_weights(
-            rows, self.log.n_items, None if self.baskets else self.last, decay=not self.baskets
-        )
+        weights = _history_weights(rows, self.log.n_items, None if self.baskets else self.last, decay=not self.baskets)
         history = sparse.diags_array(frequency**-self.history_exponent)
         candidate = sparse.diags_array(frequency ** -(self.exponent if exponent is None else exponent))
         return (weights @ history @ self._together @ candidate).tocsr()
@@ -235,9 +231,7 @@ class CoVisitation:
         """Rank items for rows: see `Recommender`."""
         return _rank_sparse(self.scores(rows), rows, k, self.log.popularity)
 
-    def tune(
-        self, rows: pl.DataFrame, exponents: Sequence[float] = EXPONENTS, k: int = 10
-    ) -> dict[float, float]:
+    def tune(self, rows: pl.DataFrame, exponents: Sequence[float] = EXPONENTS, k: int = 10) -> dict[float, float]:
         """Choose the candidate's exponent by HR@k on validation rows, and keep it.
 
         Args:
@@ -251,9 +245,7 @@ class CoVisitation:
         tried = {}
         for exponent in exponents:
             ranking = _rank_sparse(self.scores(rows, exponent), rows, k, self.log.popularity)
-            tried[float(exponent)] = float(
-                per_row(ranking, rows["target"].to_numpy(), (k,))[f"hr@{k}"].mean()
-            )
+            tried[float(exponent)] = float(per_row(ranking, rows["target"].to_numpy(), (k,))[f"hr@{k}"].mean())
         self.exponent = max(tried, key=lambda exponent: tried[exponent])
         return tried
 
@@ -273,9 +265,7 @@ class PersonalFrequency:
         pair, inverse, count = np.unique(row * n + items, return_inverse=True, return_counts=True)
         newest = np.zeros(len(pair))
         np.maximum.at(newest, inverse, place)
-        score = count + (newest + 1) / (
-            float(lengths.max(initial=0)) + 2
-        )  # recency below one: counts come first
+        score = count + (newest + 1) / (float(lengths.max(initial=0)) + 2)  # recency below one: counts come first
         own = sparse.coo_array((score, (pair // n, pair % n)), shape=(n_rows, n)).tocsr()
         return _rank_sparse(own, rows, k, self.log.popularity)
 
@@ -309,8 +299,6 @@ def standard(
     valid = dataset.rows("valid")
     if valid.height:
         tuned = CoVisitation(log, window=window, last=last, baskets=baskets, name="co-visitation, tuned")
-        tried = ", ".join(
-            f"{exponent:g}: {value:.4f}" for exponent, value in tuned.tune(valid, exponents).items()
-        )
+        tried = ", ".join(f"{exponent:g}: {value:.4f}" for exponent, value in tuned.tune(valid, exponents).items())
         result.append((tuned, f"exponent {tuned.exponent:g} by validation HR@10 ({tried})"))
     return result

@@ -107,9 +107,7 @@ def evaluate_rows(
     parts = {name: where for name, where in slices(cases, dataset).items() if 0 < where.sum() < cases.height}
     main_names = [f"hr@{main}", f"ndcg@{main}"]
     for name, where in parts.items():
-        _add_slice(
-            table, name, where, users, values, [names.index(m) for m in main_names], names, draws, seed
-        )
+        _add_slice(table, name, where, users, values, [names.index(m) for m in main_names], names, draws, seed)
     best = {metric: _best_baseline(table, metric) for metric in main_names}
     paired = [
         {"a": rows[i].name, "b": rows[j].name, "metric": metric, **difference}
@@ -123,9 +121,7 @@ def evaluate_rows(
             "rows": table,
             "paired": paired,
             "best_baseline": best,
-            "slices": {
-                n: {"n": int(w.sum()), "description": DESCRIPTIONS.get(n, "")} for n, w in parts.items()
-            },
+            "slices": {n: {"n": int(w.sum()), "description": DESCRIPTIONS.get(n, "")} for n, w in parts.items()},
             "dataset": dict(dataset.facts),
             "split": split,
             "n_rows": cases.height,
@@ -251,21 +247,15 @@ def _protocol(
     if facts.get("split") == "leave_one_out":
         notes.append("Leave-one-out: other users' futures visible in training; a time split would be harder.")
     if same > 0.05:
-        notes.append(
-            f"{same:.0%} of the targets carry the timestamp of their predecessor: see the slice 'same time'."
-        )
+        notes.append(f"{same:.0%} of the targets carry the timestamp of their predecessor: see the slice 'same time'.")
     if facts.get("mask_history"):
-        notes.append(
-            "Items the user already has are masked in every row of the table, models and baselines alike."
-        )
+        notes.append("Items the user already has are masked in every row of the table, models and baselines alike.")
     if split == "valid":
         notes.append("Validation cases: whatever was tuned or stopped on them looks better than it is.")
     if cases.height < dataset.rows("valid" if split == "valid" else "test").height:
         notes.append(f"Only {cases.height:,} cases of the split were ranked.")
     if sid:
-        notes.append(
-            "SID columns count semantic IDs (lists of k items, duplicates merged), for papers that do so."
-        )
+        notes.append("SID columns count semantic IDs (lists of k items, duplicates merged), for papers that do so.")
     return {
         "candidates": "full catalogue, item level",
         "ties": "score, then train popularity, then item number; items without a score after those with one",

@@ -42,9 +42,7 @@ def top_k(
     scores = np.asarray(scores)
     order = tie_order(popularity)
     if scores.ndim != 2 or scores.shape[1] != len(order):
-        raise UserError(
-            f"scores have shape {scores.shape}, expected (rows, {len(order)}): one column per item"
-        )
+        raise UserError(f"scores have shape {scores.shape}, expected (rows, {len(order)}): one column per item")
     if exclude is None:
         hidden, hidden_row = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     else:

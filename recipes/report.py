@@ -74,9 +74,7 @@ def format_table(metrics: Mapping[str, Any]) -> str:
         lines.append([*cells, "–" if seconds is None else f"{seconds:.3g}"])
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     text = [
-        "  ".join(
-            c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-        )
+        "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
         for line in lines
     ]
     rule = "─" * max(len(line) for line in text)

@@ -184,9 +184,7 @@ class Sasrec:
         return np.concatenate(parts)
 
 
-def fit(
-    dataset: Dataset, config: SasrecConfig | None = None, *, device: str = "cpu", progress: bool = True
-) -> Sasrec:
+def fit(dataset: Dataset, config: SasrecConfig | None = None, *, device: str = "cpu", progress: bool = True) -> Sasrec:
     """Train one SASRec with early stopping on validation.
 
     Args:
@@ -204,9 +202,7 @@ def fit(
     config = config or SasrecConfig()
     valid = dataset.rows("valid")
     if valid.height == 0:
-        raise UserError(
-            "SASRec stops early on validation rows, and this dataset has none: choose another split"
-        )
+        raise UserError("SASRec stops early on validation rows, and this dataset has none: choose another split")
     popularity = dataset.items["train_count"].to_numpy().astype(np.int64)
     began = time.perf_counter()
     devices = [torch.device(device)] if device.startswith("cuda") else []
@@ -229,12 +225,8 @@ def fit(
             network.eval()
             if not losses:
                 raise UserError("no train sequence has two items: there is no next item to learn")
-            model.curve.append(
-                {"epoch": epoch + 1, "loss": float(np.mean(losses)), **_validate(model, valid)}
-            )
-            bar.set_postfix(
-                {name: f"{value:.4f}" for name, value in model.curve[-1].items() if name != "epoch"}
-            )
+            model.curve.append({"epoch": epoch + 1, "loss": float(np.mean(losses)), **_validate(model, valid)})
+            bar.set_postfix({name: f"{value:.4f}" for name, value in model.curve[-1].items() if name != "epoch"})
             if model.best is model.curve[-1]:
                 best = copy.deepcopy(network.state_dict())
             elif epoch + 1 - model.best["epoch"] >= config.patience:
@@ -326,9 +318,7 @@ def _pad(items: NDArray[np.int64], starts: NDArray[np.int64], lengths: NDArray[n
     return torch.from_numpy(np.where(offsets < lengths[:, None], items[places], 0))
 
 
-def _batches(
-    dataset: Dataset, config: SasrecConfig, rng: np.random.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(dataset: Dataset, config: SasrecConfig, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of one epoch: inputs and next items (batch, length), -1 where no next item counts.
 
     Sequences longer than the window are cut into windows such that every item is a target once. Baskets

@@ -38,9 +38,7 @@ def slices(rows: pl.DataFrame, dataset: Dataset) -> dict[str, NDArray[np.bool_]]
     """
     target = rows["target"].to_numpy()
     history = rows["history"].list.len().fill_null(0).to_numpy()
-    head_items = tie_order(dataset.items["train_count"].to_numpy())[
-        : int(np.ceil(HEAD_SHARE * dataset.n_items))
-    ]
+    head_items = tie_order(dataset.items["train_count"].to_numpy())[: int(np.ceil(HEAD_SHARE * dataset.n_items))]
     seen = np.bincount(flatten(dataset.train["items"])[0], minlength=dataset.n_items) > 0
     head = np.isin(target, head_items) & (dataset.items["train_count"].to_numpy()[target] > 0)
     contains = rows.select(pl.col("history").list.contains(pl.col("target")).fill_null(False).alias("repeat"))

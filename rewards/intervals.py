@@ -174,9 +174,7 @@ def seed_interval(values: Sequence[float], level: float = 0.95) -> SeedInterval:
     """
     n = len(values)
     if n == 0:
-        raise UserError(
-            "no seeds given: an interval over seeds needs at least two runs, five to confirm anything"
-        )
+        raise UserError("no seeds given: an interval over seeds needs at least two runs, five to confirm anything")
     mean = float(np.mean(values))
     if n == 1:
         return SeedInterval(mean=mean, low=float("nan"), high=float("nan"), n=1, descriptive=True)

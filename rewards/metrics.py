@@ -42,9 +42,7 @@ def flatten(lists: Lists) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray
 def _check(ranking: ArrayLike, target: ArrayLike) -> tuple[IntArray, IntArray]:
     ranking, target = np.asarray(ranking), np.asarray(target)
     if ranking.ndim != 2 or target.shape != ranking.shape[:1]:
-        raise UserError(
-            f"ranking has shape {ranking.shape} and target {target.shape}: pass (rows, K) and (rows,)"
-        )
+        raise UserError(f"ranking has shape {ranking.shape} and target {target.shape}: pass (rows, K) and (rows,)")
     return ranking, target
 
 
@@ -101,9 +99,7 @@ def reciprocal_rank(ranks: ArrayLike) -> FloatArray:
     return (ranks > 0) / np.maximum(ranks, 1)
 
 
-def per_row(
-    ranking: ArrayLike, target: ArrayLike, ks: Iterable[int] = (1, 5, 10, 20)
-) -> dict[str, FloatArray]:
+def per_row(ranking: ArrayLike, target: ArrayLike, ks: Iterable[int] = (1, 5, 10, 20)) -> dict[str, FloatArray]:
     """All metrics of all rows.
 
     Args:

@@ -63,9 +63,7 @@ def dataset_of(sequences: dict[int, list[int]], n_items: int, first_target: int 
     items = pl.DataFrame({"train_count": np.bincount(targets, minlength=n_items).astype(np.int32)})
     facts = {"order": "sequence", "repeats": True, "mask_history": False, **splits.pop("facts", {})}
     rows = {"valid": splits.get("valid", rows_of([])), "test": splits.get("test", rows_of([]))}
-    return SimpleNamespace(
-        train=train, items=items, n_items=n_items, facts=facts, rows=rows.__getitem__, **rows
-    )
+    return SimpleNamespace(train=train, items=items, n_items=n_items, facts=facts, rows=rows.__getitem__, **rows)
 
 
 @pytest.fixture
@@ -170,17 +168,11 @@ def _table(data: Any, split: str = "test") -> dict[str, tuple[float, float]]:
     return result
 
 
-@pytest.mark.skipif(
-    not Path(f"{INDUSTRIAL}.train.inter").is_file(), reason="the Industrial split is not at hand"
-)
+@pytest.mark.skipif(not Path(f"{INDUSTRIAL}.train.inter").is_file(), reason="the Industrial split is not at hand")
 def test_industrial_numbers() -> None:
     def read(split: str) -> list[tuple[int, list[int], int]]:
-        lines = [
-            line.split("\t") for line in Path(f"{INDUSTRIAL}.{split}.inter").read_text().splitlines()[1:]
-        ]
-        return [
-            (int(user), [int(item) for item in history.split()], int(item)) for user, history, item in lines
-        ]
+        lines = [line.split("\t") for line in Path(f"{INDUSTRIAL}.{split}.inter").read_text().splitlines()[1:]]
+        return [(int(user), [int(item) for item in history.split()], int(item)) for user, history, item in lines]
 
     sequences: dict[int, list[int]] = {}
     for user, history, item in read("train"):
@@ -188,9 +180,7 @@ def test_industrial_numbers() -> None:
     splits = {}
     for split in ("valid", "test"):
         lines = read(split)
-        splits[split] = rows_of(
-            [(history, item, []) for _, history, item in lines], [line[0] for line in lines]
-        )
+        splits[split] = rows_of([(history, item, []) for _, history, item in lines], [line[0] for line in lines])
     table = _table(dataset_of(sequences, 3686, first_target=1, **splits))
     expected = {
         "popularity": (0.0567, 0.0411),
@@ -204,14 +194,10 @@ def test_industrial_numbers() -> None:
         assert table[name] == pytest.approx(numbers, abs=5e-4), name
 
 
-@pytest.mark.skipif(
-    MOVIELENS is None or not MOVIELENS.is_file(), reason="MovieLens-100K (recbole) is not installed"
-)
+@pytest.mark.skipif(MOVIELENS is None or not MOVIELENS.is_file(), reason="MovieLens-100K (recbole) is not installed")
 def test_movielens_numbers() -> None:
     log = pl.read_csv(str(MOVIELENS), separator="\t", new_columns=["user", "item", "rating", "time"])
-    log = log.filter(pl.len().over("item") >= 5).sort(
-        "user", "time", maintain_order=True
-    )  # ties in file order
+    log = log.filter(pl.len().over("item") >= 5).sort("user", "time", maintain_order=True)  # ties in file order
     log = log.with_columns(pl.col("item").rank("dense") - 1)
     users = log.group_by("user", maintain_order=True).agg("item")["item"].to_list()
     test = rows_of([(items[:-1], items[-1], items[:-1]) for items in users])
@@ -222,6 +208,4 @@ def test_movielens_numbers() -> None:
         (CoVisitation(train, window=5), (0.216, 0.115)),
     ):
         found = per_row(model.rank(test, 10), test["target"].to_numpy(), (10,))
-        assert (found["hr@10"].mean(), found["ndcg@10"].mean()) == pytest.approx(numbers, abs=5e-4), (
-            model.name
-        )
+        assert (found["hr@10"].mean(), found["ndcg@10"].mean()) == pytest.approx(numbers, abs=5e-4), model.name

@@ -50,15 +50,11 @@ def test_nan_and_wrong_shapes_are_refused() -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(1, 12),
-    st.lists(
-        st.lists(st.sampled_from([-np.inf, 0.0, 1.0, 2.0]), min_size=9, max_size=9), min_size=1, max_size=7
-    ),
+    st.lists(st.lists(st.sampled_from([-np.inf, 0.0, 1.0, 2.0]), min_size=9, max_size=9), min_size=1, max_size=7),
     st.lists(st.integers(0, 3), min_size=9, max_size=9),
     st.booleans(),
 )
-def test_agrees_with_sorting_everything(
-    k: int, scores: list[list[float]], popularity: list[int], fill: bool
-) -> None:
+def test_agrees_with_sorting_everything(k: int, scores: list[list[float]], popularity: list[int], fill: bool) -> None:
     masked = [[i % 9, (i * 5) % 9] for i in range(len(scores))]
     found = top_k(np.array(scores), k, np.array(popularity), masked, fill=fill)
     for row, values in enumerate(scores):

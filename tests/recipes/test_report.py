@@ -120,9 +120,7 @@ def test_slices_are_weighted_means_of_the_whole(metrics: dict[str, Any]) -> None
     for row in metrics["rows"]:
         parts = [row["slices"][name] for name in ("head", "tail")]
         assert sum(part["n"] for part in parts) == 200
-        assert sum(part["n"] * part["hr@10"] for part in parts) / 200 == pytest.approx(
-            row["metrics"]["hr@10"]
-        )
+        assert sum(part["n"] * part["hr@10"] for part in parts) / 200 == pytest.approx(row["metrics"]["hr@10"])
     assert metrics["slices"]["cold"]["n"] == metrics["rows"][0]["slices"]["cold"]["n"] > 0
     assert "repeat" not in metrics["slices"]  # nobody has one here
 

@@ -50,12 +50,8 @@ def _dataset(order: str = "sequence", n: int = 120) -> Any:
     count = np.bincount(np.concatenate(chains), minlength=N_ITEMS)
     items = pl.DataFrame({"train_count": count}, schema={"train_count": pl.Int32})
     last = [int(item) for item in rng.integers(N_ITEMS, size=60)]
-    rows = _rows(
-        [[item] for item in last], [(7 * item + 3) % N_ITEMS for item in last], [[item] for item in last]
-    )
-    return SimpleNamespace(
-        train=train, items=items, n_items=N_ITEMS, facts={"order": order}, rows=lambda _: rows
-    )
+    rows = _rows([[item] for item in last], [(7 * item + 3) % N_ITEMS for item in last], [[item] for item in last])
+    return SimpleNamespace(train=train, items=items, n_items=N_ITEMS, facts={"order": order}, rows=lambda _: rows)
 
 
 def test_learns_a_chain_that_popularity_cannot() -> None:
@@ -118,9 +114,7 @@ def test_baskets_are_shuffled_within_themselves() -> None:
     data = _dataset("set")
     rng = np.random.default_rng(0)
     seen = [
-        sorted(targets[targets >= 0].tolist())
-        for _ in range(2)
-        for _, targets in sasrec._batches(data, SMALL, rng)
+        sorted(targets[targets >= 0].tolist()) for _ in range(2) for _, targets in sasrec._batches(data, SMALL, rng)
     ]
     assert sum(len(one) for one in seen) == 2 * sum(len(items) - 1 for items in data.train["items"].to_list())
     lengths = flatten(data.train["items"])[2]

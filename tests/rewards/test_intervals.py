@@ -62,9 +62,7 @@ def test_pairing_removes_what_the_columns_share() -> None:
     shared = rng.random(500)
     values = np.stack([shared + 0.02 + 0.01 * rng.standard_normal(500), shared], axis=1)
     draws = intervals.bootstrap_means(np.arange(500), values)
-    difference = intervals.paired_difference(
-        draws[:, 0], draws[:, 1], float(values[:, 0].mean() - shared.mean())
-    )
+    difference = intervals.paired_difference(draws[:, 0], draws[:, 1], float(values[:, 0].mean() - shared.mean()))
     assert 0 < difference.low < difference.value < difference.high
     assert difference.p == pytest.approx(2 / 2001)
     assert difference.mde == pytest.approx(2.8 * 0.01 / np.sqrt(500), rel=0.15)
