@@ -181,9 +181,7 @@ def _length_grouped(length: np.ndarray, batch_size: int, rng: np.random.Generato
     whole = [b for b in batches if len(b) == batch_size]
     rest = [b for b in batches if len(b) < batch_size]
     shuffled = [whole[i] for i in rng.permutation(len(whole))]
-    return np.concatenate(
-        [*shuffled, *rest]
-    )  # short batches last, or they would shift every batch after them
+    return np.concatenate([*shuffled, *rest])  # short batches last, or they would shift every batch after them
 
 
 class Renderer:
@@ -250,9 +248,7 @@ class Renderer:
             titles = "; ".join(self.titles[i] for i in history)
             return self._item_answer(self._fill("titles2index", variant // 2, titles=titles), target)
         if name == "index2item":
-            return self._text_answer(
-                self._fill(name, variant, item=self.item_token_ids[source]), self.titles[source]
-            )
+            return self._text_answer(self._fill(name, variant, item=self.item_token_ids[source]), self.titles[source])
         text = f"{self.titles[source]}. {self.texts[source]}".strip()
         return self._item_answer(self._fill(name, variant, title=self.titles[source], text=text), source)
 
@@ -295,8 +291,6 @@ class Renderer:
         labels = [-100] * len(prompt)
         if every_item:
             ids = self.item_ids(history)
-            begin = len(self.prompter(self.history_prompt.split("{history}")[0], {})) - len(
-                self.prompter._tail
-            )
+            begin = len(self.prompter(self.history_prompt.split("{history}")[0], {})) - len(self.prompter._tail)
             labels[begin : begin + len(ids)] = ids
         return prompt + answer, labels + answer

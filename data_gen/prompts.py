@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from reasonrec.data_gen.clean import neutralise
@@ -62,9 +62,7 @@ class Prompter:
         UserError: If `chat` is on and the tokenizer has no chat template.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, chat: bool = False, system: str | None = None
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat: bool = False, system: str | None = None) -> None:
         self.tokenizer = tokenizer
         self._head: list[int] = []
         self._tail: list[int] = []
@@ -85,9 +83,7 @@ class Prompter:
 
     def data(self, text: str) -> list[int]:
         """Token ids of text that must not be read as syntax."""
-        return list(
-            self.tokenizer(neutralise(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        )
+        return list(self.tokenizer(neutralise(text), add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def __call__(self, template: str, values: Mapping[str, str | Sequence[int]]) -> list[int]:
         """Token ids of a prompt.
@@ -113,7 +109,7 @@ class Prompter:
         return ids + self._tail
 
 
-@lru_cache(maxsize=None)
+@cache
 def _pieces(template: str) -> tuple[tuple[str, str | None], ...]:
     try:
         return tuple((literal, place) for literal, place, _, _ in string.Formatter().parse(template))

@@ -37,16 +37,24 @@ class EvalConfig:
     output_dir: str = field(metadata={"help": "folder of the report"})
     models: list[str] = field(default_factory=list, metadata={"help": "folders of trained models (sft.py)"})
     split: Literal["valid", "test"] = field(default="test", metadata={"help": "which held-out cases"})
-    num_beams: int = field(default=50, metadata={"help": "width of the item search; the catalogue's size makes it exact"})
+    num_beams: int = field(
+        default=50, metadata={"help": "width of the item search; the catalogue's size makes it exact"}
+    )
     batch_size: int = field(default=16, metadata={"help": "cases searched at a time; changes time, not results"})
     control: bool = field(default=True, metadata={"help": "also rank with another user's history"})
     baselines: bool = field(default=True, metadata={"help": "the counting baselines"})
     window: int = field(default=10, metadata={"help": "co-visitation: pairs at most so far apart"})
-    sasrec_trials: int = field(default=0, metadata={"help": "SASRec configurations tried on validation; 0 leaves it out"})
-    sid_file: str | None = field(default=None, metadata={"help": "published semantic IDs (JSON) for a column that counts IDs"})
+    sasrec_trials: int = field(
+        default=0, metadata={"help": "SASRec configurations tried on validation; 0 leaves it out"}
+    )
+    sid_file: str | None = field(
+        default=None, metadata={"help": "published semantic IDs (JSON) for a column that counts IDs"}
+    )
     max_rows: int | None = field(default=None, metadata={"help": "evaluate a seeded sample of the cases"})
     dtype: Literal["bfloat16", "float32"] = field(default="bfloat16", metadata={"help": "dtype of the models"})
-    device: str | None = field(default=None, metadata={"help": "device of the models; the accelerator if there is one"})
+    device: str | None = field(
+        default=None, metadata={"help": "device of the models; the accelerator if there is one"}
+    )
     seed: int = field(default=0, metadata={"help": "seed of bootstrap, sample and controls"})
     overwrite: bool = field(default=False, metadata={"help": "move an existing output_dir aside"})
 
@@ -97,7 +105,9 @@ def baseline_rows(config: EvalConfig, dataset: Dataset, cases: pl.DataFrame) -> 
     rows = []
     if config.baselines:
         for baseline, note in baselines.standard(dataset, window=config.window):
-            rows.append(_timed(baseline.name, "baseline", note, lambda b=baseline: b.rank(cases, max(KS)), cases.height))
+            rows.append(
+                _timed(baseline.name, "baseline", note, lambda b=baseline: b.rank(cases, max(KS)), cases.height)
+            )
     if config.sasrec_trials:
         model, tried = sasrec.tune(dataset, trials=config.sasrec_trials, seed=config.seed)
         note = f"best of {len(tried)} configurations on validation"
@@ -105,7 +115,9 @@ def baseline_rows(config: EvalConfig, dataset: Dataset, cases: pl.DataFrame) -> 
     return rows
 
 
-def model_rows(config: EvalConfig, dataset: Dataset, cases: pl.DataFrame, path: str) -> tuple[list[Row], list[tuple[str, str]]]:
+def model_rows(
+    config: EvalConfig, dataset: Dataset, cases: pl.DataFrame, path: str
+) -> tuple[list[Row], list[tuple[str, str]]]:
     """Rank with a trained model, and with the same model given another user's history."""
     dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     recommender = Recommender.load(path, dataset=config.dataset, dtype=dtype, device=config.device)
@@ -154,9 +166,7 @@ def main() -> None:
         rows, claims = rows + more, claims + more_claims
     rows = baseline_rows(config, dataset, cases) + rows
     sids = external_sids(config.sid_file, dataset.n_items) if config.sid_file else None
-    metrics = evaluate_rows(
-        dataset, config.split, rows, KS, claims, sid_of_item=sids, cases=cases, seed=config.seed
-    )
+    metrics = evaluate_rows(dataset, config.split, rows, KS, claims, sid_of_item=sids, cases=cases, seed=config.seed)
     shown = [row for row in rows if row.mode == "direct"] or rows[:1]
     with staged(
         config.output_dir,

@@ -72,7 +72,8 @@ def write_card(folder: Path, setting: Setting, bundle: Bundle, metrics: Mapping[
         n_items=bundle.dataset.n_items,
         n_users=bundle.dataset.n_users,
         method={"full": "full fine-tuning", "lora": "LoRA", "qlora": "LoRA on a 4-bit base"}[setting.method],
-        sizes=" × ".join(map(str, bundle.index.level_sizes[:-1])) + f", {bundle.index.level_sizes[-1]} to tell equal ones apart",
+        sizes=" × ".join(map(str, bundle.index.level_sizes[:-1]))
+        + f", {bundle.index.level_sizes[-1]} to tell equal ones apart",
         max_history=setting.max_history,
         prompt=setting.history_prompt.replace("\n", "\\n"),
         index=(bundle.index.manifest.hash if bundle.index.manifest else "")[:12],

@@ -29,7 +29,8 @@ class RecommendConfig:
     k: int = field(default=10, metadata={"help": "items to recommend"})
     num_beams: int = field(default=50, metadata={"help": "width of the item search"})
     repeats: bool | None = field(
-        default=None, metadata={"help": "may items of the history be recommended? As the data set says if unset"}
+        default=None,
+        metadata={"help": "may items of the history be recommended? As the data set says if unset"},
     )
     dataset: str | None = field(default=None, metadata={"help": "dataset folder, if it moved since the training"})
     index: str | None = field(default=None, metadata={"help": "item index folder, if it moved since the training"})
@@ -79,14 +80,19 @@ def main() -> None:
     (config,) = parse([RecommendConfig])
     if not PartialState().is_main_process:
         return
-    recommender = Recommender.load(
-        config.model, dataset=config.dataset, index=config.index, device=config.device
-    )
+    recommender = Recommender.load(config.model, dataset=config.dataset, index=config.index, device=config.device)
     dataset = recommender.bundle.dataset
-    history = known_history(dataset, config.user) if config.user is not None else given_history(dataset, config.history or "")
+    history = (
+        known_history(dataset, config.user)
+        if config.user is not None
+        else given_history(dataset, config.history or "")
+    )
     repeats = not dataset.facts["mask_history"] if config.repeats is None else config.repeats
     items, scores = recommender.recommend(
-        [history], k=config.k, num_beams=max(config.num_beams, config.k), exclude=None if repeats else [history]
+        [history],
+        k=config.k,
+        num_beams=max(config.num_beams, config.k),
+        exclude=None if repeats else [history],
     )
     titles, ids = dataset.items["title"].to_list(), dataset.items["item_id"].to_list()
     print(f"\nhistory ({len(history)} items, the last {min(len(history), 5)}):")

@@ -18,7 +18,14 @@ from tqdm import tqdm
 from reasonrec.data_gen.alignment import Renderer
 from reasonrec.data_gen.prompts import Prompter
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.recipes.models.load import Method, add_code_rows, fingerprint, load_base, load_tokenizer, resize
+from reasonrec.recipes.models.load import (
+    Method,
+    add_code_rows,
+    fingerprint,
+    load_base,
+    load_tokenizer,
+    resize,
+)
 from reasonrec.tokenizers.artefact import Manifest, check_input, read_manifest
 from reasonrec.tokenizers.decode import beam_search
 from reasonrec.tokenizers.errors import UserError
@@ -163,7 +170,9 @@ class Recommender:
         path = Path(path)
         manifest = read_manifest(path)
         if manifest.kind not in ("adapter", "model"):
-            raise UserError(f"{path} is a {manifest.kind}, not a trained model: give the output folder of recipes/sft.py")
+            raise UserError(
+                f"{path} is a {manifest.kind}, not a trained model: give the output folder of recipes/sft.py"
+            )
         setting = Setting(**manifest.facts["setting"])
         data = Dataset.load(dataset or manifest.config["dataset"])
         item_index = ItemIndex.load(index or manifest.config["index"])
@@ -180,7 +189,10 @@ class Recommender:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
         else:
             base = load_base(
-                setting.base_model, method=setting.method, dtype=dtype, trust_remote_code=setting.trust_remote_code
+                setting.base_model,
+                method=setting.method,
+                dtype=dtype,
+                trust_remote_code=setting.trust_remote_code,
             )
             check_base(manifest, base, setting)
             resize(base, bundle.vocabulary)

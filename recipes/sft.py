@@ -56,12 +56,16 @@ class SftStage:
         default=None, metadata={"help": "learning rate of the code rows under LoRA; learning_rate if unset"}
     )
     overwrite: bool = field(default=False, metadata={"help": "move an existing output_dir aside"})
-    valid_rows: int = field(default=0, metadata={"help": "validation cases whose loss is reported at eval_steps; 0 for none"})
+    valid_rows: int = field(
+        default=0, metadata={"help": "validation cases whose loss is reported at eval_steps; 0 for none"}
+    )
 
     def __post_init__(self) -> None:
         check_history_prompt(self.history_prompt)
         if self.method == "full" and self.row_learning_rate is not None:
-            raise UserError("row_learning_rate is for lora and qlora; with method=full all rows train at learning_rate")
+            raise UserError(
+                "row_learning_rate is for lora and qlora; with method=full all rows train at learning_rate"
+            )
 
 
 @dataclass
@@ -69,7 +73,9 @@ class SftArguments(SFTConfig):
     """TRL's SFTConfig; `num_train_epochs` are passes over the interactions and may be a fraction."""
 
     output_dir: str | None = field(default=None, metadata={"help": "folder of the trained model"})
-    report_to: str | list[str] = field(default="tensorboard", metadata={"help": "where to log: tensorboard, wandb, none …"})
+    report_to: str | list[str] = field(
+        default="tensorboard", metadata={"help": "where to log: tensorboard, wandb, none …"}
+    )
     logging_steps: float = field(default=10, metadata={"help": "log every so many steps"})
     save_steps: float = field(default=200, metadata={"help": "checkpoint every so many steps"})
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints to keep"})
@@ -81,7 +87,11 @@ class SftArguments(SFTConfig):
             raise UserError("output_dir is required: set it in the YAML file or pass --output_dir")
         for name, wanted in (("packing", False), ("assistant_only_loss", False), ("max_steps", -1)):
             if getattr(self, name) != wanted:
-                raise UserError(f"{name}={getattr(self, name)} is not supported here: the plan decides order, loss and steps")
+                raise UserError(
+                    f"{name}={getattr(self, name)} is not supported here: the plan decides order, loss and steps"
+                )
+        # transformers refuses bf16 without an accelerator unless it is told that the CPU is meant.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
 
 
@@ -111,7 +121,9 @@ def build_eval(stage: SftStage, bundle: Bundle) -> HfDataset | None:
         bundle.renderer.history_example(history[-stage.max_history :], target, every_item=False)
         for history, target in rows.select("history", "target").iter_rows()
     ]
-    return HfDataset.from_dict({"input_ids": [ids for ids, _ in examples], "labels": [labels for _, labels in examples]})
+    return HfDataset.from_dict(
+        {"input_ids": [ids for ids, _ in examples], "labels": [labels for _, labels in examples]}
+    )
 
 
 def main() -> None:
@@ -120,7 +132,10 @@ def main() -> None:
     state = PartialState()
     out = check_output(args.output_dir, overwrite=stage.overwrite)
     work = partial_folder(out)
-    config: dict[str, Any] = {**asdict(stage), **{k: v for k, v in args.to_sanitized_dict().items() if "token" not in k}}
+    config: dict[str, Any] = {
+        **asdict(stage),
+        **{k: v for k, v in args.to_sanitized_dict().items() if "token" not in k},
+    }
     setting = Setting(
         stage.model, stage.method, stage.history_prompt, stage.chat, stage.system, stage.max_history,
         stage.one_per_prefix, trust_remote_code=args.trust_remote_code,
@@ -133,7 +148,10 @@ def main() -> None:
     if stage.method != "full":
         targets = stage.lora_target_modules
         lora = LoraSettings(
-            stage.lora_r, stage.lora_alpha, stage.lora_dropout, targets if "," not in targets else targets.split(",")
+            stage.lora_r,
+            stage.lora_alpha,
+            stage.lora_dropout,
+            targets if "," not in targets else targets.split(","),
         )
         model = add_adapter(model, bundle.vocabulary, lora)
     plan = build_plan(stage, args, bundle)
@@ -153,7 +171,9 @@ def main() -> None:
     )
     if state.is_main_process:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        print(f"{len(plan)} examples, {math.ceil(len(plan) / args.train_batch_size)} batches, {trained:,} trainable weights")
+        print(
+            f"{len(plan)} examples, {math.ceil(len(plan) / args.train_batch_size)} batches, {trained:,} trainable weights"
+        )
         if checkpoint:
             print(f"going on from {checkpoint}")
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -73,7 +73,7 @@ def beam_search(
     """
     if num_beams < k:
         raise UserError(f"num_beams={num_beams} has to be at least k={k}, the length of the list")
-    users, length = input_ids.shape
+    users = len(input_ids)
     device = input_ids.device
     excluded = trie.excluded_ranks(exclude) if exclude is not None else None
     positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
@@ -86,6 +86,8 @@ def beam_search(
 
     node = torch.zeros(users, 1, dtype=torch.int64, device=device)
     score = torch.zeros(users, 1, device=device)
+    done_node = node[:, :0]
+    done_score = score[:, :0]
     for step in range(trie.depth):
         # `node`, `score`, `hidden` hold the open beams; finished ones wait in `done_*`.
         logits = code_logits(model, hidden, vocabulary)
@@ -94,17 +96,9 @@ def beam_search(
         child, column = trie.children(node)  # (users, beams, width)
         gain = legal_log_probs(logits, child, column)
         total = (score[..., None] + gain).masked_fill(~trie.allowed(child, excluded), -torch.inf)
-        flat = total.flatten(1)
-        if step:
-            flat = torch.cat([flat, done_score], 1)
+        flat = torch.cat([total.flatten(1), done_score], 1)
         kept, index = flat.topk(min(num_beams, flat.shape[1]), dim=1)  # (users, beams)
-        n_new = child[0].numel()
-        is_new = index < n_new
-        source = torch.where(is_new, index, 0)
-        new_node = torch.where(is_new, child.flatten(1).gather(1, source), -1)
-        if step:
-            old_node = done_node.gather(1, (index - n_new).clamp(min=0))
-            new_node = torch.where(is_new, new_node, old_node)
+        new_node = torch.cat([child.flatten(1), done_node], 1).gather(1, index)
         new_node = torch.where(kept > -torch.inf, new_node, -1)
         finished = (new_node < 0) | (trie.leaf_item[new_node.clamp(min=0)] >= 0)
         done_node, done_score = torch.where(finished, new_node, -1), kept.masked_fill(~finished, -torch.inf)
@@ -115,7 +109,7 @@ def beam_search(
         is_open = ~finished.gather(1, order)  # (users, open)
         node = torch.where(is_open, new_node.gather(1, order), -1)
         score = kept.gather(1, order)
-        chosen = source.gather(1, order)
+        chosen = index.gather(1, order).clamp(max=child[0].numel() - 1)
         tokens = vocabulary.first_id + column.flatten(1).gather(1, chosen)
         parent = chosen // child.shape[2]  # the open beam of the step before
         width = node.shape[1]

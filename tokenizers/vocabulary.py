@@ -76,7 +76,10 @@ class Vocabulary:
         """
         from transformers import AddedToken
 
-        names = [BEGIN, *(code_token(level, code) for level, size in enumerate(level_sizes) for code in range(size))]
+        names = [
+            BEGIN,
+            *(code_token(level, code) for level, size in enumerate(level_sizes) for code in range(size)),
+        ]
         known = tokenizer.get_vocab()
         present = [name for name in names if name in known]
         if not present:

@@ -59,7 +59,9 @@ def resolve_model(reference: str) -> str:
     name = reference.removeprefix(PACKAGE)
     spec = importlib.util.find_spec(name)  # found, not imported: such packages need libraries that this kit does not
     if spec is None or spec.origin is None:
-        raise UserError(f"model={reference}: the Python package {name} is not installed; `make install` brings the demo's")
+        raise UserError(
+            f"model={reference}: the Python package {name} is not installed; `make install` brings the demo's"
+        )
     files = sorted(Path(spec.origin).parent.rglob("*.gguf"))
     if not files:
         raise UserError(f"model={reference}: the package carries no GGUF file")
@@ -144,7 +146,10 @@ def fingerprint(model: PreTrainedModel, n_rows: int = 256) -> str:
     """Identifies a base model's weights, whether loaded in 4 bit or not: some embedding rows and all 1-D weights."""
     digest = hashlib.sha256()
     weight = model.get_input_embeddings().weight
-    tensors = [weight[:n_rows], *(p for name, p in sorted(model.named_parameters()) if p.ndim == 1 and "lora" not in name)]
+    tensors = [
+        weight[:n_rows],
+        *(p for name, p in sorted(model.named_parameters()) if p.ndim == 1 and "lora" not in name),
+    ]
     for tensor in tensors:
         digest.update(tensor.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
@@ -196,7 +201,11 @@ def add_adapter(model: PreTrainedModel, vocabulary: Vocabulary, settings: LoraSe
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     ids = vocabulary.token_ids
     # Tied heads follow the embedding; an untied head needs rows of its own.
-    rows: Any = ids if tied else {_module_name(model, m): ids for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    rows: Any = (
+        ids
+        if tied
+        else {_module_name(model, m): ids for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    )
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=settings.r,

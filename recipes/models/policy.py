@@ -72,7 +72,9 @@ def item_log_probs(
     """
     target = trie.child(node, label - vocabulary.first_id)
     if bool((target < 0).any()):
-        raise ValueError("a code label does not continue a prefix of the item trie: the data was made with another index")
+        raise ValueError(
+            "a code label does not continue a prefix of the item trie: the data was made with another index"
+        )
     child, column = trie.children(node)
     log_probs = legal_log_probs(code_logits(model, hidden, vocabulary), child, column)
     legal = child >= 0

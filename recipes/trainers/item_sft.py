@@ -26,7 +26,9 @@ class ItemSFTTrainer(SFTTrainer):
         **kwargs: What SFTTrainer takes.
     """
 
-    def __init__(self, *, trie: Trie, vocabulary: Vocabulary, row_learning_rate: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *, trie: Trie, vocabulary: Vocabulary, row_learning_rate: float | None = None, **kwargs: Any
+    ) -> None:
         model = kwargs["model"]
         # TRL rounds what trains to bf16 when the base is 4-bit; the rows' start values are kept and put back.
         start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -54,7 +56,11 @@ class ItemSFTTrainer(SFTTrainer):
             groups = [
                 {"params": [p for n, p in others if n in decayed], "weight_decay": self.args.weight_decay},
                 {"params": [p for n, p in others if n not in decayed], "weight_decay": 0.0},
-                {"params": rows, "weight_decay": 0.0, "lr": self._row_learning_rate or self.args.learning_rate},
+                {
+                    "params": rows,
+                    "weight_decay": 0.0,
+                    "lr": self._row_learning_rate or self.args.learning_rate,
+                },
             ]
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = optimizer_class([g for g in groups if g["params"]], **options)
