@@ -1,8 +1,8 @@
 """Training examples for aligning the LLM with the items and how people use them.
 
 A *plan* says what is shown when: one line per example, in training order, a pure function of the configuration and
-the seed. Examples are rendered from it when they are needed, so a plan for millions of users stays small, and a resumed run
-sees exactly what the interrupted one would have.
+the seed. Examples are rendered from it when they are needed, so a plan for millions of users stays small, and a
+resumed run sees exactly what the interrupted one would have.
 
 Tasks (after GREAM and LC-Rec, whose names they keep; templates are our own):
     seqrec: the user's history and what comes next. With whole-history training one example is a window of the history,
@@ -73,7 +73,8 @@ def make_plan(
 
     Returns:
         One row per example in training order: `task`, `source` (sequence or item), `start` and `stop` (the part of the
-        sequence), `shuffle` (seed of the basket's order, -1 for none), `variant` (template), `length` (about, in tokens).
+        sequence), `shuffle` (seed of the basket's order, -1 for none), `variant` (template), `length` (about, in
+        tokens).
     """
     lengths = np.array([len(s) for s in sequences])
     if (lengths > 1).sum() == 0:

@@ -1,7 +1,8 @@
 """Prompts as token ids.
 
-A template is text with named places, such as `History:{history}`. Only the template itself is prompt syntax: what fills a
-place is either item token ids, or text that is tokenised as plain text, so a title can never become a control token.
+A template is text with named places, such as `History:{history}`. Only the template itself is prompt syntax: what
+fills a place is either item token ids, or text that is tokenised as plain text, so a title can never become a control
+token.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class Prompter:
 
     Args:
         tokenizer: The LLM's tokenizer with the code tokens.
-        chat: Put every prompt into the tokenizer's chat template as a user turn (for instruction-tuned models that have
-            to keep their manners); off, the template's text is all there is.
+        chat: Put every prompt into the tokenizer's chat template as a user turn (for instruction-tuned models that
+            have to keep their manners); off, the template's text is all there is.
         system: System message of the chat template, if any.
 
     Raises:

@@ -1,18 +1,21 @@
 """Configuration of the stages: dataclasses, one YAML file, and flags that override it.
 
-Every field is a flag and a YAML key of the same name. A key or flag that nobody reads is an error which names the nearest
-valid one, so a typo never trains with a default.
+Every field is a flag and a YAML key of the same name. A key or flag that nobody reads is an error which names the
+nearest valid one, so a typo never trains with a default.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import difflib
+import enum
 import functools
 import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -25,26 +28,82 @@ from reasonrec.tokenizers.errors import UserError
 
 def _nearest(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; valid are {', '.join(sorted(known)[:40])}"
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; valid are {', '.join(sorted(known))}" if len(known) <= 40 else "; --help lists the valid ones"
 
 
-def _accepts(annotation: Any, value: Any) -> bool:
-    """Whether a YAML value fits a field's annotation (strings are converted by the parser later)."""
-    origin = typing.get_origin(annotation)
-    if annotation is Any or isinstance(value, str):
-        return True
+def _fit(annotation: Any, value: Any) -> Any:
+    """A YAML value as a field's type; numbers may be written as text, because YAML reads 1e-3 as text.
+
+    Raises:
+        TypeError: If it does not fit.
+    """
+    origin, options = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any:
+        return value
     if origin in (typing.Union, types.UnionType):
-        return any(_accepts(option, value) for option in typing.get_args(annotation))
-    if annotation is type(None):
-        return value is None
+        for option in options:
+            with contextlib.suppress(TypeError):
+                return _fit(option, value)
+        raise TypeError
     if origin is typing.Literal:
-        return value in typing.get_args(annotation)
-    if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        if any(value == option and type(value) is type(option) for option in options):
+            return value
+        raise TypeError
+    if origin is list and options and isinstance(value, list):
+        return [_fit(options[0], element) for element in value]
+    if origin is dict and options and isinstance(value, dict):
+        return {_fit(options[0], key): _fit(options[1], element) for key, element in value.items()}
+    if annotation in (int, float):
+        try:
+            number = annotation(value) if isinstance(value, str) else value
+        except ValueError:
+            raise TypeError from None
+        if isinstance(number, bool) or not isinstance(number, int | annotation):
+            raise TypeError
+        return number
     kind = origin or annotation
-    return not isinstance(kind, type) or isinstance(value, kind)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum) and value in [member.value for member in kind]:
+        return value
+    if isinstance(kind, type) and isinstance(value, kind):
+        return value
+    raise TypeError
+
+
+def _describe(annotation: Any) -> str:
+    if typing.get_origin(annotation) is typing.Literal:
+        return "one of " + ", ".join(str(option) for option in typing.get_args(annotation))
+    return annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, of which all but the last would be read by nobody."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping."""
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
+            seen.add(key if isinstance(key, Hashable) else None)
+        return super().construct_mapping(node, deep)
+
+
+def _load_yaml(text: str) -> Any:
+    """Read YAML.
+
+    Raises:
+        UserError: If it is none; says where on one line.
+    """
+    try:
+        return yaml.load(text, _OnceLoader)  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UserError(f"not valid YAML: {line}{error.problem}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -57,9 +116,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"--config {path}: no such file")
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
+        value = _load_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from error
+    except UserError as error:
+        raise UserError(f"{path} is {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} has to hold `key: value` lines, found {type(value).__name__}")
     return value
@@ -79,51 +140,38 @@ def parse(classes: Sequence[type], argv: Sequence[str] | None = None) -> tuple[A
         UserError: On an unknown key or flag, a missing required value or a value of the wrong type.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    annotations = {name: hint for cls in classes for name, hint in typing.get_type_hints(cls).items()}
     parser = HfArgumentParser(list(classes), exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with any of these values")
-    known = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
-    annotations = {name: hint for cls in classes for name, hint in typing.get_type_hints(cls).items()}
-    for action in parser._actions:
-        if typing.get_origin(annotations.get(action.dest)) is dict:
-            action.type = _mapping
-    config_path = _pop_config(argv)
-    if config_path is not None:
-        config = read_yaml(config_path)
-        for key, value in config.items():
-            if key not in known:
-                raise UserError(f"{config_path}: unknown key {key!r}{_nearest(str(key), known)}")
-            if not _accepts(annotations.get(key, Any), value):
-                expected = getattr(annotations[key], "__name__", None) or str(annotations[key])
-                raise UserError(f"{config_path}: {key}={value!r} is a {type(value).__name__}, expected {expected}")
-        for action in parser._actions:
-            if action.dest in config:
-                action.default = config[action.dest]
-                action.required = False
+    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    required = [name for name, action in actions.items() if action.required]
+    for name, action in actions.items():
+        if typing.get_origin(annotations.get(name)) is dict:
+            action.type = functools.partial(_mapping, annotations[name])
+    values = _read_config(_pop_config(argv), list(actions), annotations)
     for flag in (word.split("=", 1)[0] for word in argv if word.startswith("--")):
-        name = flag[2:]
-        if name.replace("-", "_") not in known and name not in ("help", "config") and not _is_negation(name, known):
-            raise UserError(f"unknown flag {flag}{_nearest(name, known)}")
-    missing = [
-        a.dest for a in parser._actions if a.required and not any(w.split("=")[0] == f"--{a.dest}" for w in argv)
-    ]
-    if missing and not {"-h", "--help"} & set(argv):
-        raise UserError(f"{missing[0]} is required: set it in the YAML file or pass --{missing[0]}")
-    parser.error = _raise  # type: ignore[method-assign]
+        name = flag[2:].replace("-", "_")
+        if name not in actions and name != "help" and not _is_negation(name, list(actions)):
+            raise UserError(f"unknown flag {flag}{_nearest(name, list(actions))}")
+    if not {"-h", "--help"} & set(argv):  # the help shows defaults and what is required
+        for action in parser._actions:  # what is not given is left to the dataclass or to the file
+            action.default, action.required = argparse.SUPPRESS, False
+    parser.error = _raise
     try:
         parsed, rest = parser.parse_known_args(argv)
-    except Exception as error:
-        if isinstance(error, UserError):
-            raise
+    except argparse.ArgumentError as error:
         raise UserError(str(error)) from error
     if rest:
         raise UserError(f"unexpected words on the command line: {' '.join(rest)}")
-    # HfArgumentParser drops the defaults of list-valued flags (they come back as None): the class supplies its own.
-    values = {name: value for name, value in vars(parsed).items() if value is not None}
+    values |= vars(parsed)
+    missing = [name for name in required if name not in values]
+    if missing:
+        raise UserError(f"{missing[0]} is required: set it in the YAML file or pass --{missing[0]}")
     result = []
     for cls in classes:
         names = {f.name for f in fields(cls) if f.init}
         try:
-            result.append(cls(**{name: values[name] for name in names if name in values}))
+            result.append(cls(**{name: value for name, value in values.items() if name in names}))
         except UserError:
             raise
         except ValueError as error:
@@ -131,15 +179,31 @@ def parse(classes: Sequence[type], argv: Sequence[str] | None = None) -> tuple[A
     return tuple(result)
 
 
-def _mapping(text: str) -> dict[str, Any]:
+def _read_config(path: str | None, known: Sequence[str], annotations: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the YAML file, each checked against its field."""
+    values = {}
+    for key, value in read_yaml(path).items() if path is not None else ():
+        if key not in known:
+            raise UserError(f"{path}: unknown key {key!r}{_nearest(str(key), known)}")
+        try:
+            values[key] = _fit(annotations[key], value)
+        except TypeError:
+            kind, expected = type(value).__name__, _describe(annotations[key])
+            raise UserError(f"{path}: {key}={value!r} ({kind}) does not fit, expected {expected}") from None
+    return values
+
+
+def _mapping(annotation: Any, text: str) -> dict[str, Any]:
     """A mapping on the command line: `--tasks "{seqrec: 1, index2item: 0.2}"`."""
-    value = yaml.safe_load(text)
-    if not isinstance(value, dict):
-        raise UserError(f"{text!r} is no mapping; write it as '{{name: value, …}}'")
-    return value
+    try:
+        return dict(_fit(annotation, _load_yaml(text)))
+    except (TypeError, UserError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} does not fit, expected {_describe(annotation)}, written as '{{name: value, …}}'"
+        ) from None
 
 
-def _raise(message: str) -> None:
+def _raise(message: str) -> typing.NoReturn:
     raise UserError(message)
 
 
@@ -155,11 +219,17 @@ def _pop_config(argv: list[str]) -> str | None:
                 raise UserError("--config needs the path of a YAML file")
             path = argv[i + 1]
             del argv[i : i + 2]
-            return path
+            return _only(path, argv)
         if word.startswith("--config="):
             del argv[i]
-            return word.removeprefix("--config=")
+            return _only(word.removeprefix("--config="), argv)
     return None
+
+
+def _only(path: str, rest: Sequence[str]) -> str:
+    if any(word == "--config" or word.startswith("--config=") for word in rest):
+        raise UserError("--config was given twice: give one file, and flags for what differs from it")
+    return path
 
 
 def run(main: Callable[[], Any]) -> Callable[[], None]:

@@ -7,6 +7,7 @@ Writes `metrics.json` and a self-contained `report.html`.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -105,11 +106,10 @@ def baseline_rows(config: EvalConfig, dataset: Dataset, cases: pl.DataFrame) -> 
     rows = []
     if config.baselines:
         for baseline, note in baselines.standard(dataset, window=config.window):
-            rows.append(
-                _timed(baseline.name, "baseline", note, lambda b=baseline: b.rank(cases, max(KS)), cases.height)
-            )
+            rank = functools.partial(baseline.rank, cases, max(KS))
+            rows.append(_timed(baseline.name, "baseline", note, rank, cases.height))
     if config.sasrec_trials:
-        model, tried = sasrec.tune(dataset, trials=config.sasrec_trials, seed=config.seed)
+        model, tried = sasrec.tune(dataset, config.sasrec_trials, sasrec.SasrecConfig(seed=config.seed))
         note = f"best of {len(tried)} configurations on validation"
         rows.append(_timed("SASRec", "baseline", note, lambda: model.rank(cases, max(KS)), cases.height))
     return rows
@@ -160,7 +160,8 @@ def main() -> None:
     cases = dataset.rows(config.split)
     if config.max_rows and config.max_rows < cases.height:
         cases = cases.sample(config.max_rows, seed=config.seed).sort("row")
-    rows, claims = [], []
+    rows: list[Row] = []
+    claims: list[tuple[str, str]] = []
     for path in config.models:
         more, more_claims = model_rows(config, dataset, cases, path)
         rows, claims = rows + more, claims + more_claims

@@ -3,7 +3,8 @@
 accelerate launch recipes/recommend.py --model runs/demo/sft --user 196
 accelerate launch recipes/recommend.py --model runs/demo/sft --history "50,181,172"
 
-`--user` takes a user of the data set (its raw id) with all that is known of them; `--history` takes raw item ids, oldest first.
+`--user` takes a user of the data set (its raw id) with all that is known of them; `--history` takes raw item ids,
+oldest first.
 """
 
 from __future__ import annotations

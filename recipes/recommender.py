@@ -1,7 +1,8 @@
 """Load a trained recommender once and recommend many times.
 
-Training and inference share everything that could differ between them: the tokenizer with the code tokens, the trie, the
-prompt and the longest history. `Setting` holds it, training writes it into the adapter's manifest, inference reads it back.
+Training and inference share everything that could differ between them: the tokenizer with the code tokens, the trie,
+the prompt and the longest history. `Setting` holds it, training writes it into the adapter's manifest, inference reads
+it back.
 """
 
 from __future__ import annotations
@@ -176,7 +177,8 @@ class Recommender:
         setting = Setting(**manifest.facts["setting"])
         data = Dataset.load(dataset or manifest.config["dataset"])
         item_index = ItemIndex.load(index or manifest.config["index"])
-        remedy = f"pass the one it was trained with, or train again: accelerate launch recipes/sft.py --index {index or '…'}"
+        again = f"accelerate launch recipes/sft.py --index {index or '…'}"
+        remedy = f"pass the one it was trained with, or train again: {again}"
         if item_index.manifest is not None:
             check_input(manifest, "index", item_index.manifest, remedy)
         check_input(manifest, "dataset", data.manifest, remedy)
@@ -264,8 +266,8 @@ def check_base(manifest: Manifest, base: PreTrainedModel, setting: Setting) -> N
     actual = fingerprint(base)
     if actual != setting.fingerprint:
         raise UserError(
-            f"this {manifest.kind} was trained on base weights {setting.fingerprint[:12]}… ({setting.base_model}), but the base "
-            f"loaded now has {actual[:12]}…: load {setting.base_model} in the same revision, or train again"
+            f"this {manifest.kind} was trained on base weights {setting.fingerprint[:12]}… ({setting.base_model}), "
+            f"but the base loaded now has {actual[:12]}…: load {setting.base_model} in the same revision, or train again"
         )
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset as HfDataset
-from trl import SFTConfig
 
 from reasonrec.data_gen.alignment import PlanConfig, make_plan
 from reasonrec.data_gen.prompts import HISTORY, check_history_prompt
@@ -25,10 +24,20 @@ from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.model_card import write_card
 from reasonrec.recipes.models.load import LoraSettings, Method, add_adapter
 from reasonrec.recipes.recommender import Bundle, Setting, load_with_rows, setting_facts
-from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, last_checkpoint, save_weights
-from reasonrec.tokenizers.artefact import check_output, partial_folder, staged, write_json
+from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments, last_checkpoint, save_weights
+from reasonrec.tokenizers.artefact import (
+    check_output,
+    disk_full_is_clear,
+    keep_if_same,
+    partial_folder,
+    staged,
+    write_json,
+)
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
+
+# These may change between an interrupted run and the one that goes on: they say what is written, not what is learned.
+INDECISIVE = {"overwrite", "report_to", "run_name", "disable_tqdm", "logging_steps", "save_steps", "save_total_limit"}
 
 
 @dataclass
@@ -66,33 +75,6 @@ class SftStage:
             raise UserError(
                 "row_learning_rate is for lora and qlora; with method=full all rows train at learning_rate"
             )
-
-
-@dataclass
-class SftArguments(SFTConfig):
-    """TRL's SFTConfig; `num_train_epochs` are passes over the interactions and may be a fraction."""
-
-    output_dir: str | None = field(default=None, metadata={"help": "folder of the trained model"})
-    report_to: str | list[str] = field(
-        default="tensorboard", metadata={"help": "where to log: tensorboard, wandb, none …"}
-    )
-    logging_steps: float = field(default=10, metadata={"help": "log every so many steps"})
-    save_steps: float = field(default=200, metadata={"help": "checkpoint every so many steps"})
-    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints to keep"})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "learning-rate schedule"})
-    warmup_steps: float = field(default=0.05, metadata={"help": "warm-up: steps, or a share of them"})
-
-    def __post_init__(self) -> None:
-        if not self.output_dir:
-            raise UserError("output_dir is required: set it in the YAML file or pass --output_dir")
-        for name, wanted in (("packing", False), ("assistant_only_loss", False), ("max_steps", -1)):
-            if getattr(self, name) != wanted:
-                raise UserError(
-                    f"{name}={getattr(self, name)} is not supported here: the plan decides order, loss and steps"
-                )
-        # transformers refuses bf16 without an accelerator unless it is told that the CPU is meant.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        super().__post_init__()
 
 
 def build_plan(stage: SftStage, args: SftArguments, bundle: Bundle) -> HfDataset:
@@ -142,6 +124,13 @@ def main() -> None:
     )  # fmt: skip
     with state.main_process_first():  # one process unpacks a packaged model, the others find it
         bundle = Bundle.build(Dataset.load(stage.dataset), ItemIndex.load(stage.index), setting)
+    assert bundle.index.manifest is not None  # it was loaded; this tells the type checker
+    inputs = {"dataset": bundle.dataset.manifest.hash, "index": bundle.index.manifest.hash}
+    if state.is_main_process:
+        decisive = {name: value for name, value in config.items() if name not in INDECISIVE}
+        if other := keep_if_same(out, {**decisive, **inputs, "processes": state.num_processes}):
+            print(f"{work} was begun with other settings ({', '.join(other)}): starting anew")
+    state.wait_for_everyone()
     torch.manual_seed(args.seed)
     model, fingerprint = load_with_rows(setting, bundle)
     setting = Setting(**{**asdict(setting), "fingerprint": fingerprint})
@@ -155,8 +144,7 @@ def main() -> None:
         )
         model = add_adapter(model, bundle.vocabulary, lora)
     plan = build_plan(stage, args, bundle)
-    args.output_dir, args.logging_dir = str(work), str(work / "logs")
-    args.remove_unused_columns, args.num_train_epochs = False, 1
+    args.output_dir, args.remove_unused_columns, args.num_train_epochs = str(work), False, 1
     args.dataset_kwargs = {"skip_prepare_dataset": True}
     checkpoint = last_checkpoint(work)
     trainer = ItemSFTTrainer(
@@ -171,16 +159,15 @@ def main() -> None:
     )
     if state.is_main_process:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        print(
-            f"{len(plan)} examples, {math.ceil(len(plan) / args.train_batch_size)} batches, {trained:,} trainable weights"
-        )
+        batches = math.ceil(len(plan) / args.train_batch_size)
+        print(f"{len(plan)} examples, {batches} batches, {trained:,} trainable weights")
         if checkpoint:
             print(f"going on from {checkpoint}")
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with disk_full_is_clear(out):
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state.wait_for_everyone()
     if not state.is_main_process:
         return
-    inputs = {"dataset": bundle.dataset.manifest.hash, "index": bundle.index.manifest.hash}
     kind = "model" if stage.method == "full" else "adapter"
     with staged(
         out, kind=kind, config=config, seed=args.seed, inputs=inputs, overwrite=stage.overwrite, resume=True

@@ -1,12 +1,13 @@
 """Artefacts: folders that appear whole or not at all, and know what they were made from.
 
 A stage works in `<out>.partial/` and renames it to `<out>/` at the end, so a kill or a full disk never leaves half
-an artefact behind. Every artefact carries a `manifest.json` with the configuration that made it and the content hash of
-each input; a loader compares the hashes and says which stage to run again when they disagree.
+an artefact behind. Every artefact carries a `manifest.json` with the configuration that made it and the content hash
+of each input; a loader compares the hashes and says which stage to run again when they disagree.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -20,9 +21,11 @@ from typing import Any
 from reasonrec.tokenizers.errors import UserError
 
 MANIFEST = "manifest.json"
+SETTINGS = "unfinished.json"  # in a partial folder: what the run that began it was told
 # What a person looks at; it may carry a date or a font and says nothing about the content.
 _UNHASHED_SUFFIXES = {".html", ".png", ".md", ".log"}
-_UNHASHED_FOLDERS = {"runs", "logs"}
+_UNHASHED_FOLDERS = {"runs"}  # TensorBoard
+_NO_SPACE = 1 << 16  # bytes; a disk with less than this is full
 
 
 @dataclass
@@ -108,6 +111,62 @@ def check_output(out: str | Path, *, overwrite: bool) -> Path:
     return out
 
 
+def keep_if_same(out: str | Path, settings: Mapping[str, Any]) -> list[str]:
+    """Let a stage go on in its partial folder only with the settings that it began with; clear it otherwise.
+
+    Args:
+        out: Where the artefact ends up.
+        settings: Whatever decides the result: configuration and hashes of the inputs.
+
+    Returns:
+        Names of the settings that differ from those of the unfinished run; empty if it goes on, or starts anew.
+    """
+    work = partial_folder(Path(out))
+    wanted = json.loads(json.dumps(settings, default=str))
+    try:
+        found = json.loads((work / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = {}  # a run that was stopped before it wrote anything of use
+    differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    if differing:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        write_json(work / SETTINGS, wanted)
+    return differing if found else []
+
+
+@contextmanager
+def disk_full_is_clear(out: Path) -> Iterator[None]:
+    """Turn whatever a writer raises on a full disk into one clear message; `staged` does this for what it wraps.
+
+    Args:
+        out: The artefact that is being built in its partial folder.
+
+    Raises:
+        UserError: If the disk is full.
+    """
+    work = partial_folder(out)
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not _disk_is_full(error, work):
+            raise
+        raise UserError(
+            f"the disk is full; {work} is unfinished and {out} was not touched: free some space and rerun"
+        ) from error
+
+
+def _disk_is_full(error: BaseException | None, folder: Path) -> bool:
+    while error is not None:
+        # Writers in Rust (Parquet, safetensors) give no errno, only this text.
+        if "No space left on device" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    # torch.save and numpy say nothing of the kind, so the disk itself is asked.
+    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    return shutil.disk_usage(there).free < _NO_SPACE
+
+
 @contextmanager
 def staged(
     out: str | Path,
@@ -141,16 +200,11 @@ def staged(
     if work.exists() and not resume:
         shutil.rmtree(work)
     facts: dict[str, Any] = {}
-    try:
+    with disk_full_is_clear(out):
         work.mkdir(parents=True, exist_ok=True)
         yield work, facts
+        (work / SETTINGS).unlink(missing_ok=True)  # the manifest says it from here on
         write_manifest(work, kind=kind, config=config, seed=seed, inputs=inputs, facts=facts)
-    except OSError as error:
-        if error.errno == 28:  # ENOSPC: nothing half-written may take the artefact's name
-            raise UserError(
-                f"the disk is full; {work} is unfinished and {out} was not touched: free some space and rerun"
-            ) from error
-        raise
     if out.exists():
         aside = out.with_name(out.name + ".old")
         if aside.exists():
@@ -199,7 +253,10 @@ def read_manifest(path: str | Path, kind: str | None = None) -> Manifest:
         if partial_folder(path).exists():
             raise UserError(f"{path} is unfinished ({partial_folder(path)} exists): run its stage again")
         raise UserError(f"{path} is no artefact of this kit (it has no {MANIFEST}): check the path or run its stage")
-    manifest = Manifest(**json.loads((path / MANIFEST).read_text(encoding="utf-8")))
+    try:
+        manifest = Manifest(**json.loads((path / MANIFEST).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path / MANIFEST} is damaged ({error}): run the stage that made {path} again") from error
     if kind is not None and manifest.kind != kind:
         raise UserError(f"{path} is of kind {manifest.kind!r}, needed is {kind!r}")
     for name, expected in manifest.files.items():

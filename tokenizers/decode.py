@@ -1,11 +1,11 @@
 """Search over items: exact trie-constrained beam search after one prefill, and a brute-force scorer as the reference.
 
-The prompt is read once per user. The K beams of a step are K positions of *one* sequence: a 4-D attention mask lets each
-see the prompt, its own ancestors and itself, so the cache is appended to and never copied or reordered.
+The prompt is read once per user. The K beams of a step are K positions of *one* sequence: a 4-D attention mask lets
+each see the prompt, its own ancestors and itself, so the cache is appended to and never copied or reordered.
 
-An item's score is the sum of the log-probabilities of its codes, each normalised over the legal children of its prefix, so
-the probabilities of all items of the catalogue sum to 1. Excluded items are masked inside the trie (a prefix
-with no item left is illegal); the others keep their probabilities, hence the ranking is that of the conditional
+An item's score is the sum of the log-probabilities of its codes, each normalised over the legal children of its
+prefix, so the probabilities of all items of the catalogue sum to 1. Excluded items are masked inside the trie (a
+prefix with no item left is illegal); the others keep their probabilities, hence the ranking is that of the conditional
 distribution given "not excluded".
 """
 
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.rows import code_logits
@@ -68,7 +69,7 @@ def beam_search(
         exclude: For each user the items that must not appear.
 
     Raises:
-        UserError: If `num_beams` is smaller than `k`.
+        UserError: If `num_beams` is smaller than `k`, or the model cannot be searched (`check_searchable`).
         FloatingPointError: If the model returns NaN; the message names the step.
     """
     if num_beams < k:
@@ -77,8 +78,13 @@ def beam_search(
     device = input_ids.device
     excluded = trie.excluded_ranks(exclude) if exclude is not None else None
     positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    check_searchable(model, int(positions.max()) + 1 + trie.depth)
     output = model.base_model(
-        input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=True
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=positions,
+        past_key_values=DynamicCache(),  # without the config: a sliding layer's cache would drop what beams still see
+        use_cache=True,
     )
     cache, hidden = output.past_key_values, output.last_hidden_state[:, -1:]  # (users, 1, width)
     next_position = positions[:, -1] + 1
@@ -135,6 +141,31 @@ def beam_search(
     return Found(items[:, :k], best[:, :k])
 
 
+def check_searchable(model: PreTrainedModel, length: int) -> None:
+    """The beams of a step stand side by side in one sequence: only plain attention can keep them apart.
+
+    Args:
+        model: Causal LM.
+        length: Tokens of the longest prompt and an item.
+
+    Raises:
+        UserError: If the model has a recurrent state, or attends less far back than `length`.
+    """
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+    if getattr(model, "_is_stateful", False) or not kinds <= {"full_attention", "sliding_attention"}:
+        raise UserError(
+            f"{config.model_type} models keep a recurrent state, which the item search cannot share between beams: "
+            "take a model whose layers are all attention"
+        )
+    window = getattr(config, "sliding_window", None)
+    if window is not None and "sliding_attention" in kinds and length > window:
+        raise UserError(
+            f"the longest prompt and an item have {length} tokens, but {config.model_type} attends over {window} in "
+            "some layers: lower max_history"
+        )
+
+
 def legal_log_probs(logits: Tensor, child: Tensor, column: Tensor) -> Tensor:
     """Log-softmax over the legal children.
 
@@ -148,7 +179,7 @@ def legal_log_probs(logits: Tensor, child: Tensor, column: Tensor) -> Tensor:
     """
     legal = logits.gather(-1, column).masked_fill(child < 0, -torch.inf)
     # A position without any child (padding) would be NaN; it gets -inf.
-    return torch.nan_to_num(legal.log_softmax(-1), nan=-torch.inf)
+    return torch.nan_to_num(legal.log_softmax(-1), nan=-torch.inf, neginf=-torch.inf)
 
 
 @torch.no_grad()
@@ -179,8 +210,8 @@ def score_all_items(
     n_items, depth = len(item_token_ids), trie.depth
     device = input_ids.device
     codes = torch.full((n_items, depth), -1, dtype=torch.int64)
-    for i, ids in enumerate(item_token_ids):
-        codes[i, : len(ids)] = torch.tensor(ids)
+    for i, tokens in enumerate(item_token_ids):
+        codes[i, : len(tokens)] = torch.tensor(tokens)
     codes = codes.to(device)
     scores = torch.empty(len(input_ids), n_items)
     for user, (prompt, mask) in enumerate(zip(input_ids, attention_mask, strict=True)):

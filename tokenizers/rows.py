@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -66,13 +66,13 @@ def new_rows(module: nn.Module, vocabulary: Vocabulary) -> Tensor:
     Returns:
         (1 + columns, width), the begin marker first.
     """
-    adapter = getattr(module, "token_adapter", module)
+    adapter: Any = getattr(module, "token_adapter", module)
     delta = getattr(adapter, "trainable_tokens_delta", None)
     if delta is not None and not adapter.merged and not adapter.disable_adapters:
         active = adapter.active_adapters[0]
         if active in delta and adapter.token_indices[active] == vocabulary.token_ids:
             return delta[active]
-    weight = module.weight if delta is None else adapter.get_base_layer().weight
+    weight: Any = module.weight if delta is None else adapter.get_base_layer().weight
     return weight[vocabulary.begin_id : vocabulary.size]
 
 
@@ -89,16 +89,21 @@ def code_logits(model: PreTrainedModel, hidden: Tensor, vocabulary: Vocabulary) 
     """
     head = model.get_output_embeddings()
     rows = new_rows(head, vocabulary)[1:]
-    logits = hidden.float() @ rows.float().T
+    with torch.autocast(hidden.device.type, enabled=False):  # or bf16 training would round what inference does not
+        logits = hidden.float() @ rows.float().T
+    plain = head.token_adapter.get_base_layer() if hasattr(head, "token_adapter") else head
+    if getattr(plain, "bias", None) is not None:  # Phi, GPT-J
+        logits = logits + plain.bias[vocabulary.first_id : vocabulary.size].float()
     return scale_logits(model, logits)
 
 
 def scale_logits(model: PreTrainedModel, logits: Tensor) -> Tensor:
-    """What some architectures do behind the head: multiply (Cohere, Granite) and soft-cap (Gemma)."""
+    """What some architectures do behind the head: multiply (Cohere, Granite, Falcon-H1) and soft-cap (Gemma)."""
     config = model.config.get_text_config()
-    scale = getattr(config, "logit_scale", None)
+    names = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+    scale = next((value for name in names if (value := getattr(config, name, None)) is not None), None)
     if scale is None and getattr(config, "logits_scaling", None) is not None:
-        scale = 1 / config.logits_scaling
+        scale = config.logits_scaling if config.model_type == "hyperclovax" else 1 / config.logits_scaling
     if scale is not None:
         logits = logits * scale
     cap = getattr(config, "final_logit_softcapping", None)

@@ -1,12 +1,12 @@
 """The trie of all items, as tensors.
 
-Nodes are numbered breadth first and children by code, so the children of a node are consecutive: edge `e` leads to node
-`e + 1`, and the children of node `n` are the edges `offsets[n] … offsets[n + 1] - 1`. Items are numbered a second time in
-the order of their leaves ("leaf rank"), in which the items below any node are consecutive too: that makes "how many of the
-items below this prefix are excluded?" two binary searches.
+Nodes are numbered breadth first and children by code, so the children of a node are consecutive: edge `e` leads to
+node `e + 1`, and the children of node `n` are the edges `offsets[n] … offsets[n + 1] - 1`. Items are numbered a second
+time in the order of their leaves ("leaf rank"), in which the items below any node are consecutive too: that makes "how
+many of the items below this prefix are excluded?" two binary searches.
 
-Codes are *columns*: level 0 owns the columns `0 … size_0 - 1`, level 1 the next `size_1`, and so on; a column plus the first
-code token's id is a token of the LLM (`vocabulary.py`).
+Codes are *columns*: level 0 owns the columns `0 … size_0 - 1`, level 1 the next `size_1`, and so on; a column plus the
+first code token's id is a token of the LLM (`vocabulary.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,8 +59,12 @@ class Trie:
         codes = np.asarray(codes, dtype=np.int64)
         n_items, n_levels = codes.shape
         first_column = np.concatenate([[0], np.cumsum(level_sizes)])
+        if n_items == 0:
+            raise ValueError("a trie of no item")
         if (codes >= np.asarray(level_sizes)).any():
             raise ValueError("a code is not smaller than the size of its level")
+        if (codes < -1).any() or (codes[:, 0] < 0).any() or ((codes[:, :-1] < 0) & (codes[:, 1:] >= 0)).any():
+            raise ValueError("an item needs a code on the first level, and -1 may only follow its last code")
         paths = np.where(codes >= 0, codes + first_column[:-1], -1)  # (items, levels)
         order = np.lexsort(paths.T[::-1])
         paths = paths[order]
@@ -113,8 +118,10 @@ class Trie:
 
     def to(self, device: torch.device | str) -> Trie:
         """The same trie with its tensors on a device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Trie(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in moved.items():
+            moved[name] = value.to(device) if isinstance(value, Tensor) else value
+        return Trie(**moved)
 
     @property
     def n_items(self) -> int:

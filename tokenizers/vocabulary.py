@@ -1,11 +1,12 @@
 """Codes as tokens of the LLM.
 
-The code tokens are *ordinary* added tokens: special ones would vanish where TRL decodes completions before it calls the
-rewards. They get consecutive ids: first the begin marker, which opens every answer, then the columns of the trie.
+The code tokens are *ordinary* added tokens: special ones would vanish where TRL decodes completions before it calls
+the rewards. They get consecutive ids: first the begin marker, which opens every answer, then the columns of the trie.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BEGIN = "<|item|>"
+_CODE = re.compile(r"<\|[a-z]_\d+\|>")
 
 
 def code_token(level: int, code: int) -> str:
@@ -81,13 +83,13 @@ class Vocabulary:
             *(code_token(level, code) for level, size in enumerate(level_sizes) for code in range(size)),
         ]
         known = tokenizer.get_vocab()
-        present = [name for name in names if name in known]
+        present = [name for name in known if name == BEGIN or _CODE.fullmatch(name)]
         if not present:
             tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in names])
         ids = tokenizer.convert_tokens_to_ids(names)
-        if (present and len(present) != len(names)) or ids != list(range(ids[0], ids[0] + len(names))):
+        if (present and set(present) != set(names)) or ids != list(range(ids[0], ids[0] + len(names))):
             raise UserError(
-                f"the tokenizer already has {len(present)} of the {len(names)} code tokens, so it belongs to another index: "
-                "start from the original tokenizer of the base model"
+                f"the tokenizer already has {len(present)} code tokens, and they are not the {len(names)} of this "
+                "index: it belongs to another index; start from the original tokenizer of the base model"
             )
         return cls(tuple(int(size) for size in level_sizes), ids[0])

@@ -1,9 +1,9 @@
 """The policy that is trained is the policy that recommends: a softmax over legal codes where an item is written.
 
-TRL calls the causal LM with `fused_lm_head=True` and reads log-probabilities, entropies and labels from the output. This
-module answers that call itself: positions whose label is a code are scored over the legal children of their prefix in the
-item trie (the decoder's rule), all others over the full vocabulary. The vocabulary-wide head is computed only for the latter,
-so training on items alone never touches it. Everything else (losses, importance ratios, reference
+TRL calls the causal LM with `fused_lm_head=True` and reads log-probabilities, entropies and labels from the output.
+This module answers that call itself: positions whose label is a code are scored over the legal children of their
+prefix in the item trie (the decoder's rule), all others over the full vocabulary. The vocabulary-wide head is computed
+only for the latter, so training on items alone never touches it. Everything else (losses, importance ratios, reference
 log-probabilities, distributed training) is TRL's.
 """
 
@@ -158,4 +158,4 @@ def install_item_policy(model: PreTrainedModel, trie: Trie, vocabulary: Vocabula
             label_mask=mask,
         )
 
-    model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
+    model.forward = types.MethodType(forward, model)

@@ -1,19 +1,48 @@
-"""TRL's SFTTrainer with the item policy, float32 adapters and adapter-only checkpoints: nothing else is changed."""
+"""TRL's SFTTrainer and SFTConfig with the item policy, float32 adapters and adapter-only checkpoints: no more."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler, SequentialSampler
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from reasonrec.recipes.models.load import trainable_to_float32
 from reasonrec.recipes.models.policy import install_item_policy
+from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
+
+
+@dataclass
+class SftArguments(SFTConfig):
+    """TRL's SFTConfig; `num_train_epochs` are passes over the interactions and may be a fraction."""
+
+    output_dir: str | None = field(default=None, metadata={"help": "folder of the trained model"})
+    report_to: str | list[str] = field(
+        default="tensorboard", metadata={"help": "where to log: tensorboard, wandb, none …"}
+    )
+    logging_steps: float = field(default=10, metadata={"help": "log every so many steps"})
+    save_steps: float = field(default=200, metadata={"help": "checkpoint every so many steps"})
+    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints to keep"})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "learning-rate schedule"})
+    warmup_steps: float = field(default=0.05, metadata={"help": "warm-up: steps, or a share of them"})
+
+    def __post_init__(self) -> None:
+        if not self.output_dir:
+            raise UserError("output_dir is required: set it in the YAML file or pass --output_dir")
+        for name, wanted in (("packing", False), ("assistant_only_loss", False), ("max_steps", -1)):
+            if getattr(self, name) != wanted:
+                raise UserError(
+                    f"{name}={getattr(self, name)} is not supported here: the plan decides order, loss and steps"
+                )
+        # transformers refuses bf16 without an accelerator unless it is told that the CPU is meant.
+        self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
+        super().__post_init__()
 
 
 class ItemSFTTrainer(SFTTrainer):
@@ -63,7 +92,7 @@ class ItemSFTTrainer(SFTTrainer):
                 },
             ]
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = optimizer_class([g for g in groups if g["params"]], **options)
+            self.optimizer: torch.optim.Optimizer = optimizer_class([g for g in groups if g["params"]], **options)
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -87,7 +116,7 @@ def save_weights(model: Any, folder: str | Path) -> None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint: `trainer_state.json` is written last, so a torn one does not have it (or is not JSON)."""
+    """The newest whole checkpoint: `trainer_state.json` is written last, so a torn one has none that is JSON."""
     whole = []
     for path in folder.glob("checkpoint-*"):
         try:
