@@ -198,9 +198,7 @@ def test_padding_batch_order_and_batch_size_change_nothing(world, k, num_beams):
 def test_what_stands_under_the_padding_is_not_read(world):
     ids, mask = world.batch(world.prompts, pad=3)
     other = torch.where(mask.bool(), ids, 11)
-    found = [
-        beam_search(world.model, world.trie, world.vocabulary, x, mask, k=9, num_beams=9) for x in (ids, other)
-    ]
+    found = [beam_search(world.model, world.trie, world.vocabulary, x, mask, k=9, num_beams=9) for x in (ids, other)]
     assert torch.equal(found[0].items, found[1].items)
     assert torch.equal(found[0].scores, found[1].scores)
 
