@@ -1,0 +1,219 @@
+"""Advantages: what a rollout was worth beside the others of its group. Pure maths.
+
+Rows are rollouts, and each run of `group_size` rows is the group of one prompt. In several processes the rows of all
+of them are gathered first, so that a group is whole and every process has the same numbers. Everything is computed
+in float64: in float32 the mean of equal rewards misses them by a rounding, and dividing by a standard deviation of
+almost nothing makes an advantage out of it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reasonrec.tokenizers.errors import UserError
+
+EPSILON = 1e-6
+_EQUAL = 1e-7  # relative; rewards that differ by no more are equal, because weighted sums round
+
+
+def grpo_advantage(rewards: Tensor, group_size: int, *, scale: bool = True, epsilon: float = EPSILON) -> Tensor:
+    """Group-normalised advantage of GRPO.
+
+    A_i = (r_i − mean(r)) / (std(r) + ε), with mean and standard deviation (n − 1 in the denominator) of the group.
+    A group of equal rewards gets zeros, exactly. Source: https://arxiv.org/abs/2402.03300, as GREAM uses it.
+
+    Args:
+        rewards: (rows,); NaN for a rollout that could not be scored, which gets 0 and does not count in its group.
+        group_size: Rollouts of a prompt, n.
+        scale: Divide by the standard deviation; without it a group weighs as much as its rewards differ
+            (https://arxiv.org/abs/2503.20783).
+        epsilon: ε.
+
+    Returns:
+        (rows,) in the dtype of `rewards`.
+
+    Raises:
+        UserError: If the rows are no whole groups of at least two.
+    """
+    groups = _groups(rewards, group_size)
+    scored = ~groups.isnan()
+    count = scored.sum(1, keepdim=True).clamp(min=1)
+    known = groups.nan_to_num(0.0)
+    centred = torch.where(scored, known - known.sum(1, keepdim=True) / count, 0.0)
+    if scale:
+        deviation = (centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+        centred = centred / (deviation + epsilon)
+    centred = torch.where(_constant(groups)[:, None], 0.0, centred)
+    return centred.reshape(-1).to(rewards.dtype)
+
+
+def bonus_table(group_size: int, k: int = 4, *, epsilon: float = EPSILON) -> tuple[Tensor, Tensor]:
+    """The Pass@k bonus of a hit and of a miss, by the number of hits in the group.
+
+    With n rollouts of which c hit: ρ = 1 − C(n−c, k)/C(n, k) is the share of subsets of k rollouts that contain a hit,
+    σ = √(ρ(1−ρ)), and
+
+        A_pos = (1 − ρ) / (σ + ε)
+        A_neg = (1 − ρ − C(n−c−1, k−1)/C(n−1, k−1)) / (σ + ε).
+
+    Both are 0 without a hit (c = 0; nothing is to be rewarded) and where every subset has one (n − c < k). c·A_pos +
+    (n−c)·A_neg = 0. Source: Pass@k training, https://arxiv.org/abs/2508.10751; GREAM adds it to GRPO with k = 4.
+
+    Args:
+        group_size: Rollouts of a prompt, n.
+        k: Size of the subsets.
+        epsilon: ε.
+
+    Returns:
+        A_pos and A_neg, float64 (n + 1,) each, for c = 0..n.
+
+    Raises:
+        UserError: Unless 1 ≤ k ≤ n.
+    """
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= group_size:
+        raise UserError(
+            f"k={k} with {group_size} rollouts of a prompt: the bonus takes k of them; choose 1 ≤ k ≤ num_generations"
+        )
+    hits = torch.arange(group_size + 1, dtype=torch.float64)
+    none = _subsets(group_size - hits, group_size, k)  # subsets of k without a hit, 1 − ρ
+    none_beside_a_miss = _subsets(group_size - hits - 1, group_size - 1, k - 1)
+    deviation = ((1 - none) * none).clamp(min=0).sqrt() + epsilon
+    defined = (hits > 0) & (group_size - hits >= k)
+    zero = torch.zeros_like(hits)
+    return torch.where(defined, none / deviation, zero), torch.where(
+        defined, (none - none_beside_a_miss) / deviation, zero
+    )
+
+
+def pass_at_k_bonus(hits: Tensor, group_size: int, *, k: int = 4, epsilon: float = EPSILON) -> Tensor:
+    """The bonus of `bonus_table` for each rollout.
+
+    Args:
+        hits: Booleans (rows,): which rollouts recommend the target exactly (`rewards.exact.exact_hits`). Rewards are
+            no substitute: weighted sums do not equal 1.
+        group_size: Rollouts of a prompt.
+        k: Size of the subsets.
+        epsilon: ε of the table.
+
+    Returns:
+        float64 (rows,); sums to 0 in each group.
+
+    Raises:
+        UserError: If the rows are no whole groups, `hits` are no booleans, or k does not fit.
+    """
+    if hits.dtype != torch.bool:
+        raise UserError(f"hits has dtype {hits.dtype}: pass booleans, from exact_hits and not from rewards")
+    groups = _groups(hits, group_size) > 0
+    positive, negative = (table.to(hits.device) for table in bonus_table(group_size, k, epsilon=epsilon))
+    count = groups.sum(1, keepdim=True)
+    return torch.where(groups, positive[count], negative[count]).reshape(-1)
+
+
+def srpo_advantage(
+    rewards: Tensor, hits: Tensor, group_size: int, *, k: int = 4, scale: bool = True, epsilon: float = EPSILON
+) -> Tensor:
+    """GREAM's bonus-calibrated group advantage: `grpo_advantage` + `pass_at_k_bonus`.
+
+    Normalising hides the scale of rewards: a lone partial match gets the same advantage in its group as a lone exact
+    hit. The bonus tells them apart.
+
+    Args:
+        rewards: (rows,); NaN for a rollout that could not be scored.
+        hits: Booleans (rows,): exact hits.
+        group_size: Rollouts of a prompt.
+        k: Size of the subsets of the bonus.
+        scale: As in `grpo_advantage`.
+        epsilon: ε of both.
+
+    Returns:
+        (rows,) in the dtype of `rewards`.
+
+    Raises:
+        UserError: As `grpo_advantage` and `pass_at_k_bonus`, or if rewards and hits differ in length.
+    """
+    if rewards.shape != hits.shape:
+        raise UserError(f"rewards has shape {tuple(rewards.shape)}, hits {tuple(hits.shape)}: pass the same rows")
+    base = grpo_advantage(rewards.double(), group_size, scale=scale, epsilon=epsilon)
+    return (base + pass_at_k_bonus(hits, group_size, k=k, epsilon=epsilon)).to(rewards.dtype)
+
+
+def zero_variance(rewards: Tensor, group_size: int) -> Tensor:
+    """Which groups teach nothing: all their rewards are equal, or fewer than two could be scored.
+
+    Args:
+        rewards: (rows,); NaN for a rollout that could not be scored.
+        group_size: Rollouts of a prompt.
+
+    Returns:
+        Booleans (groups,).
+    """
+    return _constant(_groups(rewards, group_size))
+
+
+def zero_variance_share(rewards: Tensor, group_size: int) -> float:
+    """Share of the groups that teach nothing; NaN without groups.
+
+    Beside the same share for rewards under `permuted_rows`: where the two are alike, variance comes from chance and
+    not from knowing the target.
+
+    Args:
+        rewards: (rows,).
+        group_size: Rollouts of a prompt.
+    """
+    return float(zero_variance(rewards, group_size).double().mean())
+
+
+def permuted_rows(rows: int, group_size: int, seed: int) -> NDArray[np.int64]:
+    """For each rollout, a row whose target to score it against: that of another group, one and the same in a group.
+
+    All groups stand in one cycle of random order, so that each target is used once and no group keeps its own. Two
+    prompts may share a target, which then stays.
+
+    Args:
+        rows: Number of rollouts.
+        group_size: Rollouts of a prompt.
+        seed: Seed of the cycle.
+
+    Returns:
+        Row numbers (rows,).
+
+    Raises:
+        UserError: If the rows are no whole groups, or there is only one group.
+    """
+    if group_size < 1 or rows % group_size or rows // group_size < 2:
+        raise UserError(
+            f"{rows} rollouts in groups of {group_size}: permuting targets takes at least two whole groups"
+        )
+    order = np.random.default_rng(seed).permutation(rows // group_size)
+    other = np.empty_like(order)
+    other[order] = np.roll(order, -1)
+    return np.repeat(other.astype(np.int64) * group_size, group_size) + np.tile(
+        np.arange(group_size), rows // group_size
+    )
+
+
+def _groups(values: Tensor, group_size: int) -> Tensor:
+    """Float64 (groups, group_size)."""
+    if values.ndim != 1 or group_size < 2 or len(values) % group_size:
+        raise UserError(
+            f"{tuple(values.shape)} values in groups of {group_size}: pass one row per rollout, in whole groups of at "
+            "least two (num_generations)"
+        )
+    return values.double().reshape(-1, group_size)
+
+
+def _constant(groups: Tensor) -> Tensor:
+    low = groups.nan_to_num(torch.inf).amin(1)
+    high = groups.nan_to_num(-torch.inf).amax(1)
+    return ~(high - low > _EQUAL * torch.maximum(low.abs(), high.abs()).clamp(min=1.0))
+
+
+def _subsets(among: Tensor, total: int, k: int) -> Tensor:
+    """C(among, k) / C(total, k) for 0 ≤ k ≤ total, as a product that stays within [0, 1]."""
+    share = torch.ones_like(among)
+    for taken in range(k):
+        share = share * ((among - taken).clamp(min=0) / (total - taken))
+    return share

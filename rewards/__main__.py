@@ -1,0 +1,92 @@
+"""Look at rewards, and try your own before a training run does.
+
+python -m reasonrec.rewards list
+python -m reasonrec.rewards check examples/custom_reward.py:fresh_items
+
+`check` ends with status 1 if the reward cannot be used, and with 2 if it cannot be loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from collections.abc import Sequence
+
+import yaml
+
+from reasonrec.rewards.calling import CONTEXT, KEYWORDS, REQUIRABLE, ROWS
+from reasonrec.rewards.check import Finding, check_reward
+from reasonrec.rewards.registry import RewardSpec, load_reward, names
+from reasonrec.tokenizers.errors import UserError
+
+
+def list_rewards() -> None:
+    """Print the registered rewards and the keywords that a reward can ask for."""
+    for name in names():
+        reward = load_reward(name)
+        first = (inspect.getdoc(reward.function) or "").split("\n")[0]
+        needs = f" [requires {', '.join(reward.requires)}]" if reward.requires else ""
+        print(f"{name:<14} {first}{needs}")
+    print("\nKeywords of a reward (name those you want, and end with **_):")
+    for name in KEYWORDS:
+        kind = "on request" if name in REQUIRABLE else "always" if name in {*ROWS, *CONTEXT} else ""
+        print(f"{name:<16} {kind:<11} {KEYWORDS[name]}")
+
+
+def report(spec: str, found: Finding) -> None:
+    """Print what a check found."""
+    for mode, rows in found.values.items():
+        print(f"{spec}, {mode} mode")
+        for case, value in rows:
+            print(f"  {'None' if value is None else format(value, '.4f'):>9}  {case.kind:<12} {case.name}")
+    for note in found.notes:
+        print(f"note: {note}")
+    for warning in found.warnings:
+        print(f"warning: {warning}")
+    for violation in found.violations:
+        print(f"violation: {violation}")
+    print("it cannot be used as it is" if found.violations else "it can be used")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Words of the command line, `sys.argv[1:]` by default.
+
+    Returns:
+        Exit status: 0, 1 for a reward that breaks a rule, 2 for one that cannot be loaded.
+    """
+    parser = argparse.ArgumentParser(prog="python -m reasonrec.rewards", description=(__doc__ or "").split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="registered rewards, and what a reward can ask for")
+    check = commands.add_parser("check", help="try a reward on golden, adversarial and malformed completions")
+    check.add_argument("reward", help="a registered name, or path/to/file.py:function")
+    check.add_argument("--options", default="{}", help="the reward's own keywords, as YAML: '{n: 4}'")
+    check.add_argument("--strict", action="store_true", help="let warnings end with status 1 too")
+    options = parser.parse_args(argv)
+    if options.command == "list":
+        list_rewards()
+        return 0
+    try:
+        try:
+            own = yaml.safe_load(options.options)
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"--options {options.options!r} is not valid YAML: {' '.join(str(error).split())}"
+            ) from error
+        if not isinstance(own, dict):
+            raise UserError(f"--options {options.options!r}: write a mapping, such as '{{n: 4}}'")
+        spec = RewardSpec.read(options.reward, {"weight": 1.0, **own})
+        reward = load_reward(options.reward, spec.options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    found = check_reward(reward)
+    report(options.reward, found)
+    return 1 if found.violations or (options.strict and found.warnings) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

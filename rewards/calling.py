@@ -1,0 +1,207 @@
+"""Calling a reward: which keywords it may ask for, and what it has to give back.
+
+A reward is a pure function of a batch, keyword-only, that returns one number for each completion, or None for a
+completion that it has nothing to say about. It names the keywords it wants and swallows the others:
+
+    def f(*, predicted_codes, target_codes, **_) -> list[float | None]: ...
+
+It sees the completions of one process, so nothing in it may depend on which rows stand beside a row; statistics of a
+group of rollouts belong to `recipes/trainers/advantages.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from reasonrec.tokenizers.errors import UserError
+
+RewardFunction = Callable[..., Sequence[float | None]]
+
+# One entry per completion. Always there:
+ROWS = {
+    "prompts": "the prompt as text",
+    "completions": "the completion as text",
+    "completion_ids": "its token ids",
+    "predicted_codes": "codes of the recommended item as a tuple, None without a valid answer",
+    "predicted_items": "its item number, -1 without a valid answer",
+    "chains": "token ids of the chain of thought",
+    "flags": "what the parser found (reasonrec.rewards.parse.Flags)",
+    "target_codes": "codes of the item that came next, as a tuple",
+    "target_items": "its item number",
+    "history_items": "item numbers of the history that the prompt shows, oldest first",
+}
+# The same for the whole batch. Always there:
+CONTEXT = {
+    "depth": "codebook levels of an item, the disambiguation code not counted",
+    "reasoning": "whether completions start with a chain",
+}
+# Made only for rewards that ask for it, one entry per completion:
+ROWS_ON_REQUEST = {
+    "beam_items": "item numbers of the beam searched behind the chain, best first, -1 where it is short",
+    "target_log_prob": "log-probability of the target's codes behind the chain",
+}
+# Made only for rewards that ask for it, the same for the whole batch, from train interactions only:
+CONTEXT_ON_REQUEST = {
+    "similarity": "co-visitation of items (reasonrec.rewards.collaborative.CoVisits)",
+    "train_counts": "how often each item is a train target, by item number",
+}
+REQUIRABLE = {**ROWS_ON_REQUEST, **CONTEXT_ON_REQUEST}
+KEYWORDS = {**ROWS, **CONTEXT, **REQUIRABLE}
+_SHAPE = "it has to return a list with one float or None for each completion"
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward function with its name, called with the checks that keep a training run from going astray.
+
+    Attributes:
+        name: Name in logs and messages.
+        function: The function.
+        requires: Keywords that have to be computed for it.
+        options: Values of its own keywords, from the configuration.
+    """
+
+    name: str
+    function: RewardFunction
+    requires: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, **batch: Any) -> list[float | None]:
+        """Score a batch.
+
+        Args:
+            **batch: The keywords of `KEYWORDS`; `completions` has to be there.
+
+        Returns:
+            A float or None for each completion.
+
+        Raises:
+            UserError: If the function raises or returns anything else than one finite number or None per
+                completion; names the reward and the completion.
+        """
+        missing = [name for name in (*_wanted(self.function), *self.requires) if name not in {*batch, *self.options}]
+        if missing:
+            raise UserError(f"reward {self.name!r} needs {missing[0]}, which this caller does not provide")
+        try:
+            values = self.function(**{**batch, **self.options})
+        except UserError as error:  # it knows what is wrong
+            raise UserError(f"reward {self.name!r}: {error}") from error
+        except Exception as error:
+            row = self._culprit(batch)
+            where = f"on the completion {_shown(batch, row)}" if row is not None else "on the batch as a whole"
+            raise UserError(
+                f"reward {self.name!r} raised {type(error).__name__}: {error} {where}; {_SHAPE}, whatever the "
+                "completion holds"
+            ) from error
+        return self._checked(values, batch)
+
+    def _checked(self, values: Any, batch: Mapping[str, Any]) -> list[float | None]:
+        completions = batch["completions"]
+        if hasattr(values, "tolist"):  # an array or a tensor
+            values = values.tolist()
+        if not isinstance(values, list | tuple):
+            raise UserError(f"reward {self.name!r} returned {type(values).__name__}; {_SHAPE}")
+        if len(values) != len(completions):
+            first = f"; the first completion is {_shown(batch, 0)}" if len(completions) else ""
+            raise UserError(
+                f"reward {self.name!r} returned {len(values)} values for {len(completions)} completions{first}; "
+                f"{_SHAPE}"
+            )
+        result: list[float | None] = []
+        for row, value in enumerate(values):
+            if type(value) is float or value is None:
+                number = value
+            elif isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+                raise UserError(
+                    f"reward {self.name!r} returned {_short(repr(value))} ({type(value).__name__}) for the completion "
+                    f"{_shown(batch, row)}; {_SHAPE}"
+                )
+            else:
+                number = float(value)
+            if number is not None and not math.isfinite(number):
+                raise UserError(
+                    f"reward {self.name!r} returned {number} for the completion {_shown(batch, row)}; {_SHAPE}, "
+                    "None where there is nothing to say"
+                )
+            result.append(number)
+        return result
+
+    def _culprit(self, batch: Mapping[str, Any]) -> int | None:
+        """The first row that the function fails on alone."""
+        for row in range(len(batch["completions"])):
+            try:
+                self.function(**{**take(batch, [row]), **self.options})
+            except Exception:
+                return row
+        return None
+
+
+def take(batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """The same keywords for some of the rows.
+
+    Args:
+        batch: Keywords of a reward.
+        rows: Which rows, in the order wanted.
+    """
+    per_row = {*ROWS, *ROWS_ON_REQUEST}
+    return {name: [value[r] for r in rows] if name in per_row else value for name, value in batch.items()}
+
+
+def check_signature(name: str, function: Any, nearest: Callable[[str, Sequence[str]], str]) -> tuple[str, ...]:
+    """Check that a function can be called as a reward.
+
+    Args:
+        name: Its name in messages.
+        function: Anything.
+        nearest: Makes a hint out of a wrong name and the right ones.
+
+    Returns:
+        What its keywords require to be computed.
+
+    Raises:
+        UserError: If it is no function, takes positional arguments, does not swallow further keywords, or wants one
+            that nobody provides.
+    """
+    form = "write `def f(*, predicted_codes, target_codes, completions, **_)`"
+    if not callable(function) or inspect.isclass(function):
+        raise UserError(f"reward {name!r} is a {type(function).__name__}, not a function; {form}")
+    if inspect.iscoroutinefunction(function):
+        raise UserError(f"reward {name!r} is asynchronous; {form}")
+    parameters = inspect.signature(function).parameters.values()
+    for parameter in parameters:
+        if parameter.kind not in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD):
+            raise UserError(f"reward {name!r} takes {parameter.name!r} by position; {form}, with the star in front")
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        raise UserError(f"reward {name!r} refuses the keywords it does not name; {form}, with **_ at the end")
+    for wanted in _wanted(function):
+        if wanted not in KEYWORDS:
+            raise UserError(
+                f"reward {name!r} wants {wanted!r}, which nobody provides{nearest(wanted, list(KEYWORDS))}"
+            )
+    return tuple(p.name for p in parameters if p.name in REQUIRABLE)
+
+
+def own_options(function: RewardFunction) -> list[str]:
+    """The keywords of a function that are its own: they have a default, and no caller provides them."""
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.name not in KEYWORDS and p.kind is p.KEYWORD_ONLY]
+
+
+def _wanted(function: RewardFunction) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
+
+
+def _shown(batch: Mapping[str, Any], row: int) -> str:
+    return f"{_short(repr(batch['completions'][row]))} (row {row})"
+
+
+def _short(text: str, most: int = 160) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 3 :]}"

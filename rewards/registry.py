@@ -1,0 +1,285 @@
+"""Rewards by name, and from anybody's file.
+
+In a configuration, a reward is a registered name or `path/to/file.py:function`, with a weight. Weight 0 logs the
+reward and changes nothing else. Options of a reward go beside its weight:
+
+    rewards:
+      rsvr: 1.0
+      "examples/custom_reward.py:fresh_items": 0.2
+      repetition: {weight: 0.1, n: 3}
+      length: 0
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reasonrec.rewards.calling import REQUIRABLE, Reward, RewardFunction, check_signature, own_options
+from reasonrec.tokenizers.errors import UserError
+
+# One family a file; a new one is added here.
+FAMILIES = ("exact", "prefix", "rank", "format", "length", "repetition", "collaborative", "likelihood")
+
+_F = TypeVar("_F", bound=RewardFunction)
+_registered: dict[str, Reward] = {}
+
+
+def reward(*, name: str | None = None, requires: Sequence[str] = ()) -> Callable[[_F], _F]:
+    """Register a reward function.
+
+    Args:
+        name: Name to select it by, the function's by default.
+        requires: What has to be computed for it (`calling.REQUIRABLE`). Keywords of the function that are among these
+            need not be repeated.
+
+    Raises:
+        UserError: If the name is taken, or the function cannot be called as a reward.
+
+    Example:
+        >>> @reward(name="short_answers")
+        ... def short_answers(*, completions, **_):
+        ...     return [1.0 / (1 + len(text)) for text in completions]
+        >>> load_reward("short_answers")(completions=["abc"])
+        [0.25]
+    """
+
+    def register(function: _F) -> _F:
+        called = name or function.__name__
+        known = _registered.get(called)
+        # The same file may be read twice; another one may not take the name away.
+        if known is not None and _source(known.function) != _source(function):
+            raise UserError(
+                f"the reward {called!r} exists already ({_source(known.function)[0]}): choose another name"
+            )
+        _registered[called] = _as_reward(called, function, requires)
+        return function
+
+    return register
+
+
+def names() -> list[str]:
+    """Names of all registered rewards, those of the kit included."""
+    _load_families()
+    return sorted(_registered)
+
+
+def load_reward(spec: str, options: Mapping[str, Any] | None = None) -> Reward:
+    """Find a reward.
+
+    Args:
+        spec: A registered name, or `path/to/file.py:function`. The file is run.
+        options: Values of the function's own keywords.
+
+    Raises:
+        UserError: If there is no such name, file or function (names the nearest), if the file fails, if the function
+            cannot be called as a reward, or if it has no such option.
+    """
+    if ":" in spec or "/" in spec or spec.endswith(".py"):
+        found = _from_file(spec)
+    else:
+        _load_families()
+        if spec not in _registered:
+            raise UserError(f"no reward is called {spec!r}{_nearest(spec, list(_registered))}")
+        found = _registered[spec]
+    for option in options or {}:
+        known = own_options(found.function)
+        if option not in known:
+            raise UserError(f"reward {spec!r} has no option {option!r}{_nearest(option, known)}")
+    return Reward(found.name, found.function, found.requires, dict(options or {}))
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """How a reward counts.
+
+    Attributes:
+        weight: Factor in the sum; 0 logs only.
+        options: Values of the function's own keywords.
+
+    Raises:
+        UserError: If the weight is no finite number.
+    """
+
+    weight: float
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the weight."""
+        weight = self.weight
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise UserError(f"weight {weight!r} ({type(weight).__name__}): a weight is a finite number, 0 logs only")
+
+    @classmethod
+    def read(cls, spec: str, value: Any) -> RewardSpec:
+        """The YAML form: a weight, or a mapping of `weight` and options.
+
+        Raises:
+            UserError: If it is neither.
+        """
+        try:
+            options = dict(value) if isinstance(value, Mapping) else {"weight": value}
+            if "weight" not in options:
+                raise UserError(f"found {options}; write {{weight: 1.0, …}}")
+            weight = options.pop("weight")
+            # YAML reads 1e-3 as text.
+            return cls(float(weight) if isinstance(weight, str) else weight, options)
+        except ValueError as error:
+            raise UserError(f"rewards: {spec!r}: {error}") from error
+
+
+@dataclass(frozen=True)
+class WeightedRewards:
+    """The rewards of a run and their weights.
+
+    Attributes:
+        rewards: The rewards, in the order of the configuration.
+        weights: Their weights.
+    """
+
+    rewards: tuple[Reward, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names in logs: the function's where that is unique, else as configured."""
+        return tuple(reward.name for reward in self.rewards)
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """What has to be computed for any of them."""
+        return tuple(sorted({name for reward in self.rewards for name in reward.requires}))
+
+    def __call__(self, **batch: Any) -> NDArray[np.float64]:
+        """Score a batch with each reward.
+
+        Args:
+            **batch: Keywords of `calling.KEYWORDS`.
+
+        Returns:
+            Rewards (completions, rewards), NaN where a reward said None.
+
+        Raises:
+            UserError: As `Reward`.
+        """
+        columns = [reward(**batch) for reward in self.rewards]
+        return np.array(columns, dtype=np.float64).T.reshape(len(batch["completions"]), len(columns))
+
+    def total(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The weighted sum that training optimises.
+
+        Args:
+            values: Rewards (completions, rewards), NaN for None.
+
+        Returns:
+            Sums (completions,). A None counts as 0, and where all that have a weight said None, the sum is NaN: the
+            completion cannot be scored. What has weight 0 takes no part in that.
+        """
+        counted = np.array(self.weights) != 0
+        values, weights = values[:, counted], np.array(self.weights)[counted]
+        total = np.nansum(values * weights, axis=1)
+        return np.where(np.isnan(values).all(axis=1), np.nan, total)
+
+
+def load_rewards(config: Mapping[str, Any]) -> WeightedRewards:
+    """Load the rewards of a configuration.
+
+    Args:
+        config: Name or `file.py:function` to weight, or to a mapping of `weight` and options.
+
+    Raises:
+        UserError: If a reward or weight is wrong, or nothing has a weight.
+    """
+    specs = {spec: RewardSpec.read(spec, value) for spec, value in config.items()}
+    if not any(spec.weight for spec in specs.values()):
+        raise UserError(f"rewards={dict(config)}: nothing is rewarded; give at least one reward a weight other than 0")
+    found = [load_reward(name, spec.options) for name, spec in specs.items()]
+    short = [reward.name for reward in found]
+    named = [
+        Reward(r.name if short.count(r.name) == 1 else spec, r.function, r.requires, r.options)
+        for spec, r in zip(specs, found, strict=True)
+    ]
+    return WeightedRewards(tuple(named), tuple(float(spec.weight) for spec in specs.values()))
+
+
+def _as_reward(name: str, function: Any, requires: Sequence[str]) -> Reward:
+    requires = (requires,) if isinstance(requires, str) else tuple(requires)
+    for wanted in requires:
+        if wanted not in REQUIRABLE:
+            raise UserError(f"reward {name!r} requires {wanted!r}{_nearest(wanted, list(REQUIRABLE))}")
+    return Reward(name, function, tuple(sorted({*requires, *check_signature(name, function, _nearest)})))
+
+
+def _load_families() -> None:
+    for family in FAMILIES:
+        importlib.import_module(f"reasonrec.rewards.{family}")
+
+
+def _from_file(spec: str) -> Reward:
+    file, _, function = spec.rpartition(":") if ":" in spec else (spec, "", "")
+    path = Path(file)
+    if not path.is_file():
+        near = _nearest(path.name, [p.name for p in path.parent.glob("*.py")]) if path.parent.is_dir() else ""
+        raise UserError(f"reward {spec!r}: there is no file {file}{near or '; paths start where the command runs'}")
+    module = _run_file(path, spec)
+    own = [
+        name
+        for name, value in vars(module).items()
+        if callable(value) and getattr(value, "__module__", "") == module.__name__ and not name.startswith("_")
+    ]
+    if not function or not hasattr(module, function):
+        problem = f"{file} has no function {function!r}" if function else "write path/to/file.py:function"
+        raise UserError(f"reward {spec!r}: {problem}{_nearest(function, own) if own else '; the file defines none'}")
+    value = getattr(module, function)
+    declared = next((r for r in _registered.values() if r.function is value), None)
+    return declared or _as_reward(function, value, ())
+
+
+def _run_file(path: Path, spec: str) -> ModuleType:
+    """Import a file as a module of its own; one that did not change is not run again."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"reward {spec!r}: {path} cannot be read: {error.strerror}") from error
+    digest = hashlib.sha256(str(path.resolve()).encode() + b"\0" + text).hexdigest()[:12]
+    name = f"reasonrec_reward_{path.stem}_{digest}"
+    if name in sys.modules:
+        return sys.modules[name]
+    made = importlib.util.spec_from_file_location(name, path.resolve())
+    if made is None or made.loader is None:
+        raise UserError(f"reward {spec!r}: {path} is not a Python file")
+    module = importlib.util.module_from_spec(made)
+    sys.modules[name] = module
+    try:
+        made.loader.exec_module(module)
+    except UserError:
+        del sys.modules[name]
+        raise
+    except Exception as error:
+        del sys.modules[name]
+        raise UserError(f"reward {spec!r}: running {path} failed with {type(error).__name__}: {error}") from error
+    return module
+
+
+def _source(function: Any) -> tuple[str, str]:
+    code = getattr(function, "__code__", None)
+    return (code.co_filename if code else repr(function), getattr(function, "__qualname__", ""))
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there are {', '.join(sorted(known))}" if known else ""
