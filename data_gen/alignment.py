@@ -10,22 +10,29 @@ Tasks (after GREAM and LC-Rec, whose names they keep; templates are our own):
         `one_per_prefix` every item is the answer of an example of its own.
     item2index, index2item: an item's words to its codes, and back.
     fusionseqrec: history in codes to the next title, or history in titles to the next codes.
+    The tasks of `reasoning_tasks`: made of reasoning traces, which the plan and the renderer have to be given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
 from reasonrec.data_gen.prompts import TEMPLATES, Prompter
+from reasonrec.data_gen.reasoning_tasks import REASONING_TASKS
 from reasonrec.tokenizers.errors import UserError
 
+if TYPE_CHECKING:
+    from reasonrec.data_gen.reasoning_tasks import ReasoningRenderer
+
 TASKS = ("seqrec", "item2index", "index2item", "fusionseqrec")
+KNOWN = (*TASKS, *REASONING_TASKS)  # a plan's numbers of tasks count through this
 _GROUPED_BATCHES = 32  # examples of this many batches are sorted by length together
 _TEXT_TOKENS = 24  # rough length of a title, only used to put examples of similar length together
 _FUSION_HISTORY = 5  # titles are long: this many of them
@@ -52,19 +59,110 @@ class PlanConfig:
     seed: int
 
     def __post_init__(self) -> None:
-        unknown = set(self.tasks) - set(TASKS)
-        if unknown:
-            raise UserError(f"tasks names {sorted(unknown)[0]!r}; known are {', '.join(TASKS)}")
-        if not any(weight > 0 for weight in self.tasks.values()) or any(w < 0 for w in self.tasks.values()):
-            raise UserError(f"tasks={dict(self.tasks)}: weights must be at least 0, and one of them above 0")
+        check_tasks("tasks", self.tasks)
         if self.max_history < 1:
             raise UserError(f"max_history={self.max_history} must be at least 1")
         if not self.passes > 0:
             raise UserError(f"num_train_epochs={self.passes} must be above 0")
 
 
+def check_tasks(where: str, weights: Mapping[str, float]) -> None:
+    """Check weights of tasks.
+
+    Raises:
+        UserError: If a task is unknown, a weight is negative, or none is above 0.
+    """
+    unknown = set(weights) - set(KNOWN)
+    if unknown:
+        raise UserError(f"{where} names {sorted(unknown)[0]!r}; known are {', '.join(KNOWN)}")
+    if not any(weight > 0 for weight in weights.values()) or any(w < 0 for w in weights.values()):
+        raise UserError(f"{where}={dict(weights)}: weights must be at least 0, and one of them above 0")
+
+
+@dataclass(frozen=True)
+class Material:
+    """What examples are made of.
+
+    Attributes:
+        sequences: Items of each training sequence.
+        item_lengths: (items,) tokens of each item.
+        set_order: The sequences are sets (baskets): their items are shuffled anew in every pass.
+        reasoning: Reasoning traces, for the tasks that need them.
+    """
+
+    sequences: Sequence[np.ndarray]
+    item_lengths: np.ndarray
+    set_order: bool = False
+    reasoning: ReasoningRenderer | None = None
+
+    def __post_init__(self) -> None:
+        if (self.lengths > 1).sum() == 0:
+            raise UserError("no training sequence has two items or more: there is nothing to learn an order from")
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Items of each sequence (sequences,)."""
+        return np.array([len(s) for s in self.sequences])
+
+    @cached_property
+    def cumulative(self) -> list[np.ndarray]:
+        """Tokens of each sequence's first 0, 1, … items."""
+        return [np.concatenate([[0], np.cumsum(self.item_lengths[s])]) for s in self.sequences]
+
+    def windows(self, config: PlanConfig, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """One pass over the interactions: source, start, stop and length of each sequence example."""
+        cut = _prefixes if config.one_per_prefix else _windows
+        source, start, stop = cut(self.lengths, config.max_history, rng)
+        tokens = [self.cumulative[s][b] - self.cumulative[s][a] for s, a, b in zip(source, start, stop, strict=True)]
+        return source, start, stop, np.array(tokens)
+
+    def draw(self, task: str, count: int | None, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """Source, start, stop and length of some examples of any task but seqrec; one round of it without a count."""
+        if task == "fusionseqrec":
+            long = np.flatnonzero(self.lengths > 1)
+            chosen = long[rng.integers(0, len(long), len(long) if count is None else count)]
+            end = rng.integers(2, self.lengths[chosen] + 1)
+            begin = np.maximum(0, end - 1 - _FUSION_HISTORY)
+            return chosen, begin, end, (end - begin) * int(float(self.item_lengths.mean()) + _TEXT_TOKENS)
+        if task in REASONING_TASKS:
+            if self.reasoning is None:
+                raise UserError(f"the task {task} is made of reasoning traces: set traces to a folder of them")
+            pool, size = self.reasoning.eligible(task), self.reasoning.lengths(task)
+        else:
+            pool, size = np.arange(len(self.item_lengths)), self.item_lengths + _TEXT_TOKENS
+        count = len(pool) if count is None else count
+        # Whole rounds over the pool first: every item is seen equally often.
+        rounds = [rng.permutation(len(pool)) for _ in range(count // len(pool) + 1)]
+        picked = pool[np.concatenate(rounds)[:count]]
+        return picked, np.zeros(count, np.int64), np.ones(count, np.int64), size[picked]
+
+    def columns(
+        self, numbers: np.ndarray, blocks: Sequence[np.ndarray], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """The columns of a plan from the numbers of tasks, and source, start, stop and length."""
+        source, start, stop, length = blocks
+        n = len(numbers)
+        shuffle = np.full(n, -1, dtype=np.int64)
+        if self.set_order:  # one order for all examples that a set is cut into, so that they share out its items
+            _, first, which = np.unique(source, return_index=True, return_inverse=True)
+            shuffle = rng.integers(0, 2**31, n)[first][which]
+        return {
+            "task": numbers.astype(np.int8),
+            "source": source.astype(np.int64),
+            "start": start.astype(np.int32),
+            "stop": stop.astype(np.int32),
+            "shuffle": shuffle,
+            "variant": rng.integers(0, 2**15, n).astype(np.int32),
+            "length": length.astype(np.int32),
+        }
+
+
 def make_plan(
-    config: PlanConfig, sequences: Sequence[np.ndarray], item_lengths: np.ndarray, set_order: bool
+    config: PlanConfig,
+    sequences: Sequence[np.ndarray],
+    item_lengths: np.ndarray,
+    set_order: bool,
+    reasoning: ReasoningRenderer | None = None,
 ) -> pl.DataFrame:
     """Decide what is shown when.
 
@@ -73,21 +171,20 @@ def make_plan(
         sequences: Items of each training sequence.
         item_lengths: (items,) tokens of each item.
         set_order: The sequences are sets (baskets): their items are shuffled anew in every pass.
+        reasoning: Reasoning traces, for the tasks that need them.
 
     Returns:
         One row per example in training order: `task`, `source` (sequence or item), `start` and `stop` (the part of the
         sequence), `shuffle` (seed of the basket's order, -1 for none), `variant` (template), `length` (about, in
         tokens).
     """
-    lengths = np.array([len(s) for s in sequences])
-    if (lengths > 1).sum() == 0:
-        raise UserError("no training sequence has two items or more: there is nothing to learn an order from")
+    material = Material(sequences, item_lengths, set_order, reasoning)
     parts = []
     n_passes = int(np.ceil(config.passes))
     for number in range(n_passes):
         rng = np.random.default_rng([config.seed, number])
-        columns = _one_pass(config, sequences, lengths, item_lengths, set_order, rng)
-        order = _length_grouped(columns["length"], config.batch_size, rng)
+        columns = _one_pass(config, material, rng)
+        order = length_grouped(columns["length"], config.batch_size, rng)
         part = {name: values[order] for name, values in columns.items()}
         if number == n_passes - 1:
             keep = max(1, round(len(order) * (config.passes - number)))
@@ -96,64 +193,18 @@ def make_plan(
     return pl.concat(parts)
 
 
-def _one_pass(
-    config: PlanConfig,
-    sequences: Sequence[np.ndarray],
-    lengths: np.ndarray,
-    item_lengths: np.ndarray,
-    set_order: bool,
-    rng: np.random.Generator,
-) -> dict[str, np.ndarray]:
-    windows = _prefixes if config.one_per_prefix else _windows
-    source, start, stop = windows(lengths, config.max_history, rng)
-    n_seqrec = len(source)
+def _one_pass(config: PlanConfig, material: Material, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    windows = material.windows(config, rng)
+    n_seqrec = len(windows[0])
     unit = config.tasks.get("seqrec", 0) or max(config.tasks.values())
-    cumulative = [np.concatenate([[0], np.cumsum(item_lengths[s])]) for s in sequences]
-    mean_length = float(item_lengths.mean())
-
     blocks: list[tuple[np.ndarray, ...]] = []
-    for number, task in enumerate(TASKS):
+    for number, task in enumerate(KNOWN):
         count = round(n_seqrec * config.tasks.get(task, 0) / unit)
-        if count == 0:
-            continue
-        if task == "seqrec":
-            picked = np.arange(n_seqrec)
-            length = np.array(
-                [cumulative[s][b] - cumulative[s][a] for s, a, b in zip(source, start, stop, strict=True)]
-            )
-            block = (source, start, stop, length)
-        elif task == "fusionseqrec":
-            long = np.flatnonzero(lengths > 1)
-            chosen = long[rng.integers(0, len(long), count)]
-            end = rng.integers(2, lengths[chosen] + 1)
-            begin = np.maximum(0, end - 1 - _FUSION_HISTORY)
-            block = (chosen, begin, end, (end - begin) * int(mean_length + _TEXT_TOKENS))
-        else:
-            # Whole rounds over the catalogue first: every item is seen equally often.
-            rounds = [rng.permutation(len(item_lengths)) for _ in range(count // len(item_lengths) + 1)]
-            picked = np.concatenate(rounds)[:count]
-            block = (
-                picked,
-                np.zeros(count, np.int64),
-                np.ones(count, np.int64),
-                item_lengths[picked] + _TEXT_TOKENS,
-            )
-        blocks.append((np.full(len(block[0]), number), *block))
-    task_no, source, start, stop, length = (np.concatenate(part) for part in zip(*blocks, strict=True))
-    n = len(task_no)
-    shuffle = np.full(n, -1, dtype=np.int64)
-    if set_order:  # one order for all examples that a set is cut into, so that they share out its items
-        _, first, which = np.unique(source, return_index=True, return_inverse=True)
-        shuffle = rng.integers(0, 2**31, n)[first][which]
-    return {
-        "task": task_no.astype(np.int8),
-        "source": source.astype(np.int64),
-        "start": start.astype(np.int32),
-        "stop": stop.astype(np.int32),
-        "shuffle": shuffle,
-        "variant": rng.integers(0, 2**15, n).astype(np.int32),
-        "length": length.astype(np.int32),
-    }
+        if count:
+            block = windows if task == "seqrec" else material.draw(task, count, rng)
+            blocks.append((np.full(len(block[0]), number), *block))
+    numbers, *rest = (np.concatenate(part) for part in zip(*blocks, strict=True))
+    return material.columns(numbers, rest, rng)
 
 
 def _windows(lengths: np.ndarray, max_history: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
@@ -179,8 +230,17 @@ def _prefixes(lengths: np.ndarray, max_history: int, rng: np.random.Generator) -
     return source, np.maximum(0, stop - 1 - max_history), stop
 
 
-def _length_grouped(length: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
-    """A random order in which the examples of a batch are about equally long, so that little is padding."""
+def length_grouped(length: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
+    """A random order in which the examples of a batch are about equally long, so that little is padding.
+
+    Args:
+        length: (examples,) tokens of each.
+        batch_size: Examples of a batch.
+        rng: Draws the order.
+
+    Returns:
+        (examples,) a permutation; batches that are not full come last.
+    """
     order = rng.permutation(len(length))
     batches: list[np.ndarray] = []
     for begin in range(0, len(order), batch_size * _GROUPED_BATCHES):
@@ -207,6 +267,9 @@ class Renderer:
         eos_id: What ends a text answer.
         one_per_prefix: Put the loss on the answer alone.
         max_text_tokens: Cut for titles and texts, in tokens.
+
+    Attributes:
+        reasoning: Renders the tasks that are made of reasoning traces, where there are some.
     """
 
     def __init__(
@@ -233,6 +296,7 @@ class Renderer:
         self.eos_id = eos_id
         self.one_per_prefix = one_per_prefix
         self.max_text_tokens = max_text_tokens
+        self.reasoning: ReasoningRenderer | None = None
 
     def __call__(self, lines: Mapping[str, Sequence[Any]]) -> dict[str, list[list[int]]]:
         """Render a batch of plan lines: `input_ids`, and `labels` with -100 where there is no loss."""
@@ -244,7 +308,10 @@ class Renderer:
         self, task: int, source: int, start: int, stop: int, shuffle: int, variant: int
     ) -> tuple[list[int], list[int]]:
         """Token ids and labels of one example."""
-        name = TASKS[task]
+        name = KNOWN[task]
+        if name in REASONING_TASKS:
+            assert self.reasoning is not None  # the plan was made of it
+            return self.reasoning.render(name, source, variant)
         if name == "seqrec":
             items = self._part(source, start, stop, shuffle)
             return self.history_example(items[:-1], items[-1], every_item=not self.one_per_prefix)

@@ -15,14 +15,13 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset as HfDataset
 
-from reasonrec.data_gen.alignment import PlanConfig, make_plan
 from reasonrec.data_gen.prompts import HISTORY, check_history_prompt
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.model_card import write_card
 from reasonrec.recipes.models.load import LoraSettings, Method, add_adapter
+from reasonrec.recipes.plans import TaskChoice, build_eval, build_plan, load_traces
 from reasonrec.recipes.recommender import Bundle, Setting, load_with_rows, setting_facts
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments, last_checkpoint, save_weights
 from reasonrec.tokenizers.artefact import (
@@ -40,20 +39,14 @@ from reasonrec.tokenizers.index import ItemIndex
 INDECISIVE = {"overwrite", "report_to", "run_name", "disable_tqdm", "logging_steps", "save_steps", "save_total_limit"}
 
 
-@dataclass
-class SftStage:
+@dataclass(kw_only=True)
+class SftStage(TaskChoice):
     """What this stage adds to TRL's SFTConfig."""
 
     dataset: str = field(metadata={"help": "dataset folder (prepare.py)"})
     index: str = field(metadata={"help": "item index folder (index_items.py)"})
     model: str = field(metadata={"help": "Hub id, folder, or package:NAME for a model inside an installed package"})
     method: Method = field(default="qlora", metadata={"help": "full, lora, or qlora (LoRA on a 4-bit NF4 base)"})
-    tasks: dict[str, float] = field(
-        default_factory=lambda: {"seqrec": 1.0},
-        metadata={"help": "weights of seqrec, item2index, index2item, fusionseqrec"},
-    )
-    max_history: int = field(default=20, metadata={"help": "longest history in items"})
-    one_per_prefix: bool = field(default=False, metadata={"help": "one example per prefix instead of whole histories"})
     history_prompt: str = field(default=HISTORY, metadata={"help": "prompt with the place {history}"})
     chat: bool = field(default=False, metadata={"help": "put prompts into the model's chat template"})
     system: str | None = field(default=None, metadata={"help": "system message of the chat template"})
@@ -71,41 +64,11 @@ class SftStage:
 
     def __post_init__(self) -> None:
         check_history_prompt(self.history_prompt)
+        self.check_tasks()
         if self.method == "full" and self.row_learning_rate is not None:
             raise UserError(
                 "row_learning_rate is for lora and qlora; with method=full all rows train at learning_rate"
             )
-
-
-def build_plan(stage: SftStage, args: SftArguments, bundle: Bundle) -> HfDataset:
-    """The training examples, rendered when they are read."""
-    world = PartialState().num_processes
-    config = PlanConfig(
-        tasks=stage.tasks,
-        max_history=stage.max_history,
-        one_per_prefix=stage.one_per_prefix,
-        passes=args.num_train_epochs,
-        batch_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * world,
-        seed=args.data_seed if args.data_seed is not None else args.seed,
-    )
-    renderer = bundle.renderer
-    lengths = torch.tensor([len(ids) for ids in renderer.item_token_ids]).numpy()
-    plan = make_plan(config, renderer.sequences, lengths, bundle.dataset.facts["order"] == "set")
-    return HfDataset(plan.to_arrow()).with_transform(renderer)
-
-
-def build_eval(stage: SftStage, bundle: Bundle) -> HfDataset | None:
-    """Validation cases in the layout of inference."""
-    if stage.valid_rows == 0:
-        return None
-    rows = bundle.dataset.valid.sample(min(stage.valid_rows, bundle.dataset.valid.height), seed=0)
-    examples = [
-        bundle.renderer.history_example(history[-stage.max_history :], target, every_item=False)
-        for history, target in rows.select("history", "target").iter_rows()
-    ]
-    return HfDataset.from_dict(
-        {"input_ids": [ids for ids, _ in examples], "labels": [labels for _, labels in examples]}
-    )
 
 
 def main() -> None:
@@ -126,6 +89,8 @@ def main() -> None:
         bundle = Bundle.build(Dataset.load(stage.dataset), ItemIndex.load(stage.index), setting)
     assert bundle.index.manifest is not None  # it was loaded; this tells the type checker
     inputs = {"dataset": bundle.dataset.manifest.hash, "index": bundle.index.manifest.hash}
+    if (traces := load_traces(stage, bundle)) is not None:
+        inputs["traces"] = traces.manifest.hash
     if state.is_main_process:
         decisive = {name: value for name, value in config.items() if name not in INDECISIVE}
         if other := keep_if_same(out, {**decisive, **inputs, "processes": state.num_processes}):
@@ -143,7 +108,14 @@ def main() -> None:
             targets if "," not in targets else targets.split(","),
         )
         model = add_adapter(model, bundle.vocabulary, lora)
-    plan = build_plan(stage, args, bundle)
+    plan = build_plan(
+        stage,
+        bundle,
+        passes=args.num_train_epochs,
+        batch_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * state.num_processes,
+        seed=args.data_seed if args.data_seed is not None else args.seed,
+        plot=work / "curriculum.png" if state.is_main_process else None,
+    )
     args.output_dir, args.remove_unused_columns, args.num_train_epochs = str(work), False, 1
     args.dataset_kwargs = {"skip_prepare_dataset": True}
     checkpoint = last_checkpoint(work)
@@ -154,7 +126,7 @@ def main() -> None:
         model=model,
         args=args,
         train_dataset=plan,
-        eval_dataset=build_eval(stage, bundle),
+        eval_dataset=build_eval(bundle, stage.valid_rows, stage.max_history),
         processing_class=bundle.tokenizer,
     )
     if state.is_main_process:

@@ -229,3 +229,15 @@ def trainable_to_float32(model: torch.nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def keep_differentiable(model: torch.nn.Module) -> None:
+    """Keep what trains trainable after an evaluation: no packing of 4-bit weights.
+
+    On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights at the first forward pass in evaluation mode, and never
+    unpacks them; its kernel for packed weights rounds to bf16 and passes no gradient back. A trainer whose model is
+    evaluated in between would then train the last layers only.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

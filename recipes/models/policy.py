@@ -52,7 +52,14 @@ def prefix_nodes(trie: Trie, vocabulary: Vocabulary, input_ids: Tensor, row: Ten
 
 
 def item_log_probs(
-    model: PreTrainedModel, trie: Trie, vocabulary: Vocabulary, hidden: Tensor, node: Tensor, label: Tensor
+    model: PreTrainedModel,
+    trie: Trie,
+    vocabulary: Vocabulary,
+    hidden: Tensor,
+    node: Tensor,
+    label: Tensor,
+    *,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Score code labels over the legal children of their prefixes.
 
@@ -63,6 +70,7 @@ def item_log_probs(
         hidden: (n, width) hidden states that predict the labels.
         node: (n,) prefix node of each label.
         label: (n,) token id of each label.
+        temperature: What the logits are divided by.
 
     Returns:
         Log-probability, entropy and whether the label is the most probable child, each (n,).
@@ -76,7 +84,7 @@ def item_log_probs(
             "a code label does not continue a prefix of the item trie: the data was made with another index"
         )
     child, column = trie.children(node)
-    log_probs = legal_log_probs(code_logits(model, hidden, vocabulary), child, column)
+    log_probs = legal_log_probs(code_logits(model, hidden, vocabulary) / temperature, child, column)
     legal = child >= 0
     is_target = child == target[:, None]
     finite = torch.where(legal, log_probs, 0)
@@ -88,33 +96,62 @@ def item_log_probs(
     )
 
 
-def _text_chunk(model: PreTrainedModel, hidden: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    logits = scale_logits(model, model.get_output_embeddings()(hidden).float())
-    log_probs = logits.log_softmax(-1)
+def text_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Logits of the full vocabulary in float32, (..., width) to (..., vocabulary)."""
+    return scale_logits(model, model.get_output_embeddings()(hidden).float())
+
+
+def _text_chunk(
+    model: PreTrainedModel, hidden: Tensor, label: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    log_probs = (text_logits(model, hidden) / temperature).log_softmax(-1)
     entropy = -(log_probs.exp() * log_probs).sum(-1)
     return log_probs.gather(-1, label[:, None])[:, 0], entropy, log_probs.argmax(-1) == label
 
 
-def text_log_probs(model: PreTrainedModel, hidden: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def text_log_probs(
+    model: PreTrainedModel, hidden: Tensor, label: Tensor, *, temperature: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Score text labels over the full vocabulary, in chunks that are recomputed in the backward pass.
 
     Args:
         model: Causal LM.
         hidden: (n, width) hidden states that predict the labels.
         label: (n,) token ids.
+        temperature: What the logits are divided by.
 
     Returns:
         Log-probability, entropy and whether the label is the most probable token, each (n,).
     """
     parts = [
-        checkpoint(_text_chunk, model, h, y, use_reentrant=False)
+        checkpoint(_text_chunk, model, h, y, temperature, use_reentrant=False)
         for h, y in zip(hidden.split(TEXT_CHUNK), label.split(TEXT_CHUNK), strict=True)
     ]
     log_probs, entropy, top = (torch.cat(part) for part in zip(*parts, strict=True))
     return log_probs, entropy, top
 
 
-def install_item_policy(model: PreTrainedModel, trie: Trie, vocabulary: Vocabulary) -> None:
+def in_answer(vocabulary: Vocabulary, input_ids: Tensor) -> Tensor:
+    """Whether each position but the first stands behind a begin marker.
+
+    Args:
+        vocabulary: Where the codes stand.
+        input_ids: (batch, length) token ids.
+
+    Returns:
+        (batch, length - 1) for the positions 1, 2, …
+    """
+    return (input_ids[:, :-1] == vocabulary.begin_id).cummax(1).values
+
+
+def install_item_policy(
+    model: PreTrainedModel,
+    trie: Trie,
+    vocabulary: Vocabulary,
+    *,
+    temperature: float = 1.0,
+    answers_only: bool = False,
+) -> None:
     """Let the model answer `fused_lm_head=True` with the item policy.
 
     Install it after TRL's trainer was built (which installs its own answer), on the model below PEFT's wrapper.
@@ -123,6 +160,11 @@ def install_item_policy(model: PreTrainedModel, trie: Trie, vocabulary: Vocabula
         model: Causal LM.
         trie: Trie of the items, on the model's device.
         vocabulary: Where the codes stand.
+        temperature: What the logits are divided by: that of the sampler whose completions are scored.
+        answers_only: The policy of rollouts: only what stands behind a begin marker is constrained (a chain may name
+            items, but writes them as free text), and what follows a complete answer is certain: log-probability 0.
+            Otherwise, for supervised examples, every code is an item's, except for codes before the answer of an
+            example that supervises words as well: those are part of a chain.
     """
     inner = model.forward
 
@@ -132,28 +174,39 @@ def install_item_policy(model: PreTrainedModel, trie: Trie, vocabulary: Vocabula
         labels, given = kwargs.pop("labels"), kwargs.pop("num_items_in_batch", None)
         kwargs["use_cache"] = False
         input_ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        if answers_only and kwargs.get("position_ids") is None and kwargs.get("attention_mask") is not None:
+            # As in the rollout: a prompt's first token has position 0, however much padding stands in front of it.
+            kwargs["position_ids"] = (kwargs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
         target = labels[:, 1:]
         mask = target != -100
         is_code = mask & (target >= vocabulary.first_id) & (target < vocabulary.size)
+        is_text = mask & ~is_code
+        if answers_only:
+            answer = in_answer(vocabulary, input_ids)
+            is_code, is_text = is_code & answer, mask & ~answer
+        else:  # where words are supervised too, items in front of the answer are part of them: a chain is free text
+            named = is_code & is_text.any(1, keepdim=True) & ~in_answer(vocabulary, input_ids)
+            is_code, is_text = is_code & ~named, is_text | named
         fields = [torch.zeros(target.shape, device=target.device) for _ in range(3)]
         row, position = is_code.nonzero(as_tuple=True)
         # `+ 0 * hidden.sum()`: a batch without any label still reaches every parameter, as DDP requires.
         fields[0] = fields[0] + 0.0 * hidden.float().sum()
         if len(row):
             node = prefix_nodes(trie, vocabulary, input_ids, row, position + 1)
-            scored = item_log_probs(self, trie, vocabulary, hidden[is_code], node, target[is_code])
+            scored = item_log_probs(
+                self, trie, vocabulary, hidden[is_code], node, target[is_code], temperature=temperature
+            )
             fields = [f.masked_scatter(is_code, s.to(f.dtype)) for f, s in zip(fields, scored, strict=True)]
-        is_text = mask & ~is_code
         if bool(is_text.any()):
-            scored = text_log_probs(self, hidden[is_text], target[is_text])
+            scored = text_log_probs(self, hidden[is_text], target[is_text], temperature=temperature)
             fields = [f.masked_scatter(is_text, s.to(f.dtype)) for f, s in zip(fields, scored, strict=True)]
         log_probs, entropy, top = fields
         count = mask.sum().clamp(min=1) if given is None else given
         return FusedCausalLMOutput(
             loss=-log_probs.sum() / count,
             log_probs=log_probs,
-            entropy=entropy.detach(),
+            entropy=entropy if answers_only else entropy.detach(),  # an entropy bonus needs its gradient
             is_top1=top.bool(),
             label_mask=mask,
         )

@@ -1,0 +1,242 @@
+"""A teacher behind an OpenAI-compatible endpoint: a provider's, or vLLM, llama.cpp, Ollama on one's own machine.
+
+Requests go out side by side at a limited rate and are repeated with growing pauses when the endpoint is down, slow or
+busy. Every reply is written to a log at once, so a run that was stopped, by whatever, goes on where it was.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from reasonrec.data_gen.label_statistics import Case
+from reasonrec.data_gen.reply_log import ReplyLog, request_hash
+from reasonrec.data_gen.teacher_prompts import Asker, Messages
+from reasonrec.data_gen.traces import Reply
+from reasonrec.tokenizers.errors import UserError
+
+_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+_HOPELESS = {401, 403, 404, 405}  # no other request would fare better
+_LONGEST_PAUSE = 60.0
+
+
+class _Retry(Exception):
+    """What may go well another time."""
+
+    def __init__(self, why: str, pause: float = 0.0) -> None:
+        super().__init__(why)
+        self.why, self.pause = why, pause
+
+
+@dataclass(frozen=True)
+class EndpointSettings:
+    """How to reach an endpoint and how hard to press it.
+
+    Attributes:
+        url: Base URL up to and including `/v1`.
+        model: Name of the model there.
+        api_key: Sent as bearer token, if any; never stored.
+        concurrency: Requests under way at a time.
+        requests_per_minute: Limit over all of them.
+        timeout_s: Patience with one request.
+        retries: Further attempts after the first.
+        pause_s: Pause before the second attempt; it doubles with each further one.
+        give_up_after: Cases in a row without any reply after which the endpoint counts as down.
+        temperature: Sampling temperature.
+        max_new_tokens: Longest reply.
+    """
+
+    url: str
+    model: str
+    api_key: str | None = field(default=None, repr=False)
+    concurrency: int = 8
+    requests_per_minute: float = 600.0
+    timeout_s: float = 60.0
+    retries: int = 5
+    pause_s: float = 1.0
+    give_up_after: int = 10
+    temperature: float = 0.7
+    max_new_tokens: int = 300
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise UserError(f"endpoint={self.url!r} has to be a URL such as http://localhost:8000/v1")
+        for name in ("concurrency", "requests_per_minute", "timeout_s", "pause_s", "give_up_after", "max_new_tokens"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name}={getattr(self, name)} has to be above 0")
+        if self.retries < 0 or self.temperature < 0:
+            raise UserError("retries and temperature have to be at least 0")
+
+
+class _Pace:
+    """Lets callers through at a limited rate, whichever thread they are in."""
+
+    def __init__(self, per_minute: float) -> None:
+        self._gap, self._next, self._lock = 60.0 / per_minute, 0.0, threading.Lock()
+
+    def wait(self, stop: threading.Event) -> None:
+        with self._lock:
+            now = time.monotonic()
+            at = max(now, self._next)
+            self._next = at + self._gap
+        stop.wait(at - now)
+
+
+@dataclass
+class EndpointTeacher:
+    """Asks an endpoint.
+
+    Args:
+        asker: Makes the messages.
+        settings: How to reach the endpoint.
+        log: Where replies are kept.
+        hindsight: Whether the messages show what was chosen.
+    """
+
+    asker: Asker
+    settings: EndpointSettings
+    log: ReplyLog
+    hindsight: bool = False
+    attempts: int = field(default=0, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        """Name in reports."""
+        return f"{self.settings.model} at {self.settings.url}"
+
+    def write(self, cases: Iterable[Case]) -> Iterator[Reply]:
+        """Ask for every case that the log does not answer yet; replies come in the order of arrival.
+
+        Raises:
+            UserError: If the endpoint refuses everything (key, address, model), or stays down; what came before that
+                is in the log.
+        """
+        pace, stop, silent = _Pace(self.settings.requests_per_minute), threading.Event(), 0
+        todo = iter(cases)
+        with ThreadPoolExecutor(self.settings.concurrency) as pool:
+
+            def more(n: int) -> set[Future[Reply]]:
+                return {pool.submit(self._answer, case, pace, stop) for case in islice(todo, n)}
+
+            pending = more(2 * self.settings.concurrency)
+            try:
+                while pending:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        reply = future.result()
+                        silent = silent + 1 if (reply.problem or "").startswith("failed") else 0
+                        yield reply
+                    if silent >= self.settings.give_up_after:
+                        raise UserError(
+                            f"endpoint={self.settings.url}: {silent} cases in a row got no reply (the last: "
+                            f"{reply.problem}); {len(self.log)} replies are kept in {self.log.path}: run the same "
+                            "command again when it answers"
+                        )
+                    pending |= more(len(done))
+            finally:
+                stop.set()  # sleepers wake up and give up
+                for future in pending:
+                    future.cancel()
+
+    def _request(self, messages: Messages) -> dict[str, Any]:
+        return {
+            "model": self.settings.model,
+            "messages": messages,
+            "temperature": self.settings.temperature,
+            "max_tokens": self.settings.max_new_tokens,
+        }
+
+    def _answer(self, case: Case, pace: _Pace, stop: threading.Event) -> Reply:
+        body = self._request(self.asker.messages(case))
+        key = request_hash({**body, "url": self.settings.url, "case": case.key})
+        entry = self.log.get(key)
+        if entry is None:
+            text, problem = self._persist(body, pace, stop)
+            if problem is not None and problem.startswith("failed"):
+                return Reply(case.key, problem=problem)  # not logged: another run tries again
+            entry = {"request": key, "case": case.key, "text": text, "problem": problem}
+            self.log.add(entry)
+        return Reply(case.key, entry["text"], entry["problem"])
+
+    def _persist(self, body: dict[str, Any], pace: _Pace, stop: threading.Event) -> tuple[str | None, str | None]:
+        """Text or problem, after as many attempts as it takes."""
+        why = "failed: stopped"
+        for attempt in range(self.settings.retries + 1):
+            if stop.is_set():
+                return None, "failed: stopped"
+            pace.wait(stop)
+            with self._lock:
+                self.attempts += 1
+            try:
+                return _read(self._post(body))
+            except _Retry as error:
+                why = error.why
+                if attempt < self.settings.retries:
+                    # Drawn, so that requests which failed together do not come back together.
+                    pause = self.settings.pause_s * 2**attempt * random.uniform(0.5, 1.0)
+                    stop.wait(min(max(pause, error.pause), _LONGEST_PAUSE))
+        return None, why
+
+    def _post(self, body: dict[str, Any]) -> bytes:
+        headers = {"Content-Type": "application/json"}
+        if self.settings.api_key:
+            headers["Authorization"] = f"Bearer {self.settings.api_key}"
+        url = self.settings.url.rstrip("/") + "/chat/completions"
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=self.settings.timeout_s) as response:
+                return bytes(response.read())
+        except urllib.error.HTTPError as error:
+            detail = error.read(300).decode("utf-8", "replace").replace("\n", " ")
+            if error.code in _HOPELESS:
+                raise UserError(
+                    f"endpoint={self.settings.url} answers {error.code} for model {self.settings.model}: {detail} "
+                    "(check the address up to /v1, the model's name and the key)"
+                ) from error
+            if error.code in _AGAIN or error.code >= 500:
+                raise _Retry(f"failed: status {error.code}", _seconds(error.headers.get("Retry-After"))) from error
+            return json.dumps({"refused": f"status {error.code}: {detail}"}).encode()
+        except (OSError, http.client.HTTPException) as error:  # refused connection, timeout, cut off in the middle
+            raise _Retry(f"failed: {type(error).__name__}") from error
+
+
+def _seconds(value: str | None) -> float:
+    try:
+        return max(0.0, float(value or 0))
+    except ValueError:  # a date
+        return 0.0
+
+
+def _read(raw: bytes) -> tuple[str | None, str | None]:
+    """Text or problem of a response.
+
+    Raises:
+        _Retry: If it is no chat completion at all.
+    """
+    try:
+        response = json.loads(raw)
+        if "refused" in response:
+            return None, "refused"
+        choice = response["choices"][0]
+        message = choice["message"]
+        text = message.get("content")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _Retry("failed: junk instead of a completion") from error
+    if message.get("refusal") or choice.get("finish_reason") == "content_filter":
+        return None, "refused"
+    if choice.get("finish_reason") == "length":
+        return None, "cut off at max_new_tokens"
+    if not isinstance(text, str) or not text.strip():
+        return None, "empty"
+    return text, None

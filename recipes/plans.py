@@ -1,0 +1,116 @@
+"""What `recipes/sft.py` trains on: plans of examples, with or without reasoning traces and a curriculum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from datasets import Dataset as HfDataset
+
+from reasonrec.data_gen.alignment import Material, PlanConfig, make_plan
+from reasonrec.data_gen.curriculum import make_curriculum, parse_phases, plot_plan
+from reasonrec.data_gen.reasoning_tasks import REASONING_TASKS, Mention, ReasoningRenderer
+from reasonrec.data_gen.traces import Arm, Traces
+from reasonrec.recipes.recommender import Bundle
+from reasonrec.tokenizers.errors import UserError
+
+SEQREC_ONLY = {"seqrec": 1.0}
+
+
+@dataclass
+class TaskChoice:
+    """The keys that choose what is trained on; part of the stage's configuration."""
+
+    tasks: dict[str, float] = field(
+        default_factory=lambda: dict(SEQREC_ONLY),
+        metadata={"help": "weights of seqrec, item2index, index2item, fusionseqrec and of tasks made of traces"},
+    )
+    curriculum: dict[str, dict[str, float]] = field(
+        default_factory=dict, metadata={"help": "phases: {name: {share: 1, task: ratio, …}, …}, instead of tasks"}
+    )
+    traces: str | None = field(default=None, metadata={"help": "folder of reasoning traces (synthesize.py)"})
+    trace_arm: Arm = field(default="all", metadata={"help": "all traces, or those that passed the likelihood filter"})
+    mention: Mention = field(default="codes", metadata={"help": "how chains name items: codes, titles, or both"})
+    max_history: int = field(default=20, metadata={"help": "longest history in items"})
+    one_per_prefix: bool = field(default=False, metadata={"help": "one example per prefix instead of whole histories"})
+
+    def check_tasks(self) -> None:
+        """Refuse contradictions.
+
+        Raises:
+            UserError: If tasks and traces do not fit together, or tasks and a curriculum are given both.
+        """
+        if self.curriculum and self.tasks != SEQREC_ONLY:
+            raise UserError("tasks and curriculum both say what is fed: give one of them")
+        phases = parse_phases(self.curriculum) if self.curriculum else []
+        weights = [phase.ratios for phase in phases] or [self.tasks]
+        used = {
+            task for ratios in weights for task, weight in ratios.items() if weight > 0 and task in REASONING_TASKS
+        }
+        if used and self.traces is None:
+            raise UserError(f"the task {min(used)} is made of reasoning traces: set traces to a folder of them")
+        if self.traces is not None and not used:
+            raise UserError(f"traces={self.traces} is read by no task; those that do: {', '.join(REASONING_TASKS)}")
+
+
+def load_traces(choice: TaskChoice, bundle: Bundle) -> Traces | None:
+    """The traces that a run was given, hung on the bundle's renderer.
+
+    Raises:
+        UserError: If they were made from another dataset.
+    """
+    if choice.traces is None:
+        return None
+    traces = Traces.load(choice.traces, bundle.dataset.manifest, arm=choice.trace_arm)
+    longest = max((len(trace.history) for trace in traces.train), default=0)
+    if longest > choice.max_history:
+        raise UserError(
+            f"traces={choice.traces} explain histories of up to {longest} items, but max_history="
+            f"{choice.max_history}: make both the same"
+        )
+    bundle.renderer.reasoning = ReasoningRenderer(bundle.renderer, traces.train, choice.mention)
+    return traces
+
+
+def build_plan(
+    choice: TaskChoice, bundle: Bundle, *, passes: float, batch_size: int, seed: int, plot: Path | None = None
+) -> HfDataset:
+    """The training examples, rendered when they are read.
+
+    Args:
+        choice: What is trained on.
+        bundle: Dataset, index and tokenizer.
+        passes: Passes over the interactions.
+        batch_size: Examples per optimiser step, over all processes.
+        seed: Seed of every choice.
+        plot: Where to draw what a curriculum feeds when.
+    """
+    config = PlanConfig(choice.tasks, choice.max_history, choice.one_per_prefix, passes, batch_size, seed)
+    renderer = bundle.renderer
+    lengths = np.array([len(ids) for ids in renderer.item_token_ids])
+    set_order = bundle.dataset.facts["order"] == "set"
+    plan: pl.DataFrame
+    if choice.curriculum:
+        phases = parse_phases(choice.curriculum)
+        plan = make_curriculum(config, phases, Material(renderer.sequences, lengths, set_order, renderer.reasoning))
+        if plot is not None:
+            plot_plan(plan, phases, plot)
+    else:
+        plan = make_plan(config, renderer.sequences, lengths, set_order, renderer.reasoning)
+    return HfDataset(plan.to_arrow()).with_transform(renderer)
+
+
+def build_eval(bundle: Bundle, n_rows: int, max_history: int) -> HfDataset | None:
+    """Validation cases in the layout of direct inference; None for no rows."""
+    if n_rows == 0:
+        return None
+    rows = bundle.dataset.valid.sample(min(n_rows, bundle.dataset.valid.height), seed=0)
+    examples = [
+        bundle.renderer.history_example(history[-max_history:], target, every_item=False)
+        for history, target in rows.select("history", "target").iter_rows()
+    ]
+    return HfDataset.from_dict(
+        {"input_ids": [ids for ids, _ in examples], "labels": [labels for _, labels in examples]}
+    )

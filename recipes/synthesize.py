@@ -1,0 +1,123 @@
+"""Write reasoning traces: what leads from a history to a choice, in five stages, verified and counted.
+
+accelerate launch recipes/synthesize.py --config recipes/configs/demo/synthesize.yaml
+
+Replies of an LLM are kept beside the output folder as they arrive; the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from reasonrec.data_gen.label_statistics import ItemLabels, LabelStatistics
+from reasonrec.data_gen.reasoning_tasks import ReasoningRenderer
+from reasonrec.data_gen.schema import Dataset
+from reasonrec.data_gen.synthesis import OnMiss, Synthesis, easy_rows, synthesize
+from reasonrec.data_gen.trace_cases import Selection, select_train, select_valid
+from reasonrec.data_gen.trace_checks import Checker
+from reasonrec.data_gen.traces import Reply, Trace, to_frame
+from reasonrec.recipes.args import parse, run
+from reasonrec.recipes.chain_gain import ChainGain
+from reasonrec.recipes.leak import describe_leak, leak_test
+from reasonrec.recipes.recommender import Bundle, Recommender, Setting
+from reasonrec.recipes.teachers import SynthesizeConfig, build_teacher
+from reasonrec.tokenizers.artefact import check_output, read_manifest, staged, write_json
+from reasonrec.tokenizers.index import ItemIndex
+
+
+def build(config: SynthesizeConfig, dataset: Dataset, bundle: Bundle | None, folder: Path) -> dict[str, Any]:
+    """Write the traces and the report; the report comes back."""
+    labels = ItemLabels.of(dataset.items, config.label_field)
+    statistics = LabelStatistics(dataset, labels)
+    train = select_train(
+        dataset, config.rows, min_history=config.min_history, max_history=config.max_history, seed=config.seed
+    )
+    valid = select_valid(dataset, config.valid_rows, max_history=config.max_history, seed=config.seed)
+    teacher = build_teacher(config, dataset, statistics, (train, valid))
+    checker = Checker(dataset.items, labels)
+    length = None
+    if bundle is not None:
+        chains = ReasoningRenderer(bundle.renderer, [], config.mention)
+
+        def length(trace: Trace) -> int:
+            return len(chains.chain_ids(trace))
+
+    def work(selection: Selection, name: str, on_miss: OnMiss) -> Synthesis:
+        def bar(replies: Iterable[Reply]) -> Iterable[Reply]:
+            return tqdm(replies, desc=name, total=len(selection.cases), unit="case")
+
+        options = {"guesses": config.guesses, "max_tokens": config.max_tokens, "length": length, "progress": bar}
+        return synthesize(teacher, selection, checker, statistics, on_miss=on_miss, **options)  # type: ignore[arg-type]
+
+    # Validation chains are not chosen by their targets, or they would leak in a way that no chain of the model can.
+    parts = {"train": work(train, "train", config.on_miss), "valid": work(valid, "valid", "keep")}
+    if config.filter_model is not None:
+        gain = ChainGain(Recommender.load(config.filter_model, dataset=config.dataset), config.mention)
+        kept = parts["train"].traces
+        for trace, value in zip(kept, gain(kept), strict=True):
+            trace.gain, trace.filtered = value, value > 0
+    for name, part in parts.items():
+        to_frame(part.traces).write_parquet(folder / f"{name}.parquet", compression="zstd")
+    popularity = dataset.items["train_count"].to_numpy()
+    filtered = [trace.filtered for trace in parts["train"].traces if trace.filtered is not None]
+    report = {
+        "teacher": {"name": teacher.name, "kind": config.teacher, "hindsight": teacher.hindsight},
+        "labels": {"field": labels.field, "number": len(labels.names), "times": statistics.has_times},
+        **{name: part.counts() for name, part in parts.items()},
+        "on_miss": config.on_miss,
+        "easy_rows": easy_rows(parts["train"].verified, popularity),
+        "filter": {"model": config.filter_model, "passed": sum(filtered), "of": len(filtered)} if filtered else None,
+        "leak": leak_test(dataset, parts["valid"].traces),
+    }
+    write_json(folder / "report.json", report)
+    return report
+
+
+def describe(report: dict[str, Any]) -> str:
+    """What a person looks at first."""
+    lines = []
+    for name in ("train", "valid"):
+        part = report[name]
+        lost = {**part["no_reply"], **part["rejected"]}
+        lines.append(f"  {name:<8} {part['kept']:,} of {part['cases']:,} traces kept; lost: {lost or 'none'}")
+        lines.append(f"  {'':<8} formulation: {part['formulation']}; tokens: {part['chain_tokens']}")
+    lines += [f"  rows whose formulation is {k:<6} {v}" for k, v in report["easy_rows"].items()]
+    return "\n".join([*lines, describe_leak(report["leak"])])
+
+
+def main() -> None:
+    """Run the stage."""
+    (config,) = parse([SynthesizeConfig])
+    if os.environ.get("RANK", "0") != "0":  # nothing here is training: one process does it
+        return
+    out = check_output(config.output_dir, overwrite=config.overwrite)
+    start = time.perf_counter()
+    dataset = Dataset.load(config.dataset)
+    inputs = {"dataset": dataset.manifest.hash}
+    bundle = None
+    if config.index is not None and config.model is not None:
+        index = ItemIndex.load(config.index)
+        setting = Setting(config.model, "lora", "{history}", chat=False, system=None, max_history=config.max_history)
+        bundle = Bundle.build(dataset, index, setting)
+    if config.filter_model is not None:
+        inputs["filter_model"] = read_manifest(config.filter_model).hash
+    stage = partial(staged, out, kind="traces", config=asdict(config), seed=config.seed, overwrite=config.overwrite)
+    with stage(inputs=inputs) as (folder, facts):
+        report = build(config, dataset, bundle, folder)
+        facts.update(
+            teacher=report["teacher"], max_history=config.max_history, filter_model=config.filter_model,
+            n_train=report["train"]["kept"], n_valid=report["valid"]["kept"],
+        )  # fmt: skip
+    print(f"{describe(report)}\n{out} written in {time.perf_counter() - start:.1f} s")
+
+
+if __name__ == "__main__":
+    run(main)()

@@ -1,0 +1,116 @@
+"""The configuration of `recipes/synthesize.py`, and the teacher it names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from reasonrec.data_gen.label_statistics import LabelField, LabelStatistics
+from reasonrec.data_gen.reasoning_tasks import Mention
+from reasonrec.data_gen.reply_log import ReplyLog
+from reasonrec.data_gen.schema import Dataset
+from reasonrec.data_gen.synthesis import OnMiss, hindsight_targets
+from reasonrec.data_gen.teacher_endpoint import EndpointSettings, EndpointTeacher
+from reasonrec.data_gen.teacher_grounded import GroundedTeacher
+from reasonrec.data_gen.teacher_local import LocalTeacher
+from reasonrec.data_gen.teacher_prompts import Asker
+from reasonrec.data_gen.trace_cases import Selection
+from reasonrec.data_gen.traces import Teacher
+from reasonrec.recipes.models.load import load_base, load_tokenizer
+from reasonrec.tokenizers.errors import UserError
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class SynthesizeConfig:
+    """Configuration of the stage.
+
+    Raises:
+        UserError: If values contradict each other.
+    """
+
+    dataset: str = field(metadata=_help("dataset folder (prepare.py)"))
+    output_dir: str = field(metadata=_help("folder of the traces"))
+    index: str | None = field(default=None, metadata=_help("item index; with model: measures chains in tokens"))
+    model: str | None = field(default=None, metadata=_help("whose tokenizer measures chains"))
+    teacher: Literal["grounded", "endpoint", "local"] = field(
+        default="grounded", metadata=_help("statistics, an OpenAI-compatible endpoint, or a model that runs here")
+    )
+    rows: int = field(default=3000, metadata=_help("moments of the training sequences"))
+    valid_rows: int = field(default=1000, metadata=_help("validation cases, for the leak test only"))
+    min_history: int = field(default=4, metadata=_help("shortest history in items"))
+    max_history: int = field(default=15, metadata=_help("longest history in items"))
+    label_field: LabelField = field(default="auto", metadata=_help("what kinds of items are: category or brand"))
+    guesses: int = field(default=2, metadata=_help("labels of the blind guess"))
+    evidence_items: int = field(default=3, metadata=_help("grounded: items named as evidence"))
+    kept_items: int = field(default=4, metadata=_help("grounded: most items of the rewritten history"))
+    on_miss: OnMiss = field(
+        default="strip", metadata=_help("formulation without a label of the target: strip, drop or keep")
+    )
+    mention: Mention = field(default="codes", metadata=_help("how chains name items: codes, titles, or both"))
+    max_tokens: int = field(default=48, metadata=_help("longest chain, if index and model are given"))
+    hindsight: bool = field(default=False, metadata=_help("show the LLM what was chosen, and mark its traces"))
+    teacher_model: str | None = field(default=None, metadata=_help("the LLM: name at the endpoint, or as `model`"))
+    endpoint: str = field(default="http://localhost:8000/v1", metadata=_help("base URL"))
+    api_key_env: str = field(default="OPENAI_API_KEY", metadata=_help("environment variable that holds the key"))
+    concurrency: int = field(default=8, metadata=_help("requests under way, or cases generated together"))
+    requests_per_minute: float = field(default=600.0, metadata=_help("limit over all requests"))
+    timeout_s: float = field(default=60.0, metadata=_help("patience with one request"))
+    retries: int = field(default=5, metadata=_help("further attempts"))
+    pause_s: float = field(default=1.0, metadata=_help("pause before the second attempt; it doubles"))
+    temperature: float = field(default=0.7, metadata=_help("sampling temperature of the endpoint"))
+    max_new_tokens: int = field(default=300, metadata=_help("longest reply of an LLM"))
+    replies: str | None = field(default=None, metadata=_help("log of replies; <output_dir>.replies.jsonl if unset"))
+    filter_model: str | None = field(
+        default=None,
+        metadata=_help("trained model (sft.py) under which a chain has to raise the target's probability"),
+    )
+    seed: int = field(default=0, metadata=_help("draws the cases"))
+    overwrite: bool = field(default=False, metadata=_help("move an existing output_dir aside"))
+
+    def __post_init__(self) -> None:
+        for name in ("min_history", "max_history", "guesses", "evidence_items", "kept_items", "max_tokens", "rows"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} has to be at least 1")
+        if self.min_history > self.max_history:
+            raise UserError(f"min_history={self.min_history} is above max_history={self.max_history}")
+        if (self.index is None) != (self.model is None):
+            raise UserError("index and model measure chains together: give both, or neither")
+        if self.teacher != "grounded" and not self.teacher_model:
+            raise UserError(f"teacher: {self.teacher} needs teacher_model")
+        if self.teacher == "grounded" and (self.hindsight or self.teacher_model):
+            raise UserError("teacher: grounded reads no LLM and is blind: remove hindsight and teacher_model")
+
+
+def build_teacher(
+    config: SynthesizeConfig, dataset: Dataset, statistics: LabelStatistics, selections: Iterable[Selection]
+) -> Teacher:
+    """The teacher that the configuration names."""
+    if config.teacher == "grounded":
+        return GroundedTeacher(
+            statistics, evidence_items=config.evidence_items, kept_items=config.kept_items, guesses=config.guesses
+        )
+    assert config.teacher_model is not None  # checked above; this tells the type checker
+    asker = Asker(dataset.items, targets=hindsight_targets(*selections) if config.hindsight else None)
+    log = ReplyLog(Path(config.replies or f"{config.output_dir.rstrip('/')}.replies.jsonl"))
+    if config.teacher == "endpoint":
+        names = ("concurrency", "requests_per_minute", "timeout_s", "retries", "pause_s", "temperature")
+        settings = EndpointSettings(
+            config.endpoint,
+            config.teacher_model,
+            os.environ.get(config.api_key_env),
+            max_new_tokens=config.max_new_tokens,
+            **{name: getattr(config, name) for name in names},
+        )
+        return EndpointTeacher(asker, settings, log, config.hindsight)
+    model = load_base(config.teacher_model, method="lora").eval()
+    tokenizer = load_tokenizer(config.teacher_model)
+    return LocalTeacher(
+        asker, model, tokenizer, config.teacher_model, log, config.hindsight, config.concurrency, config.max_new_tokens
+    )
