@@ -166,41 +166,11 @@ class Recommender:
             UserError: If dataset, index or base model are not those of the training; the message names the hashes and
                 the command that mends it.
         """
-        from peft import PeftModel
-
-        path = Path(path)
-        manifest = read_manifest(path)
-        if manifest.kind not in ("adapter", "model"):
-            raise UserError(
-                f"{path} is a {manifest.kind}, not a trained model: give the output folder of recipes/sft.py"
-            )
-        setting = Setting(**manifest.facts["setting"])
-        data = Dataset.load(dataset or manifest.config["dataset"])
-        item_index = ItemIndex.load(index or manifest.config["index"])
-        again = f"accelerate launch recipes/sft.py --index {index or '…'}"
-        remedy = f"pass the one it was trained with, or train again: {again}"
-        if item_index.manifest is not None:
-            check_input(manifest, "index", item_index.manifest, remedy)
-        check_input(manifest, "dataset", data.manifest, remedy)
-        bundle = Bundle.build(data, item_index, setting)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = dtype or torch.bfloat16
-        if manifest.kind == "model":
-            from transformers import AutoModelForCausalLM
-
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-        else:
-            base = load_base(
-                setting.base_model,
-                method=setting.method,
-                dtype=dtype,
-                trust_remote_code=setting.trust_remote_code,
-            )
-            check_base(manifest, base, setting)
-            resize(base, bundle.vocabulary)
-            model = PeftModel.from_pretrained(base, path)
+        bundle, model, setting, manifest = load_trained(
+            path, dataset=dataset, index=index, dtype=dtype or torch.bfloat16
+        )
         if setting.method != "qlora" or manifest.kind == "model":
-            model = model.to(device)
+            model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(bundle, model, setting)
 
     def prompts(self, histories: Sequence[Sequence[int] | np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -255,6 +225,58 @@ class Recommender:
             items[chunk] = found.items.cpu().numpy()
             scores[chunk] = found.scores.float().cpu().numpy()
         return items, scores
+
+
+def load_trained(
+    path: str | Path,
+    *,
+    dataset: str | Path | None = None,
+    index: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    trainable: bool = False,
+) -> tuple[Bundle, Any, Setting, Manifest]:
+    """Load a trained model with all that belongs to it, to recommend with or to train on.
+
+    Args:
+        path: Folder of the adapter or model.
+        dataset: Its dataset; where the training found it by default.
+        index: Its item index; likewise.
+        dtype: Overrides the dtype, which is otherwise that of training: float32 for a full model, else bfloat16.
+        trainable: Let its adapter train on.
+
+    Returns:
+        Dataset, index and tokenizer; the model (a `PeftModel` for an adapter); what it was trained with; its manifest.
+
+    Raises:
+        UserError: If dataset, index or base model are not those of the training; the message names the hashes and the
+            command that mends it.
+    """
+    from peft import PeftModel
+
+    path = Path(path)
+    manifest = read_manifest(path)
+    if manifest.kind not in ("adapter", "model"):
+        raise UserError(f"{path} is a {manifest.kind}, not a trained model: give the output folder of recipes/sft.py")
+    setting = Setting(**manifest.facts["setting"])
+    data = Dataset.load(dataset or manifest.config["dataset"])
+    item_index = ItemIndex.load(index or manifest.config["index"])
+    remedy = (
+        f"pass the one it was trained with, or train again: accelerate launch recipes/sft.py --index {index or '…'}"
+    )
+    if item_index.manifest is not None:
+        check_input(manifest, "index", item_index.manifest, remedy)
+    check_input(manifest, "dataset", data.manifest, remedy)
+    bundle = Bundle.build(data, item_index, setting)
+    if manifest.kind == "model":
+        from transformers import AutoModelForCausalLM
+
+        return bundle, AutoModelForCausalLM.from_pretrained(path, dtype=dtype or torch.float32), setting, manifest
+    base = load_base(
+        setting.base_model, method=setting.method, dtype=dtype, trust_remote_code=setting.trust_remote_code
+    )
+    check_base(manifest, base, setting)
+    resize(base, bundle.vocabulary)
+    return bundle, PeftModel.from_pretrained(base, path, is_trainable=trainable), setting, manifest
 
 
 def check_base(manifest: Manifest, base: PreTrainedModel, setting: Setting) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Sampler, SequentialSampler
 from trl import SFTConfig, SFTTrainer
 
-from reasonrec.recipes.models.load import trainable_to_float32
+from reasonrec.recipes.models.load import keep_differentiable, trainable_to_float32
 from reasonrec.recipes.models.policy import install_item_policy
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.trie import Trie
@@ -63,6 +63,7 @@ class ItemSFTTrainer(SFTTrainer):
         start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         super().__init__(**kwargs)
         trainable_to_float32(self.model)
+        keep_differentiable(self.model)
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 if name in start:

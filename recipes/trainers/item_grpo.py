@@ -1,0 +1,380 @@
+"""TRL's GRPOTrainer with the item policy and our own rollouts; losses, KL, clipping and checkpoints stay TRL's.
+
+What is changed, and where:
+    The policy: `install_item_policy` answers the model call by which TRL gets every log-probability (current, old and
+    reference alike), so the softmax over legal codes that is sampled from is the one that is optimised.
+    The rollouts: a generation step takes its prompts from `prompt_block`, rolls out until enough groups have variance,
+    and hands the chosen ones to TRL through its `rollout_func`, with rewards and advantages that are known by then.
+    Processes share the work by prompts, see all scores, and choose the same groups.
+    The reference: TRL's frozen copy of the adapter, with the code rows that TRL leaves out.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset as HfDataset
+from trl import GRPOConfig, GRPOTrainer
+
+from reasonrec.data_gen.rl_prompts import RlPrompts, blocks_per_pass, prompt_block
+from reasonrec.recipes.models.load import keep_differentiable, trainable_to_float32
+from reasonrec.recipes.models.policy import install_item_policy
+from reasonrec.recipes.trainers.advantages import permuted_rows
+from reasonrec.recipes.trainers.groups import Advantage, Pool, alive, choose, telemetry
+from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, save_weights
+from reasonrec.recipes.trainers.rollout import Sampler, noise, roll_out
+from reasonrec.recipes.trainers.scoring import Scorer
+from reasonrec.tokenizers.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BEST = "best"  # folder of the weights that did best on validation, inside the working folder
+# What the rollouts rely on; TRL would do something else with other values, or nothing.
+_FIXED: dict[str, Any] = {
+    "use_vllm": False,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": None,
+    "repetition_penalty": 1.0,
+    "disable_dropout": True,
+    "mask_truncated_completions": False,
+    "multi_objective_aggregation": "sum_then_normalize",
+    "reward_weights": None,
+    "cast_lm_head_to_fp32": False,
+}
+
+
+@dataclass
+class GrpoArguments(GRPOConfig):
+    """TRL's GRPOConfig; `num_train_epochs` are passes over the prompts, those that are not trained on included."""
+
+    output_dir: str | None = field(default=None, metadata={"help": "folder of the trained model"})
+    report_to: str | list[str] = field(
+        default="tensorboard", metadata={"help": "where to log: tensorboard, wandb, none …"}
+    )
+    logging_steps: float = field(default=1, metadata={"help": "log every so many steps"})
+    save_steps: float = field(default=50, metadata={"help": "checkpoint every so many steps"})
+    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints to keep"})
+    eval_steps: float | None = field(default=10, metadata={"help": "probe validation every so many steps"})
+    lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "learning-rate schedule"})
+    warmup_steps: float = field(default=0, metadata={"help": "warm-up: steps, or a share of them"})
+    beta: float = field(default=0.001, metadata={"help": "weight of the KL divergence from the model started from"})
+    num_generations_eval: int | None = field(default=1, metadata={"help": "not used: validation is searched"})
+    disable_dropout: bool = field(default=True, metadata={"help": "has to be on: sampler and trainer must agree"})
+
+    def __post_init__(self) -> None:
+        if not self.output_dir:
+            raise UserError("output_dir is required: set it in the YAML file or pass --output_dir")
+        for name, wanted in _FIXED.items():
+            if getattr(self, name) != wanted:
+                raise UserError(
+                    f"{name}={getattr(self, name)} is not supported here: leave it out (it is {wanted}), so that "
+                    "completions are drawn from the policy that is trained"
+                )
+        if self.scale_rewards == "batch":
+            raise UserError("scale_rewards=batch is not supported here: choose group or none")
+        steps = self.steps_per_generation or self.gradient_accumulation_steps
+        if self.generation_batch_size is not None:
+            raise UserError(
+                f"generation_batch_size={self.generation_batch_size} depends on the number of processes: set "
+                "steps_per_generation instead"
+            )
+        if steps % self.gradient_accumulation_steps:
+            raise UserError(
+                f"steps_per_generation={steps} has to be a multiple of "
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps}, so that no update mixes policies"
+            )
+        rows = self.per_device_train_batch_size * steps
+        if self.num_generations < 2 or rows % self.num_generations:
+            fitting = [n for n in range(2, rows + 1) if rows % n == 0]
+            raise UserError(
+                f"num_generations={self.num_generations} does not divide the {rows} rollouts of a process "
+                f"(per_device_train_batch_size={self.per_device_train_batch_size} × {steps} steps): choose "
+                f"{', '.join(map(str, fitting)) or 'a larger batch'}"
+            )
+        cycle = steps * self.num_iterations // self.gradient_accumulation_steps
+        if self.save_strategy != "no" and (self.save_steps < 1 or self.save_steps % cycle):
+            raise UserError(
+                f"save_steps={self.save_steps} has to be a multiple of {cycle}, the steps between two generations: "
+                "rollouts are not part of a checkpoint"
+            )
+        # transformers refuses bf16 without an accelerator unless it is told that the CPU is meant.
+        self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """What this trainer adds to GRPOConfig.
+
+    Attributes:
+        advantage: How rewards become advantages.
+        rounds: Rollout budget: at most so many times the prompts that are trained on.
+        max_chain: Longest chain; 0 is direct mode.
+        close_ids: What ends a chain.
+        batch: Prompts rolled out at a time; it decides memory, not results.
+        patience: Stop after so many probes without a better one; 0 for never.
+        zero_reward_steps: Warn when all rewards were 0 for so many generation steps; 0 for never.
+        stop_on_zero_rewards: Stop instead of warning.
+    """
+
+    advantage: Advantage = field(default_factory=Advantage)
+    rounds: int = 3
+    max_chain: int = 0
+    close_ids: tuple[int, ...] = ()
+    batch: int = 64
+    patience: int = 0
+    zero_reward_steps: int = 20
+    stop_on_zero_rewards: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise UserError(f"rounds={self.rounds} has to be at least 1")
+
+
+Probe = Callable[["PreTrainedModel", int, int], Sequence[dict[str, float]]]
+
+
+class ItemGRPOTrainer(GRPOTrainer):
+    """Reinforcement learning of item recommendations.
+
+    Args:
+        prompts: Prompts with targets.
+        scorer: Parses and scores rollouts.
+        settings: What GRPOConfig does not say.
+        probe: Ranks a share of fixed validation cases: (model, process, processes) to metrics of each case; the first
+            metric selects.
+        row_learning_rate: Learning rate of the code rows under PEFT; the others use `learning_rate`.
+        **kwargs: `model`, `args`, `processing_class` and others that GRPOTrainer takes.
+
+    Raises:
+        UserError: If there are fewer prompts than one generation step trains on.
+    """
+
+    def __init__(
+        self,
+        *,
+        prompts: RlPrompts,
+        scorer: Scorer,
+        settings: RolloutSettings,
+        probe: Probe | None = None,
+        row_learning_rate: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        model, args = kwargs["model"], kwargs["args"]
+        groups = args.generation_batch_size // args.num_generations
+        if len(prompts) < groups:
+            raise UserError(
+                f"there are {len(prompts)} prompts, but a generation step trains on {groups}: lower "
+                "per_device_train_batch_size or steps_per_generation, or min_history"
+            )
+        self._rounds = min(settings.rounds, len(prompts) // groups)
+        self._settings, self._prompts, self._probe = settings, prompts, probe
+        self._row_learning_rate = row_learning_rate
+        self._zero_steps = 0
+        self._chosen: Pool | None = None
+        self._chosen_values = torch.empty(0)
+        args.max_completion_length = settings.max_chain + len(settings.close_ids) + scorer.trie.depth + 2
+        args.reward_weights = list(scorer.rewards.weights)
+        if probe is not None:
+            args.eval_strategy, args.eval_on_start = type(args.eval_strategy)("steps"), True
+            kwargs["eval_dataset"] = HfDataset.from_dict({"prompt": [""]})  # that there is one; `evaluate` is ours
+        # TRL's loader drives the steps; what they are about follows from their number (`prompt_block`).
+        steps = blocks_per_pass(len(prompts), groups * self._rounds) * groups
+        start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*rollout_func.*")
+            super().__init__(
+                reward_funcs=[_named(name) for name in scorer.rewards.names],
+                train_dataset=HfDataset.from_dict({"prompt": [""] * steps}),
+                rollout_func=self._replay,
+                **kwargs,
+            )
+        self._scorer = replace(scorer, trie=scorer.trie.to(self.accelerator.device))
+        trainable_to_float32(self.model)
+        keep_differentiable(self.model)
+        with torch.no_grad():  # TRL rounds what trains to bf16 when the base is 4-bit
+            for name, parameter in self.model.named_parameters():
+                if name in start:
+                    parameter.copy_(start[name])
+            self._copy_rows_to_reference()
+        for policy in filter(None, (self._base(), self.ref_model)):
+            install_item_policy(
+                self.accelerator.unwrap_model(policy),
+                self._scorer.trie,
+                scorer.vocabulary,
+                temperature=args.temperature,
+                answers_only=True,
+            )
+
+    create_optimizer = ItemSFTTrainer.create_optimizer
+    _save = ItemSFTTrainer._save
+
+    def _base(self) -> Any:
+        """The causal LM below DDP's and PEFT's wrappers."""
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if hasattr(model, "peft_config") else model
+
+    def _copy_rows_to_reference(self) -> None:
+        """TRL copies what has `.default.` in its name; the code rows end in `.default` instead."""
+        parameters = dict(self.model.named_parameters())
+        for name, parameter in parameters.items():
+            if name.endswith(".ref"):
+                parameter.copy_(parameters[name.removesuffix(".ref") + ".default"])
+
+    def _collect(self, wanted: int) -> Pool:
+        """Roll out and score prompts until `wanted` groups teach something or the budget is spent.
+
+        Args:
+            wanted: Groups that all processes together train on.
+
+        Returns:
+            All groups of all processes, in the order of the data.
+        """
+        settings, args, model, scorer = self._settings, self.args, self._base(), self._scorer
+        cycle = (
+            self.state.global_step
+            * args.gradient_accumulation_steps
+            // (args.steps_per_generation * self.num_iterations)
+        )
+        block = prompt_block(len(self._prompts), wanted * self._rounds, cycle, args.seed)
+        sampler = Sampler(
+            self.num_generations, self.temperature, settings.max_chain, settings.close_ids, batch=settings.batch
+        )
+        share = wanted // self.accelerator.num_processes
+        mine = slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
+        training = model.training
+        model.eval()
+        pools: list[Pool] = []
+        living = 0
+        with torch.no_grad(), self.accelerator.autocast():
+            for number, candidates in enumerate(block.reshape(self._rounds, wanted)):
+                other = permuted_rows(wanted, 1, args.seed + cycle) if wanted > 1 else None
+                numbers = candidates[mine]
+                drawn = noise(args.seed, cycle, numbers, self.num_generations, settings.max_chain + scorer.trie.depth)
+                rollouts = roll_out(
+                    model,
+                    scorer.trie,
+                    scorer.vocabulary,
+                    [self._prompts.token_ids(prompt) for prompt in numbers],
+                    sampler,
+                    eos_ids=self.eos_token_ids,
+                    pad_id=self._tokenizer.pad_token_id,
+                    noise=drawn,
+                )
+                repeat = self.num_generations
+                scores = scorer(
+                    model,
+                    rollouts,
+                    self._prompts,
+                    numbers.repeat(repeat),
+                    None if other is None else candidates[other][mine].repeat(repeat),
+                )
+                pools += gather_object([Pool(numbers, rollouts, scores)])
+                found = Pool.join(pools[number * self.accelerator.num_processes :])
+                advantage = settings.advantage(found.scores.total, found.scores.hits, repeat)
+                living += int(alive(advantage, repeat).sum())
+                if living >= wanted:
+                    break
+        model.train(training)
+        return Pool.join(pools)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Roll out, choose groups, and let TRL make a batch of them."""
+        size, world = self.num_generations, self.accelerator.num_processes
+        wanted = len(inputs) * world // size
+        pool = self._collect(wanted)
+        scores = pool.scores
+        advantage = self._settings.advantage(scores.total, scores.hits, size)
+        chosen = choose(alive(advantage, size), wanted)
+        permuted = self._settings.advantage(scores.permuted_total, scores.permuted_hits, size)
+        for name, value in telemetry(pool, advantage, permuted, chosen, self._scorer.trie.depth).items():
+            self._metrics["train"][name].append(value)
+        self._watch_zero_rewards(pool)
+        rows = pool.rows(chosen)
+        local = rows[self.accelerator.process_index * len(inputs) :][: len(inputs)]
+        self._chosen = Pool(pool.numbers[chosen], pool.rollouts.take(local), scores.take(local))
+        device = self.accelerator.device
+        self._chosen_values = torch.from_numpy(scores.values[rows]).float().to(device)
+        output = super()._generate_and_score_completions([{"prompt": ""} for _ in local])
+        output["advantages"] = torch.from_numpy(advantage[local]).float().to(device)
+        self._chosen = None
+        return cast("dict[str, Any]", output)
+
+    def _replay(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
+        """TRL's `rollout_func`: the rollouts that were chosen."""
+        assert self._chosen is not None
+        rollouts = self._chosen.rollouts
+        return {
+            "prompt_ids": rollouts.prompt_ids,
+            "completion_ids": rollouts.completion_ids,
+            "logprobs": rollouts.log_probs,
+            "env_mask": rollouts.mask,
+        }
+
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> torch.Tensor:
+        """The rewards of the chosen groups of all processes, which are known already."""
+        return self._chosen_values
+
+    def _watch_zero_rewards(self, pool: Pool) -> None:
+        """Warn, or stop, when nothing has been rewarded for a while."""
+        settings = self._settings
+        self._zero_steps = 0 if np.nan_to_num(pool.scores.total).any() else self._zero_steps + 1
+        if not settings.zero_reward_steps or self._zero_steps < settings.zero_reward_steps:
+            return
+        near = float((pool.scores.levels > 0).mean())
+        cut = float(pool.rollouts.cut.mean())
+        message = (
+            f"all rewards were 0 in the last {self._zero_steps} generation steps (step {self.state.global_step}). "
+            f"Likely causes: the model was not trained on these items (its first code is right in {near:.1%} of the "
+            f"rollouts: run recipes/sft.py longer); only exact hits are rewarded (add rsvr: 1.0 to rewards); "
+            f"{cut:.0%} of the chains are cut (raise max_chain); or a reward of your own never fires "
+            "(python -m reasonrec.rewards check)"
+        )
+        if settings.stop_on_zero_rewards:
+            raise UserError(message)
+        if self._zero_steps == settings.zero_reward_steps and self.accelerator.is_main_process:
+            warnings.warn(message, stacklevel=2)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Rank the probe's cases; keep the weights if they are the best so far, and stop if they have not been."""
+        if self._probe is None:
+            return {}
+        base, processes, training = self._base(), self.accelerator.num_processes, self.model.training
+        self.model.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            cases = gather_object(list(self._probe(base, self.accelerator.process_index, processes)))
+        metrics = {f"eval_{name}": float(np.mean([case[name] for case in cases])) for name in cases[0]}
+        selects = next(iter(metrics))
+        history = {e["step"]: e[selects] for e in self.state.log_history if selects in e}
+        history.pop(self.state.global_step, None)  # a resumed run probes its start once more
+        if metrics[selects] > max(history.values(), default=-np.inf) and self.args.should_save:
+            save_weights(self.accelerator.unwrap_model(self.model), Path(str(self.args.output_dir)) / BEST)
+        history[self.state.global_step] = metrics[selects]
+        best = max(history, key=lambda step: (history[step], -step))
+        if self._settings.patience and sum(step > best for step in history) >= self._settings.patience:
+            self.control.should_training_stop = True
+        self.log(dict(metrics))
+        self.model.train(training)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def _named(name: str) -> Callable[..., list[float]]:
+    """Stands for a reward in TRL's logs; the rewards themselves were called before."""
+
+    def scored_before(**_: Any) -> list[float]:
+        raise AssertionError("rewards are computed with the rollouts")
+
+    scored_before.__name__ = name
+    return scored_before

@@ -1,0 +1,133 @@
+"""A fixed set of validation cases, ranked from time to time during reinforcement learning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from reasonrec.recipes.recommender import Bundle
+from reasonrec.recipes.trainers.rollout import Sampler, roll_out
+from reasonrec.rewards.metrics import ndcg, rank_of_target
+from reasonrec.tokenizers.decode import beam_search
+from reasonrec.tokenizers.trie import Trie
+from reasonrec.tokenizers.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+K = 10
+
+
+@dataclass(frozen=True)
+class RankingProbe:
+    """Ranks the cases as inference does: one greedy chain in reasoning mode, then the item search.
+
+    Attributes:
+        prompts: Token ids of each case's prompt; in direct mode they end with the begin marker.
+        targets: Item of each case.
+        exclude: Items that must not be recommended, for each case.
+        trie: Trie of the items.
+        vocabulary: Where the codes stand.
+        eos_ids: Tokens that end a sequence.
+        pad_id: Token to pad with.
+        max_chain: Longest chain; 0 is direct mode.
+        close_ids: What ends a chain.
+        num_beams: Width of the search.
+        batch: Cases read at a time.
+    """
+
+    prompts: Sequence[list[int]]
+    targets: Sequence[int]
+    exclude: Sequence[Sequence[int]]
+    trie: Trie
+    vocabulary: Vocabulary
+    eos_ids: Sequence[int]
+    pad_id: int
+    max_chain: int = 0
+    close_ids: tuple[int, ...] = ()
+    num_beams: int = 20
+    batch: int = 32
+
+    def __call__(self, model: PreTrainedModel, process: int, processes: int) -> list[dict[str, float]]:
+        """Rank this process' share of the cases.
+
+        Args:
+            model: The policy, in evaluation mode.
+            process: Number of this process.
+            processes: How many there are.
+
+        Returns:
+            NDCG@10, HR@10 and, in reasoning mode, the chain's length, for each case.
+        """
+        mine = range(process, len(self.prompts), processes)
+        trie, result = self.trie.to(model.device), []
+        for chunk in (mine[i : i + self.batch] for i in range(0, len(mine), self.batch)):
+            prompts, chains = [self.prompts[i] for i in chunk], np.zeros(len(chunk))
+            if self.max_chain:
+                sampler = Sampler(1, max_chain=self.max_chain, close_ids=self.close_ids, greedy=True, batch=self.batch)
+                written = roll_out(
+                    model, trie, self.vocabulary, prompts, sampler, eos_ids=self.eos_ids, pad_id=self.pad_id
+                )
+                begin, chains = self.vocabulary.begin_id, written.chain
+                prompts = [
+                    prompt + completion[: completion.index(begin) + 1]
+                    for prompt, completion in zip(prompts, written.completion_ids, strict=True)
+                ]
+            longest = max(map(len, prompts))
+            ids = torch.tensor([[self.pad_id] * (longest - len(p)) + p for p in prompts], device=model.device)
+            mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+            found = beam_search(
+                model,
+                trie,
+                self.vocabulary,
+                ids,
+                mask,
+                k=K,
+                num_beams=max(self.num_beams, K),
+                exclude=[self.exclude[i] for i in chunk],
+            )
+            rank = rank_of_target(found.items.cpu().numpy(), np.array([self.targets[i] for i in chunk]))
+            gains = ndcg(rank, K)
+            for place in range(len(chunk)):
+                case = {"ndcg@10": float(gains[place]), "hr@10": float(rank[place] > 0)}
+                result.append(case | ({"chain_length": float(chains[place])} if self.max_chain else {}))
+        return result
+
+
+def build_probe(
+    bundle: Bundle,
+    rows: int,
+    max_history: int,
+    render: Callable[[np.ndarray], list[int]],
+    max_chain: int = 0,
+    close_ids: tuple[int, ...] = (),
+) -> RankingProbe | None:
+    """A seeded sample of the validation cases.
+
+    Args:
+        bundle: Dataset, index and tokenizer.
+        rows: How many cases; 0 for no probe.
+        max_history: Longest history in items.
+        render: Turns a history into the token ids of a prompt.
+        max_chain: Longest chain; 0 is direct mode.
+        close_ids: What ends a chain.
+    """
+    valid = bundle.dataset.valid
+    if rows == 0 or valid.height == 0:
+        return None
+    sample = valid.sample(min(rows, valid.height), seed=0)
+    return RankingProbe(
+        [render(np.asarray(history)[-max_history:]) for history in sample["history"].to_list()],
+        sample["target"].to_list(),
+        sample["masked"].to_list(),
+        bundle.trie,
+        bundle.vocabulary,
+        [bundle.tokenizer.eos_token_id],
+        bundle.tokenizer.pad_token_id,
+        max_chain,
+        close_ids,
+    )

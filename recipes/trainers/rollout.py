@@ -1,0 +1,349 @@
+"""Rollouts: what the policy itself writes behind a prompt, drawn from the distribution that is optimised.
+
+*Direct*: the prompt ends with the begin marker, and the codes of one item follow. *Reasoning*: a free-form chain
+comes first; it ends with its closing delimiter, or with the begin marker if the policy writes that. A chain that wants
+to end the sequence, or does not end within `max_chain` tokens, is cut there and closed. The begin marker that is put
+behind every other chain, and the delimiter behind a cut one, are nobody's choice: they stay out of the loss, as do
+codes without an alternative and the end of the sequence behind a complete item.
+
+A prompt is read once. Its generations are *lanes* of one sequence: each step appends one position per lane to the
+cache, and a 4-D attention mask shows every lane the prompt and its own positions only, so nothing is ever copied.
+
+The noise of a generation is a function of (seed, step, prompt, generation) alone: it stays the same in other batches,
+on other numbers of processes, and after a resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from reasonrec.recipes.models.policy import text_logits
+from reasonrec.tokenizers.decode import check_searchable, legal_log_probs
+from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.rows import code_logits
+from reasonrec.tokenizers.trie import Trie
+from reasonrec.tokenizers.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TEXT_ROWS = 64  # rows whose full-vocabulary distribution exists at a time
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How completions are drawn.
+
+    Attributes:
+        generations: Completions per prompt.
+        temperature: What logits are divided by.
+        max_chain: Longest chain in tokens; 0 is direct mode, in which the prompt has to end with the begin marker.
+        close_ids: Token ids of the delimiter that ends a chain; without any, only the begin marker does.
+        greedy: Take the most probable token instead of drawing one.
+        batch: Prompts that are rolled out at a time.
+    """
+
+    generations: int
+    temperature: float = 1.0
+    max_chain: int = 0
+    close_ids: tuple[int, ...] = ()
+    greedy: bool = False
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        if self.generations < 1 or self.batch < 1 or self.max_chain < 0:
+            raise UserError(
+                f"generations={self.generations} and batch={self.batch} have to be at least 1, "
+                f"max_chain={self.max_chain} at least 0"
+            )
+        if not self.temperature > 0:
+            raise UserError(f"temperature={self.temperature} has to be above 0")
+
+
+@dataclass
+class Rollouts:
+    """Completions, the generations of a prompt one after the other.
+
+    Attributes:
+        prompt_ids: Token ids of each row's prompt.
+        completion_ids: Token ids of each completion; the last one ends the sequence.
+        mask: 1 for tokens that the policy chose, 0 for those that were forced.
+        log_probs: Log-probability of each token when it was drawn; 0 for forced ones.
+        items: (rows,) int64 item of each answer.
+        chain: (rows,) int64 tokens that were drawn for each chain, its delimiter included; 0 in direct mode.
+        cut: (rows,) bool; whether the chain had to be cut.
+    """
+
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[int]]
+    mask: list[list[int]]
+    log_probs: list[list[float]]
+    items: np.ndarray
+    chain: np.ndarray
+    cut: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.completion_ids)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Rollouts:
+        """Some rows, in the order given."""
+        lists = ("prompt_ids", "completion_ids", "mask", "log_probs")
+        picked = {name: [getattr(self, name)[row] for row in rows] for name in lists}
+        index = np.asarray(rows, dtype=np.int64)
+        return Rollouts(**picked, items=self.items[index], chain=self.chain[index], cut=self.cut[index])
+
+    @classmethod
+    def join(cls, parts: Sequence[Rollouts]) -> Rollouts:
+        """Several, one after the other."""
+        lists = ("prompt_ids", "completion_ids", "mask", "log_probs")
+        joined = {name: [row for part in parts for row in getattr(part, name)] for name in lists}
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("items", "chain", "cut")}
+        return cls(**joined, **arrays)
+
+
+def noise(seed: int, step: int, prompts: Sequence[int], generations: int, tokens: int) -> np.ndarray:
+    """Uniform numbers that decide what is drawn.
+
+    Args:
+        seed: Seed of the run.
+        step: Number of the generation step.
+        prompts: Number of each prompt in the data.
+        generations: Completions per prompt.
+        tokens: Most tokens that are drawn in a completion.
+
+    Returns:
+        (prompts, generations, tokens) float64 in [0, 1); each depends on its own prompt and place only.
+    """
+    drawn = [np.random.default_rng([seed, step, prompt]).random((generations, tokens)) for prompt in prompts]
+    return np.stack(drawn)
+
+
+class _Lanes:
+    """The generations of each prompt, side by side behind one reading of it."""
+
+    def __init__(self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, lanes: int) -> None:
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        output = model.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=positions,
+            past_key_values=DynamicCache(),  # without the config: a sliding layer would drop what lanes still see
+            use_cache=True,
+        )
+        self.model = model
+        self.cache = output.past_key_values
+        self.hidden = output.last_hidden_state[:, -1:].expand(-1, lanes, -1)  # (prompts, lanes, width)
+        self.position = (positions[:, -1:] + 1).expand(-1, lanes)
+        self.seen = attention_mask.bool()[:, None].expand(-1, lanes, -1)  # (prompts, lanes, slots)
+        self.lane = torch.arange(lanes, device=input_ids.device)
+
+    def feed(self, token: Tensor, active: Tensor) -> None:
+        """Let the active lanes read one token each.
+
+        Args:
+            token: (prompts, lanes) token ids.
+            active: (prompts, lanes) whether a lane goes on.
+        """
+        width = int(active.sum(1).max())
+        if width == 0:
+            return
+        # Active lanes first, so that a step is only as wide as the prompt with most of them.
+        order = (~active).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
+        used = active.gather(1, order)
+        own = (self.lane[:, None] == order[:, None, :]) & used[:, None, :]  # (prompts, lanes, width)
+        self.seen = torch.cat([self.seen, own], 2)
+        mask = self.seen.gather(1, order[..., None].expand(-1, -1, self.seen.shape[2]))[:, None]
+        if self.model.config._attn_implementation != "sdpa":  # which alone takes booleans
+            dtype = self.model.get_input_embeddings().weight.dtype
+            blank = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+            mask = blank.masked_fill_(~mask, torch.finfo(dtype).min)
+        output = self.model.base_model(
+            input_ids=token.gather(1, order),
+            attention_mask=mask,
+            position_ids=self.position.gather(1, order),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        place = order[..., None].expand_as(output.last_hidden_state)
+        new = torch.where(used[..., None], output.last_hidden_state, self.hidden.gather(1, place))
+        self.hidden = self.hidden.scatter(1, place, new)
+        self.position = self.position + active
+
+
+def _draw(log_probs: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Draw one column of each row by inverting the distribution function; the most probable one without noise.
+
+    Args:
+        log_probs: (rows, columns) normalised, -inf where impossible.
+        uniform: (rows,) noise in [0, 1).
+
+    Returns:
+        Columns and their log-probabilities, each (rows,).
+    """
+    if uniform is None:
+        column = log_probs.argmax(-1)
+    else:
+        reached = log_probs.double().exp().cumsum(-1)
+        # Scaled by what the sum really is, so that rounding never leads behind the last possible column.
+        column = torch.searchsorted(reached, uniform[:, None] * reached[:, -1:], right=True)[:, 0]
+        column = column.clamp(max=log_probs.shape[1] - 1)
+    return column, log_probs.gather(1, column[:, None])[:, 0]
+
+
+@torch.no_grad()
+def roll_out(
+    model: PreTrainedModel,
+    trie: Trie,
+    vocabulary: Vocabulary,
+    prompts: Sequence[Sequence[int]],
+    sampler: Sampler,
+    *,
+    eos_ids: Sequence[int],
+    pad_id: int,
+    noise: np.ndarray | None = None,
+) -> Rollouts:
+    """Write completions.
+
+    Args:
+        model: Causal LM, or its PEFT wrapper's base model, in evaluation mode.
+        trie: Trie of the items, on the model's device.
+        vocabulary: Where the codes stand.
+        prompts: Token ids of each prompt; in direct mode they end with the begin marker.
+        sampler: How to draw.
+        eos_ids: Tokens that end a sequence, the one that completions are ended with first.
+        pad_id: Token to pad with.
+        noise: (prompts, generations, max_chain + depth) uniform numbers; not needed if greedy.
+
+    Returns:
+        prompts × generations rows.
+
+    Raises:
+        UserError: If a prompt of direct mode does not end with the begin marker, or the model cannot be searched.
+        FloatingPointError: If the model returns NaN.
+    """
+    if not sampler.max_chain and any(prompt[-1] != vocabulary.begin_id for prompt in prompts):
+        raise UserError("in direct mode (max_chain=0) every prompt has to end with the begin marker")
+    if not sampler.greedy and noise is None:
+        raise ValueError("drawing needs noise")
+    uniform = None if sampler.greedy or noise is None else torch.from_numpy(noise).to(model.device)
+    parts = []
+    for begin in range(0, len(prompts), sampler.batch):
+        chunk = [list(prompt) for prompt in prompts[begin : begin + sampler.batch]]
+        part = None if uniform is None else uniform[begin : begin + sampler.batch]
+        parts.append(_roll_out_batch(model, trie, vocabulary, chunk, sampler, eos_ids, pad_id, part))
+    return Rollouts.join(parts)
+
+
+def _roll_out_batch(
+    model: PreTrainedModel,
+    trie: Trie,
+    vocabulary: Vocabulary,
+    prompts: list[list[int]],
+    sampler: Sampler,
+    eos_ids: Sequence[int],
+    pad_id: int,
+    uniform: Tensor | None,
+) -> Rollouts:
+    longest, lanes, device = max(map(len, prompts)), sampler.generations, model.device
+    check_searchable(model, longest + sampler.max_chain + len(sampler.close_ids) + 1 + trie.depth)
+    input_ids = torch.tensor([[pad_id] * (longest - len(p)) + p for p in prompts], device=device)
+    attention_mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    state = _Lanes(model, input_ids, attention_mask, lanes)
+    shape = (len(prompts), lanes)
+    steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # token, log-probability, chosen, written
+    chain, cut = torch.zeros(shape, dtype=torch.int64, device=device), torch.zeros(shape, dtype=torch.bool)
+    if sampler.max_chain:
+        chain, cut = _write_chains(state, vocabulary, sampler, eos_ids, uniform, steps)
+    node = torch.zeros(shape, dtype=torch.int64, device=device)
+    for level in range(trie.depth):
+        active = _item(trie, node) < 0
+        if not bool(active.any()):
+            break
+        logits = code_logits(model, state.hidden, vocabulary) / sampler.temperature
+        _check_finite(logits, f"code {level}")
+        child, column = trie.children(torch.where(active, node, -1))  # (prompts, lanes, width)
+        log_probs = legal_log_probs(logits, child, column).flatten(0, 1)
+        drawn, gain = _draw(log_probs, None if uniform is None else uniform[..., sampler.max_chain + level].flatten())
+        node = torch.where(active, child.flatten(0, 1).gather(1, drawn[:, None])[:, 0].view(shape), node)
+        token = vocabulary.first_id + column.flatten(0, 1).gather(1, drawn[:, None])[:, 0].view(shape)
+        steps.append((token, gain.view(shape), (child >= 0).sum(-1) > 1, active))
+        state.feed(token, active & (_item(trie, node) < 0))
+    end = torch.full(shape, eos_ids[0], device=device)
+    steps.append((end, torch.zeros(shape, device=device), torch.zeros_like(end).bool(), torch.ones_like(end).bool()))
+    token, gain, chosen, written = (
+        torch.stack(part, -1).flatten(0, 1).cpu().numpy() for part in zip(*steps, strict=True)
+    )
+    rows = range(len(token))
+    return Rollouts(
+        prompt_ids=[prompt for prompt in prompts for _ in range(lanes)],
+        completion_ids=[token[row][written[row]].tolist() for row in rows],
+        mask=[chosen[row][written[row]].astype(int).tolist() for row in rows],
+        log_probs=[np.where(chosen[row], gain[row], 0.0)[written[row]].tolist() for row in rows],
+        items=_item(trie, node).flatten().cpu().numpy(),
+        chain=chain.flatten().cpu().numpy(),
+        cut=cut.flatten().cpu().numpy(),
+    )
+
+
+def _write_chains(
+    state: _Lanes,
+    vocabulary: Vocabulary,
+    sampler: Sampler,
+    eos_ids: Sequence[int],
+    uniform: Tensor | None,
+    steps: list[tuple[Tensor, Tensor, Tensor, Tensor]],
+) -> tuple[Tensor, Tensor]:
+    """Let every lane write its chain and read its begin marker; returns the chains' lengths and which were cut."""
+    shape, device = state.position.shape, state.position.device
+    ends = torch.tensor(list(eos_ids), device=device)
+    close = torch.tensor(sampler.close_ids, dtype=torch.int64, device=device)
+    writing = torch.ones(shape, dtype=torch.bool, device=device)
+    begun, cut = ~writing, ~writing
+    chain = torch.zeros(shape, dtype=torch.int64, device=device)
+    for step in range(sampler.max_chain):
+        row, lane = writing.nonzero(as_tuple=True)
+        if len(row) == 0:
+            break
+        token, gain = torch.zeros_like(chain), torch.zeros(shape, device=device)
+        for r, g in zip(row.split(TEXT_ROWS), lane.split(TEXT_ROWS), strict=True):
+            logits = text_logits(state.model, state.hidden[r, g]) / sampler.temperature
+            _check_finite(logits, f"token {step} of the chains")
+            part = None if uniform is None else uniform[r, g, step]
+            token[r, g], gain[r, g] = _draw(logits.log_softmax(-1), part)
+        steps.append((token, gain, writing, writing))
+        state.feed(token, writing)
+        opens = writing & (token == vocabulary.begin_id)
+        chain = chain + (writing & ~opens)
+        begun, cut = begun | opens, cut | (writing & torch.isin(token, ends))
+        writing = writing & ~opens & ~cut & ~_closes([written[0] for written in steps], close)
+    cut = cut | writing
+    for forced, lanes in [*((int(t), cut) for t in close), (vocabulary.begin_id, ~begun)]:
+        if bool(lanes.any()):
+            token = torch.full(shape, forced, device=device)
+            steps.append((token, torch.zeros(shape, device=device), torch.zeros_like(lanes), lanes))
+            state.feed(token, lanes)
+    return chain, cut
+
+
+def _closes(tokens: list[Tensor], close: Tensor) -> Tensor:
+    """Whether the last tokens of each lane are the closing delimiter; lanes that write on have one token per step."""
+    if len(close) == 0 or len(tokens) < len(close):
+        return torch.zeros_like(tokens[-1], dtype=torch.bool)
+    return (torch.stack(tokens[-len(close) :], -1) == close).all(-1)
+
+
+def _item(trie: Trie, node: Tensor) -> Tensor:
+    """The item that ends at each node, or -1."""
+    return trie.leaf_item[node]
+
+
+def _check_finite(logits: Tensor, where: str) -> None:
+    if bool(torch.isnan(logits).any()):
+        raise FloatingPointError(f"the model returned NaN logits at {where} of the rollouts")

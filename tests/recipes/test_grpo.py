@@ -1,0 +1,197 @@
+"""The stage from end to end on a tiny world: what it writes, killed and resumed, in two processes, and its mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from reasonrec.recipes.recommender import Recommender
+from reasonrec.tokenizers.artefact import read_manifest
+
+ROOT = Path(__file__).parents[2]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+SGD = {"optim": "sgd", "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+
+
+def command(stage: str, folder: Path, config: dict, launcher: list[str] | None = None) -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{Path(config['output_dir']).name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return [*(launcher or [sys.executable]), str(ROOT / "recipes" / f"{stage}.py"), "--config", str(path)]
+
+
+def launch(*args, check: bool = True, **kwargs) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(*args, **kwargs), capture_output=True, text=True, env=environment(), check=False)
+    assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "TRL_EXPERIMENTAL_SILENCE": "0"}
+
+
+@pytest.fixture(scope="module")
+def starts(tiny_base, tiny_dataset, tiny_index, tmp_path_factory) -> dict[str, Path]:
+    """A model that was aligned for a moment, in full and as an adapter."""
+    folder = tmp_path_factory.mktemp("starts")
+    for method in ("full", "lora"):
+        launch("sft", folder, {
+            "dataset": str(tiny_dataset), "index": str(tiny_index), "model": str(tiny_base), "method": method,
+            "output_dir": str(folder / method), "per_device_train_batch_size": 32, "learning_rate": 5e-3,
+            "num_train_epochs": 2, "bf16": False, "gradient_checkpointing": False, "report_to": "none", "max_history": 6,
+        })  # fmt: skip
+    return {method: folder / method for method in ("full", "lora")}
+
+
+def config(model: Path, out: Path, **options) -> dict:
+    base = {
+        "model": str(model), "output_dir": str(out), "rewards": {"rsvr": 1.0, "exact": 0}, "num_generations": 4,
+        "per_device_train_batch_size": 16, "max_steps": 4, "learning_rate": 1e-3, "beta": 0.01, "valid_rows": 10,
+        "eval_steps": 2, "save_steps": 1, "bf16": False, "gradient_checkpointing": False, "report_to": "none",
+        "disable_tqdm": True, "rollout_budget": 2, "save_total_limit": 9,
+    }  # fmt: skip
+    return base | options
+
+
+def log_of(folder: Path) -> list[dict]:
+    log = json.loads((folder / "train_metrics.json").read_text())["log"]
+    return [
+        {k: v for k, v in entry.items() if "time" not in k and "num_tokens" not in k} for entry in log if "reward" in entry
+    ]
+
+
+def weights_of(folder: Path) -> dict[str, np.ndarray]:
+    name = "model" if (folder / "model.safetensors").is_file() else "adapter_model"
+    return load_file(folder / f"{name}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(starts, tmp_path_factory) -> Path:
+    """A run that nothing disturbs; the last weights."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = launch("grpo", folder, config(starts["lora"], folder / "grpo", keep="last"))
+    assert "prompts, 4 rollouts each" in done.stdout
+    return folder / "grpo"
+
+
+def test_it_writes_what_sft_writes(whole, starts, tiny_dataset):
+    """The same form, so that everything that takes one takes the other."""
+    sft, grpo = read_manifest(starts["lora"]), read_manifest(whole)
+    assert (grpo.kind, grpo.facts["setting"]) == (sft.kind, sft.facts["setting"])
+    assert grpo.inputs == {**sft.inputs, "model": sft.hash}
+    assert grpo.config["dataset"] == sft.config["dataset"]
+    names = {path.name for path in whole.iterdir()}
+    assert {path.name for path in starts["lora"].iterdir()} <= names
+    assert not any(name.startswith("checkpoint-") or name in ("best", "ref", "training_args.bin") for name in names)
+    before, after = weights_of(starts["lora"]), weights_of(whole)
+    assert before.keys() == after.keys()
+    assert all(not np.array_equal(before[name], after[name]) for name in before)
+    history = pl.read_parquet(tiny_dataset / "valid.parquet")["history"].to_list()[:4]
+    items, scores = Recommender.load(whole).recommend(history, k=5, num_beams=10)
+    assert items.shape == (4, 5)
+    assert (items >= 0).all()
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+def test_the_log_tells_what_was_rolled_out(whole):
+    log = log_of(whole)
+    assert [entry["step"] for entry in log] == [1, 2, 3, 4]
+    expected = {
+        "kl", "entropy", "reward", "rewards/rsvr/mean", "rewards/exact/mean", "rollouts/zero_variance",
+        "rollouts/zero_variance_permuted", "rollouts/nonzero_advantage", "rollouts/nonzero_advantage_permuted",
+        "rollouts/exact_hit", "rollouts/prefix_1", "rollouts/prefix_2", "rollouts/prefix_3",
+        "rollouts/tokens_with_gradient",
+    }  # fmt: skip
+    assert expected <= log[0].keys()
+    for entry in log:
+        assert entry["rollouts/exact_hit"] <= entry["rollouts/prefix_2"] <= entry["rollouts/prefix_1"]
+    assert abs(log[0]["kl"]) < 1e-6
+    probes = [e for e in json.loads((whole / "train_metrics.json").read_text())["log"] if "eval_ndcg@10" in e]
+    assert [e["step"] for e in probes] == [0, 2, 4]
+
+
+def test_killed_and_run_again_it_ends_the_same(whole, starts, tmp_path):
+    settings = config(starts["lora"], tmp_path / "grpo", keep="last")
+    line = command("grpo", tmp_path, settings)
+    process = subprocess.Popen(line, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    waiting_since = time.monotonic()
+    while not (tmp_path / "grpo.partial" / "checkpoint-2" / "trainer_state.json").is_file():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() - waiting_since < 300
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "grpo").exists()
+    done = launch("grpo", tmp_path, settings)
+    assert "going on from" in done.stdout
+    assert log_of(tmp_path / "grpo") == log_of(whole)
+    before, after = weights_of(whole), weights_of(tmp_path / "grpo")
+    for name in before:
+        assert np.array_equal(before[name], after[name]), name
+
+
+def test_two_processes_train_on_the_same_groups(starts, tmp_path):
+    options = {**SGD, "learning_rate": 0.05, "max_steps": 3, "keep": "last", "rewards": {"rsvr": 1.0}}
+    launch("grpo", tmp_path, config(starts["full"], tmp_path / "one", **options))
+    half = config(starts["full"], tmp_path / "two", per_device_train_batch_size=8, **options)
+    launch("grpo", tmp_path, half | {"per_device_train_batch_size": 8}, launcher=TORCHRUN)
+    settings = json.loads((tmp_path / "two" / "manifest.json").read_text())["config"]
+    assert settings["per_device_train_batch_size"] == 8
+    one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
+    assert len(one) == len(two) == 3
+    for a, b in zip(one, two, strict=True):
+        assert a["rollouts/groups"] == b["rollouts/groups"]
+        for name in a:
+            if name != "epoch" and not name.startswith("clip_ratio"):
+                assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), name
+    before, after = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    for name in before:
+        np.testing.assert_allclose(before[name], after[name], atol=1e-6, err_msg=name)
+
+
+def test_reasoning_mode_and_the_best_weights(starts, tmp_path):
+    settings = config(
+        starts["lora"], tmp_path / "grpo", mode="reasoning", max_chain=5, max_steps=2, algorithm="grpo",
+        rewards={"rsvr": 1.0, "format": 0.1, "likelihood": 0, "collaborative": 0},
+    )  # fmt: skip
+    launch("grpo", tmp_path, settings)
+    entry = log_of(tmp_path / "grpo")[0]
+    assert 0 < entry["rollouts/chain_length"] <= 5
+    assert {"rewards/collaborative/mean", "rewards/likelihood/mean"} <= entry.keys()
+    manifest = read_manifest(tmp_path / "grpo")
+    assert manifest.facts["reinforced"]["mode"] == "reasoning"
+    assert manifest.facts["step"] in (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_generations": 5}, "num_generations=5 does not divide the 16 rollouts.*choose 2, 4, 8, 16"),
+        ({"rewards": {"rsrv": 1.0}}, "no reward is called 'rsrv'; did you mean 'rsvr'"),
+        ({"rewards": {"rsvr": 0}}, "nothing is rewarded"),
+        ({"max_step": 3}, "unknown key 'max_step'; did you mean 'max_steps'"),
+        ({"bonus_k": 9}, "k=9 with 4 rollouts"),
+        ({"min_history": 50}, "lower min_history"),
+        ({"model": "nowhere"}, "nowhere is no artefact"),
+    ],
+)
+def test_mistakes_end_with_one_line(starts, tmp_path, change, message):
+    done = launch("grpo", tmp_path, config(starts["lora"], tmp_path / "grpo") | change, check=False)
+    assert done.returncode == 2, done.stderr[-2000:]
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    import re
+
+    assert re.search(message, last), last
+    assert not (tmp_path / "grpo").exists()

@@ -1,0 +1,167 @@
+"""A catalogue of seven items, a model that knows nothing about them, and everything a GRPO trainer is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import set_seed
+
+SIZES = (3, 4, 2)
+# An item below every kind of prefix: a disambiguation code, a first code with one item, codes without an alternative.
+CODES = np.array([[0, 0, 0], [0, 0, 1], [0, 2, -1], [1, 3, -1], [1, 1, -1], [2, 1, -1], [2, 3, -1]])
+TEXTS = ["small oak lamp", "steel kettle", "velvet backpack", "bamboo novel", "marble tent", "a scarf", "a drill"]
+
+
+@dataclass
+class Kit:
+    """Model, tokenizer and what belongs to them."""
+
+    model: Any
+    tokenizer: Any
+    vocabulary: Any
+    trie: Any
+    index: Any
+
+    @property
+    def base(self) -> Any:
+        """The causal LM below PEFT's wrapper."""
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    @property
+    def close_ids(self) -> tuple[int, ...]:
+        return tuple(self.tokenizer("</think>", add_special_tokens=False)["input_ids"])
+
+    def prompt(self, history, *, reasoning: bool = False) -> list[int]:
+        ids = self.vocabulary.item_token_ids(CODES)
+        opening = self.tokenizer("<think>", add_special_tokens=False)["input_ids"]
+        start = self.tokenizer("History:", add_special_tokens=False)["input_ids"]
+        return [*start, *(t for i in history for t in ids[i]), *(opening if reasoning else [self.vocabulary.begin_id])]
+
+
+@dataclass
+class Problem:
+    """Histories with targets: what comes next is a function of the last item."""
+
+    prompts: int = 24
+    seed: int = 0
+    permuted: bool = False
+    rewards: dict[str, Any] = field(default_factory=lambda: {"exact": 1.0})
+
+
+@pytest.fixture
+def make_kit() -> Callable[..., Kit]:
+    """Builds the same model whenever it is called: `full`, `lora` or `qlora`, adapters as trained before."""
+
+    def make(base: Path, method: str = "full", scale: float = 1.0) -> Kit:
+        from reasonrec.recipes.models.load import LoraSettings, add_adapter, add_code_rows, load_base, load_tokenizer
+        from reasonrec.tokenizers.index import ItemIndex
+        from reasonrec.tokenizers.trie import Trie
+        from reasonrec.tokenizers.vocabulary import Vocabulary
+
+        set_seed(0)
+        tokenizer = load_tokenizer(str(base))
+        vocabulary = Vocabulary.extend(tokenizer, SIZES)
+        model = load_base(str(base), method=method, dtype=torch.float32)
+        add_code_rows(model, tokenizer, vocabulary, CODES, TEXTS)
+        with torch.no_grad():  # rows far enough apart that choices are not all alike
+            model.get_input_embeddings().weight[vocabulary.first_id :] *= 1 + 6 * scale
+        if method != "full":
+            model = add_adapter(model, vocabulary, LoraSettings(4, 8, 0.0, "all-linear"))
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.requires_grad:
+                        parameter += 0.02 * torch.randn_like(parameter)
+        for module in model.modules():  # 4-bit weights, but sums in float32, so that differences are not rounding
+            if hasattr(module, "compute_dtype"):
+                module.compute_dtype, module.compute_type_is_set = torch.float32, True
+        index = ItemIndex(CODES.astype(np.int32), SIZES)
+        return Kit(model, tokenizer, vocabulary, Trie.from_codes(CODES, SIZES), index)
+
+    return make
+
+
+@pytest.fixture
+def make_grpo(make_kit, tmp_path) -> Callable[..., Any]:
+    """Builds a trainer on the small catalogue."""
+
+    def make(base: Path, method: str = "full", *, problem: Problem | None = None, scale: float = 1.0, **options: Any) -> Any:
+        from reasonrec.data_gen.rl_prompts import RlPrompts
+        from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer, RolloutSettings
+        from reasonrec.recipes.trainers.scoring import Scorer
+        from reasonrec.rewards.parse import Parser
+        from reasonrec.rewards.registry import load_rewards
+
+        problem = problem or Problem()
+        own = {name: options.pop(name) for name in ("settings", "probe", "out", "kit") if name in options}
+        settings = own.get("settings") or RolloutSettings(rounds=2)
+        kit = own.get("kit") or make_kit(base, method, scale)
+        reasoning = settings.max_chain > 0
+        if reasoning:
+            settings = replace(settings, close_ids=kit.close_ids)
+        rng = np.random.default_rng(problem.seed)
+        sequences = [rng.integers(0, 7, size=3) for _ in range(problem.prompts)]
+        target = np.array([(3 * items[1] + 2) % 7 for items in sequences])
+        if problem.permuted:
+            target = rng.permutation(target)
+        prompts = RlPrompts(
+            sequences,
+            np.arange(problem.prompts),
+            np.full(problem.prompts, 2),
+            target,
+            5,
+            lambda history: kit.prompt(history, reasoning=reasoning),
+        )
+        tokenizer = kit.tokenizer
+        scorer = Scorer(
+            load_rewards(problem.rewards),
+            Parser(
+                kit.vocabulary,
+                kit.index,
+                reasoning=reasoning,
+                opened=not reasoning,
+                close_ids=kit.close_ids if reasoning else (),
+                end_ids={tokenizer.eos_token_id, tokenizer.pad_token_id},
+            ),
+            kit.index.tuples(),
+            kit.trie,
+            kit.vocabulary,
+            lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True),
+            tokenizer.pad_token_id,
+        )
+        arguments = {
+            "per_device_train_batch_size": 16,
+            "num_generations": 4,
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "constant",
+            "beta": 0.0,
+            "max_steps": 2,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "use_cpu": True,
+        }
+        return ItemGRPOTrainer(
+            prompts=prompts,
+            scorer=scorer,
+            settings=settings,
+            probe=own.get("probe"),
+            model=kit.model,
+            args=GrpoArguments(output_dir=str(own.get("out", tmp_path / "out")), **(arguments | options)),
+            processing_class=tokenizer,
+        )
+
+    return make
+
+
+@pytest.fixture
+def problem() -> type[Problem]:
+    """The class, for tests that want another problem."""
+    return Problem
