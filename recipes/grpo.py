@@ -125,7 +125,7 @@ def main() -> None:
         processing_class=bundle.tokenizer,
     )
     if state.is_main_process:
-        print(f"{len(prompts)} prompts, {args.num_generations} rollouts each, rewards {dict(stage.rewards)}")
+        print(f"{len(prompts)} prompts, {args.num_generations} rollouts each, {state.num_processes} process(es)")
         if checkpoint:
             print(f"going on from {checkpoint}")
     with disk_full_is_clear(out):

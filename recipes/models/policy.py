@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from trl.trainer.utils import FusedCausalLMOutput
 
+from reasonrec.recipes.models.shared_prefix import shared_hidden
 from reasonrec.tokenizers.decode import legal_log_probs
 from reasonrec.tokenizers.rows import code_logits, scale_logits
 from reasonrec.tokenizers.trie import Trie
@@ -174,16 +176,21 @@ def install_item_policy(
         labels, given = kwargs.pop("labels"), kwargs.pop("num_items_in_batch", None)
         kwargs["use_cache"] = False
         input_ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        if answers_only and kwargs.get("position_ids") is None and kwargs.get("attention_mask") is not None:
+        hidden, seen = None, kwargs.get("attention_mask")
+        if answers_only and seen is not None and bool((labels != -100).any()):
             # As in the rollout: a prompt's first token has position 0, however much padding stands in front of it.
-            kwargs["position_ids"] = (kwargs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-        hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
-        target = labels[:, 1:]
+            kwargs["position_ids"] = (seen.cumsum(-1) - 1).clamp(min=0)
+            first = int((labels != -100).any(0).int().argmax())
+            hidden = shared_hidden(self, input_ids, seen, first)
+        if hidden is None:
+            hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
+        skipped = labels.shape[1] - 1 - hidden.shape[1]  # places in front that have no label
+        target = labels[:, 1 + skipped :]
         mask = target != -100
         is_code = mask & (target >= vocabulary.first_id) & (target < vocabulary.size)
         is_text = mask & ~is_code
         if answers_only:
-            answer = in_answer(vocabulary, input_ids)
+            answer = in_answer(vocabulary, input_ids)[:, skipped:]
             is_code, is_text = is_code & answer, mask & ~answer
         else:  # where words are supervised too, items in front of the answer are part of them: a chain is free text
             named = is_code & is_text.any(1, keepdim=True) & ~in_answer(vocabulary, input_ids)
@@ -193,7 +200,7 @@ def install_item_policy(
         # `+ 0 * hidden.sum()`: a batch without any label still reaches every parameter, as DDP requires.
         fields[0] = fields[0] + 0.0 * hidden.float().sum()
         if len(row):
-            node = prefix_nodes(trie, vocabulary, input_ids, row, position + 1)
+            node = prefix_nodes(trie, vocabulary, input_ids, row, position + 1 + skipped)
             scored = item_log_probs(
                 self, trie, vocabulary, hidden[is_code], node, target[is_code], temperature=temperature
             )
@@ -201,6 +208,8 @@ def install_item_policy(
         if bool(is_text.any()):
             scored = text_log_probs(self, hidden[is_text], target[is_text], temperature=temperature)
             fields = [f.masked_scatter(is_text, s.to(f.dtype)) for f, s in zip(fields, scored, strict=True)]
+        if skipped:
+            fields, mask = [pad(f, (skipped, 0)) for f in fields], pad(mask, (skipped, 0))
         log_probs, entropy, top = fields
         count = mask.sum().clamp(min=1) if given is None else given
         return FusedCausalLMOutput(

@@ -362,7 +362,7 @@ def summary(
         "share_at_least_3_times_that_of_permuted": srpo["nonzero_advantage"] >= 3 * srpo["nonzero_advantage_permuted"],
     }
     return {
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "model": "Llama, 2 layers of 64, from scratch",
         "size": vars(size),
         "optimum": {

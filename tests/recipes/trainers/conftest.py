@@ -90,7 +90,9 @@ def make_kit() -> Callable[..., Kit]:
 def make_grpo(make_kit, tmp_path) -> Callable[..., Any]:
     """Builds a trainer on the small catalogue."""
 
-    def make(base: Path, method: str = "full", *, problem: Problem | None = None, scale: float = 1.0, **options: Any) -> Any:
+    def make(
+        base: Path, method: str = "full", *, problem: Problem | None = None, scale: float = 1.0, **options: Any
+    ) -> Any:
         from reasonrec.data_gen.rl_prompts import RlPrompts
         from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer, RolloutSettings
         from reasonrec.recipes.trainers.scoring import Scorer

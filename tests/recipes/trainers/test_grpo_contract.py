@@ -40,7 +40,9 @@ def test_only_what_is_meant_to_be_is_overridden():
         assert f"self.{name} " not in SOURCE + inspect.getsource(Trainer)
 
 
-@pytest.mark.parametrize("name", ["_generate_and_score_completions", "_calculate_rewards", "create_optimizer", "_save"])
+@pytest.mark.parametrize(
+    "name", ["_generate_and_score_completions", "_calculate_rewards", "create_optimizer", "_save"]
+)
 def test_overridden_methods_keep_their_parameters(name):
     assert parameters(getattr(ItemGRPOTrainer, name)) == parameters(getattr(GRPOTrainer, name))
 
@@ -108,7 +110,8 @@ def test_the_start_is_evaluated_through_the_method_that_is_overridden():
 @pytest.mark.parametrize(
     "name",
     [
-        *item_grpo._FIXED, "num_generations", "steps_per_generation", "generation_batch_size", "num_iterations", "beta",
+        *item_grpo._FIXED, "num_generations", "steps_per_generation", "generation_batch_size", "num_iterations",
+        "beta",
         "temperature", "max_completion_length", "eval_on_start", "eval_strategy", "eval_steps", "scale_rewards",
         "num_generations_eval", "gradient_accumulation_steps", "save_steps", "save_strategy",
     ],

@@ -1,0 +1,110 @@
+"""Choosing groups and counting what was rolled out, with numbers worked by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from reasonrec.recipes.trainers.groups import Advantage, Pool, alive, choose, telemetry
+from reasonrec.recipes.trainers.rollout import Rollouts
+from reasonrec.recipes.trainers.scoring import Scores, Texts
+from reasonrec.tokenizers.errors import UserError
+
+
+def pool(totals, hits, items, masks, levels=None, permuted=None) -> Pool:
+    rows = len(totals)
+    rollouts = Rollouts(
+        [[1]] * rows, [[2, 3]] * rows, masks, [[0.0, 0.0]] * rows, np.array(items), np.zeros(rows, np.int64),
+        np.zeros(rows, bool),
+    )  # fmt: skip
+    scores = Scores(
+        np.array(totals, float)[:, None],
+        np.array(totals, float),
+        np.array(hits),
+        np.array(levels or [0] * rows),
+        np.array(permuted or [np.nan] * rows, float),
+        np.zeros(rows, bool),
+    )
+    return Pool(np.arange(rows // 2), rollouts, scores)
+
+
+EXAMPLE = pool(
+    totals=[0, 0, 1, 0, 0.5, 0.5, 0, 0.5],
+    hits=[False, False, True, False, False, False, False, False],
+    items=[1, 1, 2, 3, 4, 4, 5, 6],
+    masks=[[1, 1], [1, 0], [1, 1], [1, 1], [1, 0], [1, 0], [1, 1], [1, 1]],
+    levels=[0, 0, 2, 0, 1, 1, 0, 1],
+    permuted=[0, 0, 0, 0, 0, 0, 1, 0],
+)
+
+
+def test_living_groups_first_then_dead_ones_in_the_order_of_the_data():
+    living = np.array([False, True, False, True])
+    assert choose(living, 1).tolist() == [1]
+    assert choose(living, 2).tolist() == [1, 3]
+    assert choose(living, 3).tolist() == [1, 3, 0]
+    assert choose(np.ones(4, bool), 2).tolist() == [0, 1]
+    assert choose(np.zeros(4, bool), 2).tolist() == [0, 1]
+
+
+def test_what_the_log_says():
+    advantage = Advantage("grpo")(EXAMPLE.scores.total, EXAMPLE.scores.hits, 2)
+    permuted = Advantage("grpo")(EXAMPLE.scores.permuted_total, EXAMPLE.scores.permuted_hits, 2)
+    assert alive(advantage, 2).tolist() == [False, True, False, True]
+    log = telemetry(EXAMPLE, advantage, permuted, np.array([1]), depth=2)
+    assert log["rollouts/groups"] == 4
+    assert log["rollouts/zero_variance"] == 0.5
+    assert log["rollouts/zero_variance_permuted"] == 0.75
+    assert log["rollouts/nonzero_advantage"] == 0.5
+    assert log["rollouts/nonzero_advantage_permuted"] == 0.25
+    assert log["rollouts/trained_nonzero_advantage"] == 1
+    assert log["rollouts/exact_hit"] == 1 / 8
+    assert log["rollouts/prefix_1"] == 4 / 8
+    assert log["rollouts/prefix_2"] == 1 / 8
+    assert log["rollouts/reward"] == 2 / 8
+    assert log["rollouts/tokens"] == 13
+    assert log["rollouts/tokens_with_gradient"] == pytest.approx(4 / 13), "the other living group was discarded"
+    assert log["rollouts/distinct_items"] == pytest.approx((1 + 2 + 1 + 2) / 8)
+    assert "rollouts/chain_length" not in log
+
+
+def test_nothing_is_said_about_permuted_targets_that_were_not_scored():
+    unknown = pool([0, 1], [False, True], [1, 2], [[1, 1]] * 2)
+    advantage = Advantage("srpo", bonus_k=1)(unknown.scores.total, unknown.scores.hits, 2)
+    log = telemetry(unknown, advantage, advantage * 0, np.array([0]), depth=1)
+    assert not any("permuted" in name for name in log)
+
+
+def test_srpo_adds_the_bonus_and_grpo_does_not():
+    total, hits = np.array([1.0, 0, 0, 0]), np.array([True, False, False, False])
+    plain, bonus = (Advantage(loss, bonus_k=2)(total, hits, 4) for loss in ("grpo", "srpo"))
+    assert plain.tolist() == pytest.approx([1.5, -0.5, -0.5, -0.5], abs=1e-4)
+    # n = 4, k = 2, c = 1: ρ = 1 − C(3,2)/C(4,2) = 1/2, σ = 1/2; hit .5/.5 = 1, miss (.5 − C(2,1)/C(3,1))/.5 = −1/3.
+    assert (bonus - plain).tolist() == pytest.approx([1, -1 / 3, -1 / 3, -1 / 3], abs=1e-4)
+    with pytest.raises(UserError, match="k=5 with 4 rollouts"):
+        Advantage("srpo", bonus_k=5)(total, hits, 4)
+
+
+def test_pools_are_taken_apart_and_joined():
+    parts = [EXAMPLE.take([0]), EXAMPLE.take([2, 1])]
+    joined = Pool.join(parts)
+    assert joined.numbers.tolist() == [0, 2, 1]
+    assert joined.scores.total.tolist() == [0, 0, 0.5, 0.5, 1, 0]
+    assert joined.rollouts.items.tolist() == [1, 1, 4, 4, 2, 3]
+    assert EXAMPLE.rows([1, 3]).tolist() == [2, 3, 6, 7]
+
+
+def test_texts_are_decoded_when_they_are_looked_at():
+    calls = []
+
+    def decode(ids):
+        calls.append(len(ids))
+        return [str(i) for i in ids]
+
+    texts = Texts([[1], [2, 3]], decode)
+    assert len(texts) == 2
+    assert calls == []
+    assert texts[1] == "[2, 3]"
+    assert list(texts) == ["[1]", "[2, 3]"]
+    assert texts[:1] == ["[1]"]
+    assert calls == [2]
