@@ -8,6 +8,7 @@ An interrupted run goes on from its last checkpoint when the same command is giv
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -126,6 +127,7 @@ def main() -> None:
         bundle = Bundle.build(Dataset.load(stage.dataset), ItemIndex.load(stage.index), setting)
     assert bundle.index.manifest is not None  # it was loaded; this tells the type checker
     inputs = {"dataset": bundle.dataset.manifest.hash, "index": bundle.index.manifest.hash}
+    plan = build_plan(stage, args, bundle)
     if state.is_main_process:
         decisive = {name: value for name, value in config.items() if name not in INDECISIVE}
         if other := keep_if_same(out, {**decisive, **inputs, "processes": state.num_processes}):
@@ -143,9 +145,9 @@ def main() -> None:
             targets if "," not in targets else targets.split(","),
         )
         model = add_adapter(model, bundle.vocabulary, lora)
-    plan = build_plan(stage, args, bundle)
     args.output_dir, args.remove_unused_columns, args.num_train_epochs = str(work), False, 1
     args.dataset_kwargs = {"skip_prepare_dataset": True}
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / "logs")  # else a folder named after this machine
     checkpoint = last_checkpoint(work)
     trainer = ItemSFTTrainer(
         trie=bundle.trie,
