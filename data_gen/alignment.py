@@ -14,6 +14,7 @@ Tasks (after GREAM and LC-Rec, whose names they keep; templates are our own):
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -54,7 +55,10 @@ class PlanConfig:
     def __post_init__(self) -> None:
         unknown = set(self.tasks) - set(TASKS)
         if unknown:
-            raise UserError(f"tasks names {sorted(unknown)[0]!r}; known are {', '.join(TASKS)}")
+            name = sorted(unknown)[0]
+            near = difflib.get_close_matches(name, TASKS, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UserError(f"tasks names {name!r}{hint}; known are {', '.join(TASKS)}")
         if not any(weight > 0 for weight in self.tasks.values()) or any(w < 0 for w in self.tasks.values()):
             raise UserError(f"tasks={dict(self.tasks)}: weights must be at least 0, and one of them above 0")
         if self.max_history < 1:

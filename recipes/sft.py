@@ -112,6 +112,11 @@ def build_eval(stage: SftStage, bundle: Bundle) -> HfDataset | None:
 def main() -> None:
     """Parse, build, train, save."""
     stage, args = parse([SftStage, SftArguments])
+    if (stage.valid_rows > 0) != (args.eval_strategy != "no"):
+        raise UserError(
+            f"valid_rows={stage.valid_rows} and eval_strategy={args.eval_strategy} go together: set both to have the "
+            "validation loss reported, such as --valid_rows 500 --eval_strategy steps --eval_steps 100"
+        )
     state = PartialState()
     out = check_output(args.output_dir, overwrite=stage.overwrite)
     work = partial_folder(out)
@@ -161,7 +166,7 @@ def main() -> None:
     )
     if state.is_main_process:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        batches = math.ceil(len(plan) / args.train_batch_size)
+        batches = math.ceil(len(plan) / (args.train_batch_size * state.num_processes))
         print(f"{len(plan)} examples, {batches} batches, {trained:,} trainable weights")
         if checkpoint:
             print(f"going on from {checkpoint}")
