@@ -8,7 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from reasonrec.recipes.models.load import LoraSettings, add_adapter, load_base
-from reasonrec.tokenizers.decode import beam_search, legal_log_probs, score_all_items
+from reasonrec.tokenizers.constrain import legal_log_probs
+from reasonrec.tokenizers.decode import beam_search, score_all_items
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
