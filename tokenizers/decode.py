@@ -1,15 +1,17 @@
 """Search over items: exact trie-constrained beam search after one prefill, and scorers of given items.
 
-The prompt is read once per user (`prefix.py`). The K beams of a step are K positions of *one* sequence: a 4-D attention
-mask lets each see the prompt, its own ancestors and itself, so the cache is appended to and never copied or reordered.
+The prompt is read once per user (`prefix.py`). The K beams of a step are K positions of *one* sequence: a 4-D
+attention mask lets each see the prompt, its own ancestors and itself, so the cache is appended to and never copied or
+reordered.
 
 An item's score is the sum of the log-probabilities of its codes, each normalised over the legal children of its
 prefix, so the probabilities of all items of the catalogue sum to 1. Excluded items are masked inside the trie (a
 prefix with no item left is illegal); the others keep their probabilities, hence the ranking is that of the conditional
 distribution given "not excluded".
 
-Two things save forward passes and change no result. A prefix with a single item below is that item: its remaining codes
-have probability 1. And a beam that is less probable than `k` items already found cannot lead into the list of `k`.
+Two things save forward passes and change no result. A prefix with a single item below is that item: its remaining
+codes have probability 1. And a beam that is less probable than `k` items already found cannot lead into the list of
+`k`.
 """
 
 from __future__ import annotations
@@ -213,15 +215,15 @@ def score_items(
         model: The model that read the prefix.
         trie: Trie of the items.
         vocabulary: Where the codes stand.
-        prefix: Prompts that end with the begin marker, with a slot left for each prefix (at most `depth - 1` per item).
+        prefix: Prompts that end with the begin marker, with a slot left for each prefix of the items that more than
+            one item begins with.
         items: (rows, n) item numbers, each at most once per row; -1 is no item.
         full_vocabulary: See `beam_search`.
 
     Returns:
         (rows, n) float32, -inf for no item.
     """
-    rows, n = items.shape
-    device = items.device
+    rows, device = len(items), items.device
     # In leaf order, items with a common prefix stand together.
     rank = torch.where(items >= 0, trie.leaf_rank[items.clamp(min=0)].long(), trie.n_items)
     order = rank.argsort(1)

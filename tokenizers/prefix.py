@@ -114,7 +114,8 @@ def pack(lengths: list[int]) -> tuple[list[tuple[int, int]], int]:
     Returns:
         Row and first column of each prompt, and the number of rows.
     """
-    places, filled = [(0, 0)] * len(lengths), []
+    places = [(0, 0)] * len(lengths)
+    filled: list[int] = []
     longest = max(lengths)
     for prompt in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         size = lengths[prompt]
@@ -181,9 +182,7 @@ def adopt(
     cache = SearchCache(rows, slots + input_ids.shape[1] + room)
     cache.copy_from(past, slots)
     hidden = torch.empty(rows, 0, device=attention_mask.device)
-    return extend(
-        model, Prefix(cache, attention_mask.bool(), attention_mask.sum(1), hidden), input_ids, new_mask
-    )
+    return extend(model, Prefix(cache, attention_mask.bool(), attention_mask.sum(1), hidden), input_ids, new_mask)
 
 
 def check_searchable(model: PreTrainedModel, length: int) -> None:

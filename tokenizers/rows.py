@@ -110,7 +110,8 @@ def log_normaliser(model: PreTrainedModel, hidden: Tensor, chunk: int = 256) -> 
     """
     head = model.get_output_embeddings()
     parts = [
-        scale_logits(model, head(part).float()).logsumexp(-1) for part in hidden.reshape(-1, hidden.shape[-1]).split(chunk)
+        scale_logits(model, head(part).float()).logsumexp(-1)
+        for part in hidden.reshape(-1, hidden.shape[-1]).split(chunk)
     ]
     return torch.cat(parts).view(hidden.shape[:-1])
 

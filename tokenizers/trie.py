@@ -94,10 +94,10 @@ class Trie:
             new[1:] |= up[1:] != up[:-1]
             start = np.flatnonzero(new)
             below = np.diff(start, append=len(here))  # items below each node of this level
-            if level + 1 < len(sizes):
-                ended = digits(level + 1)[alive][start] < 0  # the padding -1 sorts first
-            else:
-                ended = np.ones(len(start), dtype=bool)
+            last = level + 1 == len(sizes)
+            ended = np.full(len(start), last)
+            if not last:
+                np.less(digits(level + 1)[alive][start], 0, out=ended)  # the padding -1 sorts first
             if (below[ended] > 1).any():
                 raise ValueError("item codes have to be unique and prefix-free")
             up = up[start]
@@ -300,7 +300,11 @@ def _check(codes: np.ndarray, sizes: list[int]) -> None:
         here = codes[:, level]
         if here.max() >= size:
             raise ValueError("a code is not smaller than the size of its level")
-        if here.min() < -1 or (level == 0 and here.min() < 0) or (level and (here[codes[:, level - 1] < 0] >= 0).any()):
+        if (
+            here.min() < -1
+            or (level == 0 and here.min() < 0)
+            or (level and (here[codes[:, level - 1] < 0] >= 0).any())
+        ):
             raise ValueError("an item needs a code on the first level, and -1 may only follow its last code")
 
 

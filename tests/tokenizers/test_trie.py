@@ -129,7 +129,9 @@ def test_children_are_what_child_finds_ascending_and_padded(rng):
         assert column[0, i][real].tolist() == legal
         assert child[0, i][real].tolist() == [found[c] for c in legal]
         assert legal or node < 0 or bool(trie.is_leaf(torch.tensor(node))), "a node without children is a leaf"
-        assert not (legal and node >= 0 and bool(trie.is_leaf(torch.tensor(node)))), "prefix-free: no item above another"
+        assert not (legal and node >= 0 and bool(trie.is_leaf(torch.tensor(node)))), (
+            "prefix-free: no item above another"
+        )
 
 
 @settings(max_examples=100, deadline=None)
