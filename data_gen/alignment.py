@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,8 @@ class PlanConfig:
             raise UserError(f"tasks={dict(self.tasks)}: weights must be at least 0, and one of them above 0")
         if self.max_history < 1:
             raise UserError(f"max_history={self.max_history} must be at least 1")
+        if not self.passes > 0:
+            raise UserError(f"num_train_epochs={self.passes} must be above 0")
 
 
 def make_plan(
@@ -138,12 +141,16 @@ def _one_pass(
         blocks.append((np.full(len(block[0]), number), *block))
     task_no, source, start, stop, length = (np.concatenate(part) for part in zip(*blocks, strict=True))
     n = len(task_no)
+    shuffle = np.full(n, -1, dtype=np.int64)
+    if set_order:  # one order for all examples that a set is cut into, so that they share out its items
+        _, first, which = np.unique(source, return_index=True, return_inverse=True)
+        shuffle = rng.integers(0, 2**31, n)[first][which]
     return {
         "task": task_no.astype(np.int8),
         "source": source.astype(np.int64),
         "start": start.astype(np.int32),
         "stop": stop.astype(np.int32),
-        "shuffle": rng.integers(0, 2**31, n) if set_order else np.full(n, -1, dtype=np.int64),
+        "shuffle": shuffle,
         "variant": rng.integers(0, 2**15, n).astype(np.int32),
         "length": length.astype(np.int32),
     }
@@ -156,12 +163,13 @@ def _windows(lengths: np.ndarray, max_history: int, rng: np.random.Generator) ->
     for i in np.flatnonzero(lengths > 1):
         n = int(lengths[i])
         first = 0 if n <= size else int(rng.integers(-size + 2, 1))
-        for begin in range(first, n, size):
-            a, b = max(begin, 0), min(begin + size, n)
-            if b - a > 1:
-                source.append(i)
-                start.append(a)
-                stop.append(b)
+        cuts = [0, *range(first + size, n, size), n]
+        if n - cuts[-2] == 1 and size > 2:
+            cuts[-2] -= 1  # a last item by itself would have no history
+        for begin, end in pairwise(cuts):
+            source.append(i)
+            start.append(min(begin, end - 2))  # pairs leave an odd item over: its predecessor is shown twice
+            stop.append(end)
     return np.array(source), np.array(start), np.array(stop)
 
 
@@ -246,7 +254,7 @@ class Renderer:
             if variant % 2:
                 prompt = self._fill("history2title", variant // 2, history=self.item_ids(history))
                 return self._text_answer(prompt, self.titles[target])
-            titles = "; ".join(self.titles[i] for i in history)
+            titles = " " + "; ".join(self.titles[i] for i in history)
             return self._item_answer(self._fill("titles2index", variant // 2, titles=titles), target)
         if name == "index2item":
             return self._text_answer(self._fill(name, variant, item=self.item_token_ids[source]), self.titles[source])

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 # The shipped history prompt is as short as can be: on a CPU every prompt token costs as much as an item's code.
 HISTORY = "History:{history}"
 
-# Each alignment task has several phrasings, so that the model learns the task and not one sentence.
+# Each alignment task has several phrasings, so that the model learns the task and not one sentence. No space
+# stands before a place: text brings its own, as a word and the space before it are one token; codes need none.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     # an item's words -> its codes
     "item2index": (
-        "Item named {title}:",
-        "Which item is this? {text}\nItem:",
-        "Find the item for the name {title}. Item:",
+        "Item named{title}:",
+        "Which item is this?{text}\nItem:",
+        "Find the item for the name{title}. Item:",
     ),
     # an item's codes -> its title
     "index2item": (
@@ -42,8 +43,8 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     ),
     # a history in titles -> the codes of the next item
     "titles2index": (
-        "Chosen so far, oldest first: {titles}\nNext:",
-        "Someone went from {titles} to:",
+        "Chosen so far, oldest first:{titles}\nNext:",
+        "Someone went from{titles} to:",
     ),
 }
 
@@ -125,5 +126,6 @@ def check_history_prompt(template: str) -> None:
         UserError: If it does not have exactly the place `{history}`.
     """
     places = [place for _, place in _pieces(template) if place is not None]
-    if places != ["history"]:
+    # The count: `{history!r}` names the place too, but nothing would apply the conversion.
+    if places != ["history"] or template.count("{history}") != 1:
         raise UserError(f"history_prompt={template!r} has to contain {{history}} once and no other place")

@@ -46,7 +46,10 @@ _PLAIN_ADAPTER = """\
 Or with plain PEFT, on the base model with {rows} embedding rows:
 
 ```python
-base = AutoModelForCausalLM.from_pretrained(BASE)
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("{base}")
 base.resize_token_embeddings({rows})
 model = PeftModel.from_pretrained(base, "path/to/this/folder")
 ```
@@ -78,6 +81,10 @@ def write_card(folder: Path, setting: Setting, bundle: Bundle, metrics: Mapping[
         prompt=setting.history_prompt.replace("\n", "\\n"),
         index=(bundle.index.manifest.hash if bundle.index.manifest else "")[:12],
         loss=metrics.get("train_loss", float("nan")),
-        plain=_PLAIN_ADAPTER.format(rows=bundle.vocabulary.size) if adapter else "",
+        plain=_PLAIN_ADAPTER.format(
+            rows=bundle.vocabulary.size, base=setting.base_model if is_hub_id else "path/to/the/base/model"
+        )
+        if adapter
+        else "",
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

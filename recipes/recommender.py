@@ -353,7 +353,8 @@ def check_base(manifest: Manifest, base: PreTrainedModel, setting: Setting) -> N
     if actual != setting.fingerprint:
         raise UserError(
             f"this {manifest.kind} was trained on base weights {setting.fingerprint[:12]}… ({setting.base_model}), "
-            f"but the base loaded now has {actual[:12]}…: load {setting.base_model} in the same revision, or train again"
+            f"but the base loaded now has {actual[:12]}…: load {setting.base_model} in the same revision, or train "
+            "again"
         )
 
 

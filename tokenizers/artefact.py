@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 SETTINGS = "unfinished.json"  # in a partial folder: what the run that began it was told
 # What a person looks at; it may carry a date or a font and says nothing about the content.
 _UNHASHED_SUFFIXES = {".html", ".png", ".md", ".log"}
-_UNHASHED_FOLDERS = {"runs"}  # TensorBoard
+_UNHASHED_FOLDERS = {"logs"}  # TensorBoard
 _NO_SPACE = 1 << 16  # bytes; a disk with less than this is full
 
 
@@ -204,6 +204,7 @@ def staged(
         work.mkdir(parents=True, exist_ok=True)
         yield work, facts
         (work / SETTINGS).unlink(missing_ok=True)  # the manifest says it from here on
+        _readable(work)
         write_manifest(work, kind=kind, config=config, seed=seed, inputs=inputs, facts=facts)
     if out.exists():
         aside = out.with_name(out.name + ".old")
@@ -211,6 +212,16 @@ def staged(
             shutil.rmtree(aside)
         out.rename(aside)
     work.rename(out)
+
+
+def _readable(folder: Path) -> None:
+    """Give every file the mode of an ordinary new one: safetensors makes its files private."""
+    manifest = folder / MANIFEST
+    manifest.touch()
+    mode = manifest.stat().st_mode
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def write_manifest(

@@ -57,7 +57,8 @@ def resolve_model(reference: str) -> str:
     if not reference.startswith(PACKAGE):
         return reference
     name = reference.removeprefix(PACKAGE)
-    spec = importlib.util.find_spec(name)  # found, not imported: such packages need libraries that this kit does not
+    # Found, not imported: such packages need libraries that this kit does not; a dotted name would import its parents.
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or spec.origin is None:
         raise UserError(
             f"model={reference}: the Python package {name} is not installed; `make install` brings the demo's"
@@ -137,7 +138,7 @@ def load_base(
 def _from_pretrained(auto: Any, path: str, **options: Any) -> Any:
     try:
         return auto.from_pretrained(path, **options)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no config.json, an unknown architecture, code of its own
         first = str(error).splitlines()[0]
         raise UserError(f"model={path}: {first} (a Hub id, a local folder, or package:NAME)") from error
 

@@ -88,7 +88,7 @@ class ItemSFTTrainer(SFTTrainer):
                 {
                     "params": rows,
                     "weight_decay": 0.0,
-                    "lr": self._row_learning_rate or self.args.learning_rate,
+                    "lr": self.args.learning_rate if self._row_learning_rate is None else self._row_learning_rate,
                 },
             ]
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)

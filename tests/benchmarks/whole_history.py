@@ -28,8 +28,7 @@ from reasonrec.data_gen.prompts import HISTORY
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.comparison import Row, evaluate_rows
 from reasonrec.recipes.recommender import Bundle, Recommender, Setting, load_with_rows
-from reasonrec.recipes.trainers.item_sft import SftArguments
-from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer
+from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments
 from reasonrec.tokenizers.artefact import write_json
 from reasonrec.tokenizers.index import ItemIndex
 

@@ -15,8 +15,9 @@ from reasonrec.tokenizers.vocabulary import BEGIN, Vocabulary
 
 SIZES = (3, 12, 2)
 HOSTILE = (
-    "<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|a_1|>", "<|b_11|>", "<|item|>", "<", ">", "|", "<|", "|>", "[INST]",
-    "</answer>", "assistant\n", "＜|a_1|＞", "<\u200b|a_1|>", "<|a_\u00ad1|>", "\x00", "{history}", "{title}", "a", " ", "\n",
+    "<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|a_1|>", "<|b_11|>", "<|item|>", "<", ">", "|", "<|", "|>",
+    "[INST]", "</answer>", "assistant\n", "＜|a_1|＞", "<\u200b|a_1|>", "<|a_\u00ad1|>", "\x00",
+    "{history}", "{title}", "a", " ", "\n",
 )  # fmt: skip
 
 
@@ -163,9 +164,9 @@ def test_an_unknown_place_names_the_known_ones(tokenizer):
 
 @pytest.mark.parametrize("template", ["a {history", "a } {history}", "{history}{"])
 def test_malformed_templates_are_the_users_mistake(tokenizer, template):
-    with pytest.raises(UserError, match="write {{ for a brace"):
+    with pytest.raises(UserError, match=r"write \{\{ for a brace"):
         Prompter(tokenizer)(template, {"history": []})
-    with pytest.raises(UserError, match="write {{ for a brace"):
+    with pytest.raises(UserError, match=r"write \{\{ for a brace"):
         check_history_prompt(template)
 
 
@@ -177,12 +178,10 @@ def test_history_prompts_have_the_history_once():
             check_history_prompt(bad)
 
 
-@pytest.mark.parametrize("template", ["{history!r}", "{history:>9}", "a {history:}"])
-def test_places_take_no_format(template):
-    """Nothing would apply it, so it must not pass silently."""
-    if template == "a {history:}":
-        return
-    with pytest.raises(UserError, match="history"):
+@pytest.mark.parametrize("template", ["{history!r}", "{history:>9}", "a {history:}", "{{history}} {history}"])
+def test_the_place_is_written_plainly(template):
+    """Nothing would apply a format, so it must not pass silently; whole-history training looks for the plain place."""
+    with pytest.raises(UserError, match="once and no other place"):
         check_history_prompt(template)
 
 

@@ -90,7 +90,7 @@ def score(model, examples, **options):
 
 def test_the_loss_by_hand():
     """Begin marker, then (0, 2, 1): log-softmax over 3, 2 and 2 legal children of logits that are written down."""
-    a0, a1, a2, b0, b1, b2, b3, c0, c1 = range(VOCABULARY.first_id, VOCABULARY.size)
+    a0, a1, a2, b0, _, b2, _, c0, c1 = range(VOCABULARY.first_id, VOCABULARY.size)
     logits = torch.full((VOCABULARY.size, VOCABULARY.size), 50.0)  # everything illegal is most tempting
     logits[BEGIN, [a0, a1, a2]] = torch.tensor([1.0, 2.0, 3.0])
     logits[a0, [b0, b2]] = torch.tensor([0.5, -0.5])
@@ -244,8 +244,12 @@ def test_the_gradient_reaches_rows_and_lora_and_nothing_else(kind, tmp_path):
         else:
             assert parameter.grad is not None, name
             assert parameter.grad.abs().max() > 0, name
-    (head,) = [p for n, p in model.named_parameters() if "trainable_tokens" in n and (kind != "lora untied" or "head" in n)]
-    if kind == "lora untied":  # its head learns from labels alone: siblings only, level 2 of items 1 and 2 is not asked
+    (head,) = [
+        p for n, p in model.named_parameters() if "trainable_tokens" in n and (kind != "lora untied" or "head" in n)
+    ]
+    if (
+        kind == "lora untied"
+    ):  # its head learns from labels alone: siblings only, level 2 of items 1 and 2 is not asked
         assert head.grad[0].abs().max() == 0
         assert head.grad[-2:].abs().max() == 0
 
@@ -259,12 +263,12 @@ def test_the_loss_is_a_true_gradient():
     rows = model.get_input_embeddings().weight
     direction = rows.grad / rows.grad.norm()
     moved = []
-    for step in (1e-3, -1e-3):
+    for step in (3e-4, -3e-4):
         with torch.no_grad():
             rows += step * direction
             moved.append(float(score(model, examples).loss))
             rows -= step * direction
-    assert (moved[0] - moved[1]) / 2e-3 == pytest.approx(float(rows.grad.norm()), rel=1e-3)
+    assert (moved[0] - moved[1]) / 6e-4 == pytest.approx(float(rows.grad.norm()), rel=2e-3)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -1,0 +1,216 @@
+"""Every file that a person can launch or follow: configurations, the Makefile's commands, paths in the documents."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from reasonrec.recipes.args import parse
+from reasonrec.tokenizers.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+ALL = sorted((ROOT / "recipes" / "configs").glob("*/*.yaml"))
+CONFIGS = [path for path in ALL if path.parent.name != "accelerate"]
+HARDWARE = [path for path in ALL if path.parent.name == "accelerate"]
+LAUNCH = re.compile(r"# accelerate launch (recipes/(\w+)\.py) --config (\S+)")
+
+
+def name(path: Path) -> str:
+    return f"{path.parent.name}-{path.stem}"
+
+
+every_config = pytest.mark.parametrize("path", CONFIGS, ids=name)
+
+
+def launch_line(path: Path) -> re.Match[str]:
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    match = LAUNCH.fullmatch(first)
+    assert match, f"{path.relative_to(ROOT)} has to open with its launch line, not with {first!r}"
+    return match
+
+
+class Asked(Exception):
+    """Carries the dataclasses that a stage parses its command line into."""
+
+
+@pytest.fixture
+def classes(path: Path, monkeypatch: pytest.MonkeyPatch) -> Sequence[type]:
+    """What the stage of a configuration itself asks `parse` for."""
+
+    def ask(wanted: Sequence[type], argv: Sequence[str] | None = None) -> None:
+        raise Asked(wanted)
+
+    stage = importlib.import_module(f"reasonrec.recipes.{launch_line(path)[2]}")
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "parse", ask)
+        with pytest.raises(Asked) as asked:
+            stage.main()
+    return asked.value.args[0]
+
+
+def test_there_is_something_to_check() -> None:
+    assert {path.parent.name for path in CONFIGS} >= {"demo", "industrial", "basket", "synthetic", "example"}
+    assert {path.stem for path in HARDWARE} == {"cpu", "single_gpu", "multi_gpu"}
+    assert not list((ROOT / "recipes" / "configs").glob("*.yaml")), "each belongs to a recipe"
+
+
+@every_config
+def test_the_first_line_launches_this_file(path: Path) -> None:
+    match = launch_line(path)
+    assert (ROOT / match[1]).is_file()
+    assert match[3] == path.relative_to(ROOT).as_posix()
+
+
+@every_config
+def test_it_parses(path: Path, classes: Sequence[type], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    parsed = parse(classes, ["--config", str(path)])
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert values["output_dir"].startswith(f"runs/{path.parent.name}/")
+    for key, value in values.items():
+        held = [getattr(part, key) for part in parsed if hasattr(part, key)]
+        assert held, f"{key} is read by nobody"
+        if isinstance(value, int | float | str):
+            assert value in held, f"{key} was given as {value!r} and became {held}"
+    assert not list(tmp_path.iterdir()), "parsing writes nothing"
+
+
+@every_config
+def test_help_is_printed(path: Path, classes: Sequence[type], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(classes, ["--help"])
+    assert ended.value.code == 0
+    assert "--output_dir" in capsys.readouterr().out
+
+
+@every_config
+def test_a_misspelt_key_is_refused(path: Path, classes: Sequence[type], tmp_path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for key in list(yaml.safe_load(text))[:3]:
+        wrong = tmp_path / "wrong.yaml"
+        wrong.write_text(f"{text}\n{key}z: 1\n", encoding="utf-8")
+        with pytest.raises(UserError, match=f"unknown key '{key}z'; did you mean '{key}'"):
+            parse(classes, ["--config", str(wrong)])
+
+
+@pytest.mark.parametrize("path", HARDWARE, ids=name)
+def test_accelerate_reads_its_configurations(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.utils import DistributedType
+
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith(
+        f"# accelerate launch --config_file {path.relative_to(ROOT).as_posix()} recipes/<stage>.py "
+    )
+    config = load_config_from_file(str(path))
+    assert config.use_cpu == (path.stem == "cpu")
+    assert config.distributed_type == (DistributedType.MULTI_GPU if path.stem == "multi_gpu" else DistributedType.NO)
+    assert config.num_processes == (2 if path.stem == "multi_gpu" else 1)
+    assert config.mixed_precision == "no", "each stage decides"
+
+
+def test_a_launch_on_the_cpu_is_quiet_and_has_its_threads(tmp_path: Path) -> None:
+    """As the Makefile launches: nothing of accelerate's own between what a stage prints."""
+    script = tmp_path / "script.py"
+    script.write_text("import os\nprint(os.environ['OMP_NUM_THREADS'], os.environ['ACCELERATE_USE_CPU'])\n")
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
+    cpu = ROOT / "recipes" / "configs" / "accelerate" / "cpu.yaml"
+    environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "3", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [*command, str(cpu), str(script)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3 True\n", "")
+
+
+@pytest.fixture
+def dry_run(tmp_path: Path) -> Path:
+    """The Makefile in a folder where nothing has been made yet."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for file in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / file).touch()
+    return tmp_path
+
+
+def commands(folder: Path, *words: str) -> list[str]:
+    done = subprocess.run(
+        ["make", "-n", "VENV=.venv", *words], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_the_demo_runs_what_is_missing_and_nothing_twice(dry_run: Path) -> None:
+    stages = ("prepare", "index_items", "sft", "eval_ranking", "recommend")
+
+    def planned() -> list[str]:
+        lines = "\n".join(commands(dry_run, "demo"))
+        return re.findall(r"accelerate launch .*?recipes/(\w+)\.py", lines)
+
+    assert planned() == list(stages)
+    assert sum("pip install" in line for line in commands(dry_run, "demo")) == 2
+    (dry_run / ".venv").mkdir()
+    (dry_run / ".venv" / ".reasonrec-installed").touch()
+    assert not any("pip" in line for line in commands(dry_run, "demo"))
+    for done, folder in enumerate(("dataset", "index", "sft", "report"), start=1):
+        (dry_run / "runs" / "demo" / folder).mkdir(parents=True)
+        (dry_run / "runs" / "demo" / folder / "manifest.json").touch()
+        assert planned() == list(stages[done:])
+
+
+def test_the_demo_reads_what_it_made(dry_run: Path) -> None:
+    """Each stage's output is what the Makefile waits for and what the next one's configuration reads."""
+    lines = "\n".join(commands(dry_run, "demo"))
+    used = [ROOT / config for config in re.findall(r"--config (\S+)", lines)]
+    assert [path.parent.name for path in used] == ["demo"] * 4
+    values = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in used]
+    outputs = [value["output_dir"] for value in values]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert all(f"= {output}/manifest.json\n" in makefile for output in outputs)
+    assert values[1]["dataset"] == values[2]["dataset"] == values[3]["dataset"] == outputs[0]
+    assert values[2]["index"] == outputs[1]
+    assert values[3]["models"] == [outputs[2]]
+    assert f"--model {outputs[2]} " in lines
+
+
+@pytest.mark.parametrize("hardware", [path.stem for path in HARDWARE])
+def test_the_makefile_finds_its_files(dry_run: Path, hardware: str) -> None:
+    lines = "\n".join(commands(dry_run, "demo", f"HARDWARE={hardware}"))
+    paths = set(re.findall(r"recipes/[\w./]+\.(?:py|yaml)", lines))
+    assert f"recipes/configs/accelerate/{hardware}.yaml" in paths
+    assert not [path for path in paths if not (ROOT / path).is_file()]
+
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "examples").glob("*.md")])
+PATHS = re.compile(r"(?<![\w./-])(?:recipes|rewards|data_gen|tokenizers|tests|examples)/[\w./<>*-]*")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_name_what_is_there(document: Path) -> None:
+    named = {path.rstrip(".") for path in PATHS.findall(document.read_text(encoding="utf-8"))}
+    named = {path for path in named if "<" not in path and "*" not in path}
+    assert not [path for path in sorted(named) if not (ROOT / path).exists()]
+
+
+def test_constraints_pin_every_direct_dependency_within_its_range() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    ranges = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    pinned = {canonicalize_name(package): version for package, version in pins.items()}
+    wanted = {canonicalize_name(Requirement(text).name): Requirement(text).specifier for text in ranges}
+    assert pinned.keys() == wanted.keys()
+    assert not [package for package, specifier in wanted.items() if pinned[package] not in specifier]
+    assert not [version for version in pinned.values() if "+" in version], "a local build is not to be had elsewhere"
