@@ -85,8 +85,8 @@ def given_history(dataset: Dataset, text: str, *, strict: bool) -> list[int]:
     if unknown:
         some = ", ".join(dataset.items["item_id"].head(5).to_list())
         message = (
-            f"--history: {len(unknown)} of {len(words)} items are not in the catalogue of {dataset.path}, the first "
-            f"is {unknown[0]}; some ids are {some}"
+            f"--history: item {unknown[0]} is not in the catalogue of {dataset.path} ({len(unknown)} of {len(words)} "
+            f"items are unknown); some ids are {some}"
         )
         if strict:
             raise UserError(message)

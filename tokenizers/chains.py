@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from reasonrec.tokenizers.decode import Exclude, Found, score_items, search, search_room
+from reasonrec.tokenizers.decode import Exclude, Found, ranked, score_items, search, search_room
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.prefix import Prefix
 from reasonrec.tokenizers.trie import Trie
@@ -74,11 +74,7 @@ def search_chains(
     union = union.sort(1, descending=True).values[:, : max(widest, 1)]
     scores = score_items(model, trie, vocabulary, prefix, union.repeat_interleave(chains, 0))
     merged = log_mean_exp(scores.view(rows // chains, chains, -1))
-    best, order = merged.sort(dim=1, descending=True, stable=True)
-    missing = max(k - union.shape[1], 0)
-    items = torch.nn.functional.pad(union.gather(1, order), (0, missing), value=-1)
-    best = torch.nn.functional.pad(best, (0, missing), value=-torch.inf)
-    return Found(items[:, :k], best[:, :k])
+    return ranked(union, merged, k)
 
 
 def log_mean_exp(log_probs: Tensor) -> Tensor:

@@ -133,70 +133,122 @@ def search(
         raise UserError(f"num_beams={num_beams} has to be at least k={k}, the length of the list, and k at least 1")
     rows, device = len(prefix.position), prefix.position.device
     prefix.cache.rewind(prefix.length)
-    hidden, seen = prefix.hidden[:, None], prefix.seen[:, None]  # (rows, beams, …); seen: (rows, beams, slots)
-    # `node`, `score`, `hidden`, `seen` hold the open beams; finished ones wait in `done_*`.
-    node = torch.zeros(rows, 1, dtype=torch.int64, device=device)
-    score = torch.zeros(rows, 1, device=device)
+    # Open beams, and the finished ones beside them.
+    node, score = torch.zeros(rows, 1, dtype=torch.int64, device=device), torch.zeros(rows, 1, device=device)
     done_item, done_score = node[:, :0], score[:, :0]
+    hidden, seen = prefix.hidden[:, None], prefix.seen[:, None]  # (rows, beams, width), (rows, beams, slots)
     for step in range(trie.depth):
-        child, column = trie.children(node, trie.widths[step])  # (rows, beams, width)
-        gain = _gain(model, vocabulary, hidden, child, column, full_vocabulary=full_vocabulary)
-        total = (score[..., None] + gain).masked_fill(~trie.allowed(child, excluded), -torch.inf)
-        flat = torch.cat([total.flatten(1), done_score], 1)
-        kept, index = flat.topk(min(num_beams, flat.shape[1]), dim=1)  # best first
-        new = index < total[0].numel()
-        place = index.clamp(max=total[0].numel() - 1)
-        new_node = torch.where(new, child.flatten(1).gather(1, place), -1)
-        ends = trie.is_leaf(new_node) if full_vocabulary else trie.only_item(new_node) >= 0
-        item = torch.where(ends, trie.rank_item[trie.leaf_begin[new_node.clamp(min=0)].long()].long(), -1)
-        if done_item.shape[1]:
-            earlier = (index - total[0].numel()).clamp(min=0)
-            item = torch.where(new, item, done_item.gather(1, earlier))
-        real = kept > -torch.inf
-        finished = real & (item >= 0)
-        is_open = real & ~finished & (finished.cumsum(1) < k)
-        done_item, done_score = torch.where(finished, item, -1), kept.masked_fill(~finished, -torch.inf)
-        width, is_nan = torch.stack([is_open.sum(1).max(), gain.isnan().any()]).tolist()  # the only wait of a step
+        logits = code_logits(model, hidden, vocabulary)
+        normaliser = log_normaliser(model, hidden) if full_vocabulary else None
+        best = choose(
+            trie, step, logits, node, score, done_item, done_score, normaliser, excluded, k=k, num_beams=num_beams
+        )
+        done_item, done_score = best.item, best.score.masked_fill(best.item < 0, -torch.inf)
+        # The only time a step waits for the device.
+        width, is_nan = torch.stack([best.is_open.sum(1).max(), best.is_nan]).tolist()
         if is_nan:
             raise FloatingPointError(f"the model returned NaN logits at step {step} of the item search")
         if width == 0:
             break
         # Open beams first, so that a step is only as wide as the row with most of them.
-        order = (~is_open).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
-        is_open = is_open.gather(1, order)
-        node = torch.where(is_open, new_node.gather(1, order), -1)
-        score = kept.gather(1, order)
-        chosen = place.gather(1, order)
-        tokens = vocabulary.first_id + column.flatten(1).gather(1, chosen)
-        parent = chosen // child.shape[2]  # the open beam of the step before
+        order = (~best.is_open).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
+        node = torch.where(best.is_open, best.node, -1).gather(1, order)
+        score, parent = best.score.gather(1, order), best.parent.gather(1, order)
+        tokens = vocabulary.first_id + best.column.gather(1, order)
         ancestors = seen.expand(rows, -1, -1).gather(1, parent[..., None].expand(-1, -1, seen.shape[2]))
         itself = torch.eye(width, dtype=torch.bool, device=device).expand(rows, -1, -1)
         seen = torch.cat([ancestors, itself], 2)
         hidden = forward(model, prefix.cache, tokens, (prefix.position + step)[:, None].expand(-1, width), seen)
-    best, order = done_score.sort(dim=1, descending=True, stable=True)
-    items = done_item.gather(1, order)
-    missing = max(k - items.shape[1], 0)
-    items = torch.nn.functional.pad(items, (0, missing), value=-1)
-    best = torch.nn.functional.pad(best, (0, missing), value=-torch.inf)
     prefix.cache.rewind(prefix.length)
-    return Found(items[:, :k], best[:, :k])
+    return ranked(done_item, done_score, k)
 
 
-def _gain(
-    model: PreTrainedModel,
-    vocabulary: Vocabulary,
-    hidden: Tensor,
-    child: Tensor,
-    column: Tensor,
+@dataclass(frozen=True)
+class Choice:
+    """The best beams of a step, best first.
+
+    Attributes:
+        node: (rows, beams) where they stand; -1 for items that were finished before.
+        score: (rows, beams) log-probabilities, -inf where there are fewer.
+        parent: (rows, beams) the open beam each comes from.
+        column: (rows, beams) the code that was added.
+        item: (rows, beams) the item of a finished beam, else -1.
+        is_open: (rows, beams) whether the beam has to go on.
+        is_nan: () whether the model returned NaN.
+    """
+
+    node: Tensor
+    score: Tensor
+    parent: Tensor
+    column: Tensor
+    item: Tensor
+    is_open: Tensor
+    is_nan: Tensor
+
+
+def choose(
+    trie: Trie,
+    step: int,
+    logits: Tensor,
+    node: Tensor,
+    score: Tensor,
+    done_item: Tensor,
+    done_score: Tensor,
+    normaliser: Tensor | None = None,
+    excluded: Tensor | None = None,
     *,
-    full_vocabulary: bool,
-) -> Tensor:
-    """Log-probability of each child (..., width), -inf on the padding."""
-    logits = code_logits(model, hidden, vocabulary)
-    if not full_vocabulary:
-        return legal_log_probs(logits, child, column)
-    gain = logits.gather(-1, column) - log_normaliser(model, hidden)[..., None]
-    return gain.masked_fill(child < 0, -torch.inf)
+    k: int,
+    num_beams: int,
+) -> Choice:
+    """Keep the best among the legal continuations of all beams and the items finished before.
+
+    Args:
+        trie: Trie of the items.
+        step: Level of the codes that are added.
+        logits: (rows, beams, columns) of the open beams.
+        node: (rows, beams) where they stand, -1 for none.
+        score: (rows, beams) their log-probabilities.
+        done_item: (rows, finished) items found before, -1 for none.
+        done_score: (rows, finished) their log-probabilities.
+        normaliser: (rows, beams) what to subtract from logits; None normalises over the legal codes.
+        excluded: What `trie.excluded_ranks` returned.
+        k: Length of the list: a beam behind `k` finished ones cannot reach it any more.
+        num_beams: Beams to keep.
+    """
+    child, column = trie.children(node, trie.widths[step])  # (rows, beams, width)
+    if normaliser is None:
+        gain = legal_log_probs(logits, child, column)
+    else:
+        gain = (logits.gather(-1, column) - normaliser[..., None]).masked_fill(child < 0, -torch.inf)
+    total = (score[..., None] + gain).masked_fill(~trie.allowed(child, excluded), -torch.inf).flatten(1)
+    n_new = total.shape[1]
+    kept, index = torch.cat([total, done_score], 1).topk(min(num_beams, n_new + done_score.shape[1]), dim=1)
+    place = index.clamp(max=n_new - 1)
+    real = kept > -torch.inf
+    new_node = torch.where(real & (index < n_new), child.flatten(1).gather(1, place), -1)
+    # Under full normalisation even a certain code has a probability below 1: only a leaf is the end.
+    item = trie.only_item(new_node) if normaliser is None else trie.leaf_item(new_node)
+    if done_item.shape[1]:
+        item = torch.where(index < n_new, item, done_item.gather(1, (index - n_new).clamp(min=0)))
+    item = torch.where(real, item, -1)
+    return Choice(
+        node=new_node,
+        score=kept,
+        parent=place // child.shape[2],
+        column=column.flatten(1).gather(1, place),
+        item=item,
+        is_open=real & (item < 0) & ((item >= 0).cumsum(1) < k),
+        is_nan=gain.isnan().any(),
+    )
+
+
+def ranked(items: Tensor, scores: Tensor, k: int) -> Found:
+    """The best `k` of (rows, n) items, filled up with nothing."""
+    best, order = scores.sort(dim=1, descending=True, stable=True)
+    missing = max(k - items.shape[1], 0)
+    items = torch.nn.functional.pad(items.gather(1, order), (0, missing), value=-1)
+    best = torch.nn.functional.pad(best, (0, missing), value=-torch.inf)
+    return Found(items[:, :k], best[:, :k])
 
 
 @torch.no_grad()
@@ -255,7 +307,11 @@ def score_items(
         hidden = torch.cat([hidden, forward(model, prefix.cache, tokens, positions, seen)], 1)
         prefix.cache.rewind(prefix.length)
     child, column = trie.children(nodes)
-    gain = _gain(model, vocabulary, hidden, child, column, full_vocabulary=full_vocabulary)  # (rows, places, width)
+    logits = code_logits(model, hidden, vocabulary)
+    if full_vocabulary:
+        gain = logits.gather(-1, column) - log_normaliser(model, hidden)[..., None]
+    else:
+        gain = legal_log_probs(logits, child, column)  # (rows, places, width)
     if bool(gain.isnan().any()):
         raise FloatingPointError("the model returned NaN logits while it scored items")
     # Level by level: from the place of the parent to the item's own child.

@@ -221,6 +221,10 @@ class Trie:
         begin, end = self.leaf_begin[first].long(), self.leaf_end[first]
         return torch.where((node >= 0) & (end - begin == 1), self.rank_item[begin].long(), -1)
 
+    def leaf_item(self, node: Tensor) -> Tensor:
+        """The item that ends at a node, or -1."""
+        return torch.where(self.is_leaf(node), self.only_item(node), -1)
+
     def paths(self, items: Tensor) -> Tensor:
         """The nodes on the way to each item.
 

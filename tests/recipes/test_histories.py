@@ -107,7 +107,7 @@ def test_raw_ids_that_nobody_knows(tiny_dataset):
     dataset = Dataset.load(tiny_dataset)
     known = dataset.items["item_id"].to_list()
     text = f"{known[4]}, nobody ,{known[2]},nothing,"
-    with pytest.warns(UserWarning, match="2 of 4 items are not in the catalogue.*the first is nobody"):
+    with pytest.warns(UserWarning, match=r"item nobody is not in the catalogue.*\(2 of 4 items are unknown"):
         assert given_history(dataset, text, strict=False) == [4, 2]
-    with pytest.raises(UserError, match="2 of 4 items"):
+    with pytest.raises(UserError, match="2 of 4 items are unknown"):
         given_history(dataset, text, strict=True)
