@@ -128,19 +128,21 @@ class ItemLogitsProcessor(LogitsProcessor):
         active, node = self.nodes(input_ids)
         # On a CPU it costs nothing to ask how wide this step is; elsewhere it would wait for the device.
         edge, legal, column = trie.edges(node, None if node.device.type == "cpu" else max(trie.widths))
-        token = column + self.vocabulary.first_id
-        logits = scores.gather(1, torch.where(legal, token, self.eos_id)).masked_fill(~legal, -torch.inf)
-        log_probs = logits.log_softmax(1)  # over all children, as everywhere: exclusion comes after
-        if self._excluded is not None:
+        # Places without a legal code all stand for the end, so that no place overwrites another's value.
+        token = torch.where(legal, column + self.vocabulary.first_id, self.eos_id)
+        log_probs = scores.gather(1, token).masked_fill_(~legal, -torch.inf).log_softmax(1)
+        some = legal[:, 0]
+        if self._excluded is not None:  # after normalising over all children, as everywhere
             legal = legal & trie.allowed(edge + 1, self._excluded_rows(len(scores)))
+            token = torch.where(legal, token, self.eos_id)
+            some = legal.any(1)
         # What the end of the sequence gets: rows outside answers (which have no legal code either) keep their logit.
-        end = torch.where(legal.sum(1) > 0, -torch.inf, 0.0).to(scores.dtype)
+        end = torch.where(some, -torch.inf, 0.0).to(scores.dtype)
         end = torch.where(active, end, scores[:, self.eos_id])[:, None]
         masked = scores if self.in_place else scores.clone()
         # Adding is the fastest way to overwrite rows without asking the device which: NaN stays NaN, to be noticed.
         masked.add_(torch.where(active, -torch.inf, 0.0).to(scores.dtype)[:, None])
-        # Places without a legal code all write the end, so that no place overwrites another's value.
-        return masked.scatter_(1, torch.where(legal, token, self.eos_id), torch.where(legal, log_probs, end))
+        return masked.scatter_(1, token, torch.where(legal, log_probs, end))
 
     def _excluded_rows(self, rows: int) -> Tensor | None:
         if self._excluded is None:
