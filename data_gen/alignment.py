@@ -295,6 +295,12 @@ class Renderer:
         """Prompt of a history, the begin marker included: what inference reads."""
         return [*self.prompter(self.history_prompt, {"history": self.item_ids(history)}), self.begin_id]
 
+    def history_prompt_parts(self) -> tuple[list[int], list[int]]:
+        """Token ids of a history's prompt in front of its items, and behind them, the begin marker included."""
+        whole = [*self.prompter(self.history_prompt, {"history": [-1]}), self.begin_id]
+        place = whole.index(-1)
+        return whole[:place], whole[place + 1 :]
+
     def history_example(
         self, history: Sequence[int] | np.ndarray, target: int, *, every_item: bool
     ) -> tuple[list[int], list[int]]:
@@ -304,6 +310,6 @@ class Renderer:
         labels = [-100] * len(prompt)
         if every_item:
             ids = self.item_ids(history)
-            begin = len(self.prompter(self.history_prompt.split("{history}")[0], {})) - len(self.prompter._tail)
+            begin = len(self.history_prompt_parts()[0])
             labels[begin : begin + len(ids)] = ids
         return prompt + answer, labels + answer
