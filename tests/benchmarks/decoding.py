@@ -215,7 +215,10 @@ def measure_agreement(options: argparse.Namespace) -> dict[str, Any]:
     rows = []
     plan = [(options.trained, options.agreement_users), (options.small, None)]
     for path, users in plan:
-        if path is None or not (Path(path) / "manifest.json").is_file():
+        if path is None:
+            print("skipped: the agreement of a small model on all users (--small FOLDER)", flush=True)
+            continue
+        if not (Path(path) / "manifest.json").is_file():
             print(f"skipped: {path} is no trained model (recipes/sft.py)", flush=True)
             continue
         dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
