@@ -122,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default="runs/industrial/dataset")
     parser.add_argument("--index", default="runs/industrial/index")
-    parser.add_argument("--passes", type=float, default=4.0, help="passes of whole-history training")
+    parser.add_argument("--passes", type=float, default=1.5, help="passes of whole-history training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", default="runs/bench/whole_history.json")
     options = parser.parse_args()

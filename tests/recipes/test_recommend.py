@@ -85,7 +85,7 @@ def test_repeats_are_as_the_data_set_says_unless_told(ask: Callable[..., tuple[s
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--history", "0-0-0,lamp"], ["item lamp is not in the catalogue", "some ids are 0-0-0"]),
+        (["--history", "0-0-0,lamp", "--strict"], ["item lamp is not in the catalogue", "some ids are 0-0-0"]),
         (["--user", "nobody"], ["--user nobody", "some are u0"]),
         ([], ["either --user or --history"]),
         (["--user", "u0", "--history", "0-0-0"], ["either --user or --history"]),
