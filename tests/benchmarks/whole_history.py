@@ -32,7 +32,7 @@ from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments
 from reasonrec.tokenizers.artefact import write_json
 from reasonrec.tokenizers.index import ItemIndex
 
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (3e-4, 1e-3, 3e-3)
 BATCH = 64
 MAX_HISTORY = 10  # what the published split shows a model
 
