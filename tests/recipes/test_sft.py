@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes import sft
+from reasonrec.recipes.trainers.item_sft import last_checkpoint
 from reasonrec.tokenizers.artefact import partial_folder, read_manifest
 
 SFT = Path(sft.__file__)
@@ -129,7 +130,7 @@ def killed(
     )
     try:
         deadline = time.monotonic() + 120
-        while not (work / "checkpoint-10" / "trainer_state.json").is_file():
+        while last_checkpoint(work) not in (work / "checkpoint-10", work / "checkpoint-15"):  # whole, not only begun
             assert process.poll() is None, "it ended before it was killed"
             assert time.monotonic() < deadline
             time.sleep(0.002)
