@@ -15,6 +15,7 @@ Tasks (after GREAM and LC-Rec, whose names they keep; templates are our own):
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,7 +75,10 @@ def check_tasks(where: str, weights: Mapping[str, float]) -> None:
     """
     unknown = set(weights) - set(KNOWN)
     if unknown:
-        raise UserError(f"{where} names {sorted(unknown)[0]!r}; known are {', '.join(KNOWN)}")
+        name = sorted(unknown)[0]
+        near = difflib.get_close_matches(name, KNOWN, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise UserError(f"{where} names {name!r}{hint}; known are {', '.join(KNOWN)}")
     if not any(weight > 0 for weight in weights.values()) or any(w < 0 for w in weights.values()):
         raise UserError(f"{where}={dict(weights)}: weights must be at least 0, and one of them above 0")
 
@@ -358,6 +362,12 @@ class Renderer:
         """Prompt of a history, the begin marker included: what inference reads."""
         return [*self.prompter(self.history_prompt, {"history": self.item_ids(history)}), self.begin_id]
 
+    def history_prompt_parts(self) -> tuple[list[int], list[int]]:
+        """Token ids of a history's prompt in front of its items, and behind them, the begin marker included."""
+        whole = [*self.prompter(self.history_prompt, {"history": [-1]}), self.begin_id]
+        place = whole.index(-1)
+        return whole[:place], whole[place + 1 :]
+
     def history_example(
         self, history: Sequence[int] | np.ndarray, target: int, *, every_item: bool
     ) -> tuple[list[int], list[int]]:
@@ -367,6 +377,6 @@ class Renderer:
         labels = [-100] * len(prompt)
         if every_item:
             ids = self.item_ids(history)
-            begin = len(self.prompter(self.history_prompt.split("{history}")[0], {})) - len(self.prompter._tail)
+            begin = len(self.history_prompt_parts()[0])
             labels[begin : begin + len(ids)] = ids
         return prompt + answer, labels + answer

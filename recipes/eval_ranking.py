@@ -38,8 +38,9 @@ class EvalConfig:
     output_dir: str = field(metadata={"help": "folder of the report"})
     models: list[str] = field(default_factory=list, metadata={"help": "folders of trained models (sft.py)"})
     split: Literal["valid", "test"] = field(default="test", metadata={"help": "which held-out cases"})
-    num_beams: int = field(
-        default=50, metadata={"help": "width of the item search; the catalogue's size makes it exact"}
+    num_beams: int = field(default=50, metadata={"help": "width of the item search"})
+    exhaustive: bool = field(
+        default=False, metadata={"help": "score the whole catalogue instead of searching it; for small ones"}
     )
     batch_size: int = field(default=16, metadata={"help": "cases searched at a time; changes time, not results"})
     control: bool = field(default=True, metadata={"help": "also rank with another user's history"})
@@ -123,7 +124,7 @@ def model_rows(
     recommender = Recommender.load(path, dataset=config.dataset, dtype=dtype, device=config.device)
     if recommender.bundle.dataset.manifest.hash != dataset.manifest.hash:
         raise UserError(f"{path} belongs to another dataset than {config.dataset}")
-    exact = config.num_beams >= dataset.n_items
+    exact = config.exhaustive or config.num_beams >= dataset.n_items
     name = f"{Path(path).name}, {'exhaustive' if exact else f'beam {config.num_beams}'}"
     masked = cases["masked"].to_list()
     exclude = masked if any(masked) else None
@@ -133,6 +134,7 @@ def model_rows(
             histories,
             k=max(KS),
             num_beams=config.num_beams,
+            exhaustive=config.exhaustive,
             exclude=exclude,
             batch_size=config.batch_size,
             progress=True,

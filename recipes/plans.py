@@ -74,10 +74,8 @@ def load_traces(choice: TaskChoice, bundle: Bundle) -> Traces | None:
     return traces
 
 
-def build_plan(
-    choice: TaskChoice, bundle: Bundle, *, passes: float, batch_size: int, seed: int, plot: Path | None = None
-) -> HfDataset:
-    """The training examples, rendered when they are read.
+def build_plan(choice: TaskChoice, bundle: Bundle, *, passes: float, batch_size: int, seed: int) -> pl.DataFrame:
+    """The training examples in the order they are fed, for the bundle's renderer.
 
     Args:
         choice: What is trained on.
@@ -85,21 +83,21 @@ def build_plan(
         passes: Passes over the interactions.
         batch_size: Examples per optimiser step, over all processes.
         seed: Seed of every choice.
-        plot: Where to draw what a curriculum feeds when.
     """
     config = PlanConfig(choice.tasks, choice.max_history, choice.one_per_prefix, passes, batch_size, seed)
     renderer = bundle.renderer
     lengths = np.array([len(ids) for ids in renderer.item_token_ids])
     set_order = bundle.dataset.facts["order"] == "set"
-    plan: pl.DataFrame
     if choice.curriculum:
         phases = parse_phases(choice.curriculum)
-        plan = make_curriculum(config, phases, Material(renderer.sequences, lengths, set_order, renderer.reasoning))
-        if plot is not None:
-            plot_plan(plan, phases, plot)
-    else:
-        plan = make_plan(config, renderer.sequences, lengths, set_order, renderer.reasoning)
-    return HfDataset(plan.to_arrow()).with_transform(renderer)
+        return make_curriculum(config, phases, Material(renderer.sequences, lengths, set_order, renderer.reasoning))
+    return make_plan(config, renderer.sequences, lengths, set_order, renderer.reasoning)
+
+
+def plot_curriculum(choice: TaskChoice, plan: pl.DataFrame, path: Path) -> None:
+    """Draw what a curriculum feeds when; nothing without one."""
+    if choice.curriculum:
+        plot_plan(plan, parse_phases(choice.curriculum), path)
 
 
 def build_eval(bundle: Bundle, n_rows: int, max_history: int) -> HfDataset | None:

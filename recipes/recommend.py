@@ -9,6 +9,7 @@ oldest first.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -29,6 +30,12 @@ class RecommendConfig:
     history: str | None = field(default=None, metadata={"help": "raw item ids, oldest first, joined by commas"})
     k: int = field(default=10, metadata={"help": "items to recommend"})
     num_beams: int = field(default=50, metadata={"help": "width of the item search"})
+    exhaustive: bool = field(
+        default=False, metadata={"help": "score the whole catalogue instead of searching it; for small ones"}
+    )
+    strict: bool = field(
+        default=False, metadata={"help": "refuse unknown items and an empty history instead of warning about them"}
+    )
     repeats: bool | None = field(
         default=None,
         metadata={"help": "may items of the history be recommended? As the data set says if unset"},
@@ -61,19 +68,30 @@ def known_history(dataset: Dataset, user_id: str) -> list[int]:
     return rows["items"][-1].to_list() if rows.height else []
 
 
-def given_history(dataset: Dataset, text: str) -> list[int]:
-    """Item numbers of raw item ids.
+def given_history(dataset: Dataset, text: str, *, strict: bool) -> list[int]:
+    """Item numbers of raw item ids; those that are not in the catalogue are skipped with a warning.
+
+    Args:
+        dataset: The data set.
+        text: Raw ids, joined by commas.
+        strict: Refuse unknown ids instead.
 
     Raises:
-        UserError: If an item is not in the catalogue.
+        UserError: If an item is not in the catalogue, in strict mode.
     """
     numbers = dict(zip(dataset.items["item_id"].to_list(), dataset.items["item"].to_list(), strict=True))
     words = [word.strip() for word in text.split(",") if word.strip()]
     unknown = [word for word in words if word not in numbers]
     if unknown:
         some = ", ".join(dataset.items["item_id"].head(5).to_list())
-        raise UserError(f"--history: item {unknown[0]} is not in the catalogue of {dataset.path}; some ids are {some}")
-    return [numbers[word] for word in words]
+        message = (
+            f"--history: item {unknown[0]} is not in the catalogue of {dataset.path} ({len(unknown)} of {len(words)} "
+            f"items are unknown); some ids are {some}"
+        )
+        if strict:
+            raise UserError(message)
+        warnings.warn(f"{message}; they are skipped", stacklevel=2)
+    return [numbers[word] for word in words if word in numbers]
 
 
 def main() -> None:
@@ -86,13 +104,15 @@ def main() -> None:
     history = (
         known_history(dataset, config.user)
         if config.user is not None
-        else given_history(dataset, config.history or "")
+        else given_history(dataset, config.history or "", strict=config.strict)
     )
     repeats = not dataset.facts["mask_history"] if config.repeats is None else config.repeats
     items, scores = recommender.recommend(
         [history],
         k=config.k,
         num_beams=max(config.num_beams, config.k),
+        exhaustive=config.exhaustive,
+        strict=config.strict,
         exclude=None if repeats else [history],
     )
     titles, ids = dataset.items["title"].to_list(), dataset.items["item_id"].to_list()

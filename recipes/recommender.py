@@ -7,6 +7,7 @@ it back.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ from reasonrec.tokenizers.artefact import Manifest, check_input, read_manifest
 from reasonrec.tokenizers.decode import beam_search
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
+from reasonrec.tokenizers.state import UserState
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 
@@ -182,14 +184,47 @@ class Recommender:
         mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in ids], device=self.model.device)
         return input_ids, mask
 
+    def known(self, histories: Sequence[Sequence[int] | np.ndarray], *, strict: bool = False) -> list[np.ndarray]:
+        """Histories without items that are not in the catalogue.
+
+        Args:
+            histories: Item numbers.
+            strict: Refuse unknown items and empty histories instead of warning about them.
+
+        Raises:
+            UserError: In strict mode; it counts them.
+        """
+        arrays = [np.asarray(history, dtype=np.int64) for history in histories]
+        known = [array[(array >= 0) & (array < self.bundle.index.n_items)] for array in arrays]
+        unknown = sum(map(len, arrays)) - sum(map(len, known))
+        empty = sum(len(array) == 0 for array in known)
+        problems = []
+        if unknown:
+            rows = sum(len(a) != len(b) for a, b in zip(arrays, known, strict=True))
+            problems.append(
+                f"{unknown} items in {rows} histories are not in the catalogue (0..{self.bundle.index.n_items - 1})"
+            )
+        if empty:
+            problems.append(f"{empty} of {len(known)} histories are empty")
+        if problems and strict:
+            raise UserError(f"{' and '.join(problems)}: correct them, or turn strict off to go on without them")
+        if problems:
+            warnings.warn(
+                f"{' and '.join(problems)}: unknown items are skipped, an empty history is ranked by the prompt alone",
+                stacklevel=3,
+            )
+        return known
+
     def recommend(
         self,
         histories: Sequence[Sequence[int] | np.ndarray],
         *,
         k: int = 10,
         num_beams: int = 50,
+        exhaustive: bool = False,
         exclude: Sequence[Sequence[int] | np.ndarray] | None = None,
         batch_size: int = 16,
+        strict: bool = False,
         progress: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rank items for each history.
@@ -198,14 +233,25 @@ class Recommender:
             histories: Item numbers, oldest first; the last `max_history` are read.
             k: Items to return.
             num_beams: Width of the search.
+            exhaustive: Score the whole catalogue instead (a beam as wide as it is), for small ones.
             exclude: For each history the items that must not appear.
             batch_size: Histories read at a time; it does not change the result.
+            strict: Refuse unknown items and empty histories instead of warning about them.
             progress: Show a progress bar.
 
         Returns:
             Items (users, k), -1 where fewer are allowed, and their log-probabilities (users, k).
+
+        Raises:
+            UserError: If a prompt is longer than the model's context, `num_beams` is smaller than `k`, an excluded
+                item is unknown, or (strict) a history is empty or holds an unknown item.
         """
-        # Similar lengths together: less padding. The result goes back to its place.
+        histories = self.known(histories, strict=strict)
+        if exclude is not None and len(exclude) != len(histories):
+            raise UserError(f"exclude has {len(exclude)} lists for {len(histories)} histories: give one for each")
+        if exhaustive:
+            num_beams = max(self.bundle.index.n_items, k)
+        # Similar lengths together, so that a batch is as short as can be. The result goes back to its place.
         order = np.argsort([min(len(h), self.setting.max_history) for h in histories], kind="stable")
         items = np.full((len(histories), k), -1, dtype=np.int64)
         scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
@@ -225,6 +271,46 @@ class Recommender:
             items[chunk] = found.items.cpu().numpy()
             scores[chunk] = found.scores.float().cpu().numpy()
         return items, scores
+
+    def state(self, history: Sequence[int] | np.ndarray = (), *, num_beams: int = 50) -> UserState:
+        """Follow one user: items can be appended without reading the history again.
+
+        Example:
+            >>> state = recommender.state([50, 181])
+            >>> state.search(k=10)
+            >>> recommender.append(state, 172)
+            >>> state.search(k=10)
+
+        Args:
+            history: Item numbers so far, oldest first.
+            num_beams: Width of the widest search.
+
+        Raises:
+            UserError: If an item is not in the catalogue.
+        """
+        head, tail = self.bundle.renderer.history_prompt_parts()
+        state = UserState(
+            self.model,
+            self._trie,
+            self.bundle.vocabulary,
+            head=head,
+            tail=tail,
+            max_history=self.setting.max_history,
+            num_beams=num_beams,
+        )
+        for item in history:
+            self.append(state, int(item))
+        return state
+
+    def append(self, state: UserState, item: int) -> None:
+        """Append an item to a user's history.
+
+        Raises:
+            UserError: If it is not in the catalogue.
+        """
+        if not 0 <= item < self.bundle.index.n_items:
+            raise UserError(f"item {item} is not in the catalogue, which has 0..{self.bundle.index.n_items - 1}")
+        state.append(self.bundle.renderer.item_token_ids[item])
 
 
 def load_trained(

@@ -8,6 +8,7 @@ An interrupted run goes on from its last checkpoint when the same command is giv
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,13 +16,14 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from datasets import Dataset as HfDataset
 
 from reasonrec.data_gen.prompts import HISTORY, check_history_prompt
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.model_card import write_card
 from reasonrec.recipes.models.load import LoraSettings, Method, add_adapter
-from reasonrec.recipes.plans import TaskChoice, build_eval, build_plan, load_traces
+from reasonrec.recipes.plans import TaskChoice, build_eval, build_plan, load_traces, plot_curriculum
 from reasonrec.recipes.recommender import Bundle, Setting, load_with_rows, setting_facts
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments, last_checkpoint, save_weights
 from reasonrec.tokenizers.artefact import (
@@ -74,6 +76,11 @@ class SftStage(TaskChoice):
 def main() -> None:
     """Parse, build, train, save."""
     stage, args = parse([SftStage, SftArguments])
+    if (stage.valid_rows > 0) != (args.eval_strategy != "no"):
+        raise UserError(
+            f"valid_rows={stage.valid_rows} and eval_strategy={args.eval_strategy} go together: set both to have the "
+            "validation loss reported, such as --valid_rows 500 --eval_strategy steps --eval_steps 100"
+        )
     state = PartialState()
     out = check_output(args.output_dir, overwrite=stage.overwrite)
     work = partial_folder(out)
@@ -91,10 +98,18 @@ def main() -> None:
     inputs = {"dataset": bundle.dataset.manifest.hash, "index": bundle.index.manifest.hash}
     if (traces := load_traces(stage, bundle)) is not None:
         inputs["traces"] = traces.manifest.hash
+    plan = build_plan(
+        stage,
+        bundle,
+        passes=args.num_train_epochs,
+        batch_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * state.num_processes,
+        seed=args.data_seed if args.data_seed is not None else args.seed,
+    )
     if state.is_main_process:
         decisive = {name: value for name, value in config.items() if name not in INDECISIVE}
         if other := keep_if_same(out, {**decisive, **inputs, "processes": state.num_processes}):
             print(f"{work} was begun with other settings ({', '.join(other)}): starting anew")
+        plot_curriculum(stage, plan, work / "curriculum.png")
     state.wait_for_everyone()
     torch.manual_seed(args.seed)
     model, fingerprint = load_with_rows(setting, bundle)
@@ -108,16 +123,9 @@ def main() -> None:
             targets if "," not in targets else targets.split(","),
         )
         model = add_adapter(model, bundle.vocabulary, lora)
-    plan = build_plan(
-        stage,
-        bundle,
-        passes=args.num_train_epochs,
-        batch_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * state.num_processes,
-        seed=args.data_seed if args.data_seed is not None else args.seed,
-        plot=work / "curriculum.png" if state.is_main_process else None,
-    )
     args.output_dir, args.remove_unused_columns, args.num_train_epochs = str(work), False, 1
     args.dataset_kwargs = {"skip_prepare_dataset": True}
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / "logs")  # else a folder named after this machine
     checkpoint = last_checkpoint(work)
     trainer = ItemSFTTrainer(
         trie=bundle.trie,
@@ -125,13 +133,13 @@ def main() -> None:
         row_learning_rate=stage.row_learning_rate,
         model=model,
         args=args,
-        train_dataset=plan,
+        train_dataset=HfDataset(plan.to_arrow()).with_transform(bundle.renderer),
         eval_dataset=build_eval(bundle, stage.valid_rows, stage.max_history),
         processing_class=bundle.tokenizer,
     )
     if state.is_main_process:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        batches = math.ceil(len(plan) / args.train_batch_size)
+        batches = math.ceil(len(plan) / (args.train_batch_size * state.num_processes))
         print(f"{len(plan)} examples, {batches} batches, {trained:,} trainable weights")
         if checkpoint:
             print(f"going on from {checkpoint}")

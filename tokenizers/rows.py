@@ -97,6 +97,25 @@ def code_logits(model: PreTrainedModel, hidden: Tensor, vocabulary: Vocabulary) 
     return scale_logits(model, logits)
 
 
+def log_normaliser(model: PreTrainedModel, hidden: Tensor, chunk: int = 256) -> Tensor:
+    """Log of the softmax denominator over the full vocabulary.
+
+    Args:
+        model: The causal LM (not its PEFT wrapper).
+        hidden: (..., width) last hidden states.
+        chunk: Positions whose logits exist at a time.
+
+    Returns:
+        (...) float32.
+    """
+    head = model.get_output_embeddings()
+    parts = [
+        scale_logits(model, head(part).float()).logsumexp(-1)
+        for part in hidden.reshape(-1, hidden.shape[-1]).split(chunk)
+    ]
+    return torch.cat(parts).view(hidden.shape[:-1])
+
+
 def scale_logits(model: PreTrainedModel, logits: Tensor) -> Tensor:
     """What some architectures do behind the head: multiply (Cohere, Granite, Falcon-H1) and soft-cap (Gemma)."""
     config = model.config.get_text_config()

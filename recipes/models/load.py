@@ -132,7 +132,9 @@ def load_base(
         )
         if torch.cuda.is_available():
             options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
-    return _from_pretrained(AutoModelForCausalLM, resolve_model(reference), **options)
+    model = _from_pretrained(AutoModelForCausalLM, resolve_model(reference), **options)
+    model.name_or_path = reference  # what an adapter remembers, and publishes: never the cache folder of this machine
+    return model
 
 
 def _from_pretrained(auto: Any, path: str, **options: Any) -> Any:
@@ -216,6 +218,8 @@ def add_adapter(model: PreTrainedModel, vocabulary: Vocabulary, settings: LoraSe
         trainable_token_indices=rows,
     )
     peft_model = get_peft_model(model, config)
+    chosen = peft_model.peft_config["default"]
+    chosen.target_modules = sorted(chosen.target_modules)  # a set would be saved in another order each time
     trainable_to_float32(peft_model)
     return peft_model
 

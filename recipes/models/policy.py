@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from trl.trainer.utils import FusedCausalLMOutput
 
 from reasonrec.recipes.models.shared_prefix import shared_hidden
-from reasonrec.tokenizers.decode import legal_log_probs
+from reasonrec.tokenizers.constrain import legal_log_probs
 from reasonrec.tokenizers.rows import code_logits, scale_logits
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from reasonrec.recipes.recommender import Bundle
-from reasonrec.recipes.trainers.rollout import Sampler, roll_out
+from reasonrec.recipes.trainers.rollout import Sampler, write_chains
 from reasonrec.rewards.metrics import ndcg, rank_of_target
-from reasonrec.tokenizers.decode import beam_search
+from reasonrec.tokenizers.decode import search, search_room
+from reasonrec.tokenizers.prefix import read
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 
@@ -66,30 +67,28 @@ class RankingProbe:
         mine = range(process, len(self.prompts), processes)
         trie, result = self.trie.to(model.device), []
         for chunk in (mine[i : i + self.batch] for i in range(0, len(mine), self.batch)):
-            prompts, chains = [self.prompts[i] for i in chunk], np.zeros(len(chunk))
+            prompts = [self.prompts[i] for i in chunk]
+            beams = max(self.num_beams, K)
+            exclude = trie.excluded_ranks([self.exclude[i] for i in chunk])
+            chains = np.zeros(len(chunk))
             if self.max_chain:
-                sampler = Sampler(1, max_chain=self.max_chain, close_ids=self.close_ids, greedy=True, batch=self.batch)
-                written = roll_out(
-                    model, trie, self.vocabulary, prompts, sampler, eos_ids=self.eos_ids, pad_id=self.pad_id
+                sampler = Sampler(1, max_chain=self.max_chain, close_ids=self.close_ids, greedy=True)
+                written = write_chains(
+                    model,
+                    self.vocabulary,
+                    prompts,
+                    sampler,
+                    eos_ids=self.eos_ids,
+                    pad_id=self.pad_id,
+                    room=search_room(trie, beams),
                 )
-                begin, chains = self.vocabulary.begin_id, written.chain
-                prompts = [
-                    prompt + completion[: completion.index(begin) + 1]
-                    for prompt, completion in zip(prompts, written.completion_ids, strict=True)
-                ]
-            longest = max(map(len, prompts))
-            ids = torch.tensor([[self.pad_id] * (longest - len(p)) + p for p in prompts], device=model.device)
-            mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-            found = beam_search(
-                model,
-                trie,
-                self.vocabulary,
-                ids,
-                mask,
-                k=K,
-                num_beams=max(self.num_beams, K),
-                exclude=[self.exclude[i] for i in chunk],
-            )
+                prefix, chains = written.prefix, written.chain
+            else:
+                longest, device = max(map(len, prompts)), model.device
+                ids = torch.tensor([[self.pad_id] * (longest - len(p)) + p for p in prompts], device=device)
+                mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+                prefix = read(model, ids, mask, room=search_room(trie, beams), ahead=trie.depth)
+            found = search(model, trie, self.vocabulary, prefix, k=K, num_beams=beams, excluded=exclude)
             rank = rank_of_target(found.items.cpu().numpy(), np.array([self.targets[i] for i in chunk]))
             gains = ndcg(rank, K)
             for place in range(len(chunk)):

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from reasonrec.recipes.models.policy import text_logits
-from reasonrec.tokenizers.decode import check_searchable, legal_log_probs
+from reasonrec.tokenizers.constrain import legal_log_probs
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.prefix import Prefix, forward, read
 from reasonrec.tokenizers.rows import code_logits
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
@@ -34,6 +34,7 @@ from reasonrec.tokenizers.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Step = tuple[Tensor, Tensor, Tensor, Tensor]  # token, log-probability, chosen, written: (prompts, lanes) each
 TEXT_ROWS = 64  # rows whose full-vocabulary distribution exists at a time
 
 
@@ -128,21 +129,14 @@ def noise(seed: int, step: int, prompts: Sequence[int], generations: int, tokens
 class _Lanes:
     """The generations of each prompt, side by side behind one reading of it."""
 
-    def __init__(self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, lanes: int) -> None:
-        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        output = model.base_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=positions,
-            past_key_values=DynamicCache(),  # without the config: a sliding layer would drop what lanes still see
-            use_cache=True,
-        )
+    def __init__(self, model: PreTrainedModel, prefix: Prefix, lanes: int) -> None:
+        rows, device = len(prefix.position), prefix.position.device
         self.model = model
-        self.cache = output.past_key_values
-        self.hidden = output.last_hidden_state[:, -1:].expand(-1, lanes, -1)  # (prompts, lanes, width)
-        self.position = (positions[:, -1:] + 1).expand(-1, lanes)
-        self.seen = attention_mask.bool()[:, None].expand(-1, lanes, -1)  # (prompts, lanes, slots)
-        self.lane = torch.arange(lanes, device=input_ids.device)
+        self.cache = prefix.cache
+        self.hidden = prefix.hidden[:, None].expand(-1, lanes, -1)  # (prompts, lanes, width)
+        self.position = prefix.position[:, None].expand(-1, lanes)
+        self.seen = prefix.seen[:, None].expand(rows, lanes, -1)  # (prompts, lanes, slots)
+        self.lane = torch.arange(lanes, device=device)
 
     def feed(self, token: Tensor, active: Tensor) -> None:
         """Let the active lanes read one token each.
@@ -159,22 +153,24 @@ class _Lanes:
         used = active.gather(1, order)
         own = (self.lane[:, None] == order[:, None, :]) & used[:, None, :]  # (prompts, lanes, width)
         self.seen = torch.cat([self.seen, own], 2)
-        mask = self.seen.gather(1, order[..., None].expand(-1, -1, self.seen.shape[2]))[:, None]
-        if self.model.config._attn_implementation != "sdpa":  # which alone takes booleans
-            dtype = self.model.get_input_embeddings().weight.dtype
-            blank = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-            mask = blank.masked_fill_(~mask, torch.finfo(dtype).min)
-        output = self.model.base_model(
-            input_ids=token.gather(1, order),
-            attention_mask=mask,
-            position_ids=self.position.gather(1, order),
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        place = order[..., None].expand_as(output.last_hidden_state)
-        new = torch.where(used[..., None], output.last_hidden_state, self.hidden.gather(1, place))
+        seen = self.seen.gather(1, order[..., None].expand(-1, -1, self.seen.shape[2]))
+        hidden = forward(self.model, self.cache, token.gather(1, order), self.position.gather(1, order), seen)
+        place = order[..., None].expand_as(hidden)
+        new = torch.where(used[..., None], hidden, self.hidden.gather(1, place))
         self.hidden = self.hidden.scatter(1, place, new)
         self.position = self.position + active
+
+    def prefixes(self, room: int) -> Prefix:
+        """Every lane as a row of its own: the only time that states are copied.
+
+        Args:
+            room: Slots to keep behind each.
+        """
+        own = self.seen.flatten(0, 1)  # (prompts * lanes, slots)
+        longest = int(own.sum(1).max())
+        slots = (~own).to(torch.int8).argsort(dim=1, stable=True)[:, :longest]
+        cache = self.cache.pick(torch.arange(len(own), device=own.device) // len(self.lane), slots, room)
+        return Prefix(cache, own.gather(1, slots), self.position.flatten(), self.hidden.flatten(0, 1))
 
 
 def _draw(log_probs: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -241,6 +237,75 @@ def roll_out(
     return Rollouts.join(parts)
 
 
+def _start(model: PreTrainedModel, prompts: list[list[int]], sampler: Sampler, pad_id: int, depth: int) -> _Lanes:
+    """Read the prompts once, with room for what every lane may write."""
+    longest, device = max(map(len, prompts)), model.device
+    input_ids = torch.tensor([[pad_id] * (longest - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    ahead = depth + (sampler.max_chain + len(sampler.close_ids) + 1 if sampler.max_chain else 0)
+    prefix = read(model, input_ids, mask, room=ahead * sampler.generations, ahead=ahead)
+    return _Lanes(model, prefix, sampler.generations)
+
+
+@dataclass(frozen=True)
+class Chains:
+    """What was thought before an answer.
+
+    Attributes:
+        prefix: What was read: a row for each chain, those of a prompt one after the other, the begin marker last.
+        token_ids: Token ids of each chain, forced ones included, without the begin marker.
+        chain: (rows,) int64 tokens that were drawn for each.
+        cut: (rows,) bool; whether the chain had to be cut.
+    """
+
+    prefix: Prefix
+    token_ids: list[list[int]]
+    chain: np.ndarray
+    cut: np.ndarray
+
+
+@torch.no_grad()
+def write_chains(
+    model: PreTrainedModel,
+    vocabulary: Vocabulary,
+    prompts: Sequence[Sequence[int]],
+    sampler: Sampler,
+    *,
+    eos_ids: Sequence[int],
+    pad_id: int,
+    room: int,
+    noise: np.ndarray | None = None,
+) -> Chains:
+    """Write the chains of one batch of prompts and stop in front of the answers, to search for them.
+
+    Args:
+        model: Causal LM, or its PEFT wrapper's base model, in evaluation mode.
+        vocabulary: Where the codes stand.
+        prompts: Token ids of each prompt, the opening delimiter last.
+        sampler: How to draw, with a `max_chain` above 0.
+        eos_ids: Tokens that end a sequence.
+        pad_id: Token to pad with.
+        room: Slots to keep behind each chain (`tokenizers.chains.chains_room`).
+        noise: (prompts, generations, at least max_chain) uniform numbers; not needed if greedy.
+
+    Raises:
+        UserError: If the model cannot be searched, or its context is too short.
+        FloatingPointError: If the model returns NaN.
+    """
+    state = _start(model, [list(prompt) for prompt in prompts], sampler, pad_id, 0)
+    uniform = None if sampler.greedy or noise is None else torch.from_numpy(noise).to(model.device)
+    steps: list[Step] = []
+    chain, cut = _write_chains(state, vocabulary, sampler, eos_ids, uniform, steps)
+    token, _, _, written = (torch.stack(part, -1).flatten(0, 1).cpu().numpy() for part in zip(*steps, strict=True))
+    ids = [token[row][written[row]].tolist() for row in range(len(token))]
+    return Chains(
+        state.prefixes(room),
+        [row[: row.index(vocabulary.begin_id)] for row in ids],
+        chain.flatten().cpu().numpy(),
+        cut.flatten().cpu().numpy(),
+    )
+
+
 def _roll_out_batch(
     model: PreTrainedModel,
     trie: Trie,
@@ -251,19 +316,15 @@ def _roll_out_batch(
     pad_id: int,
     uniform: Tensor | None,
 ) -> Rollouts:
-    longest, lanes, device = max(map(len, prompts)), sampler.generations, model.device
-    check_searchable(model, longest + sampler.max_chain + len(sampler.close_ids) + 1 + trie.depth)
-    input_ids = torch.tensor([[pad_id] * (longest - len(p)) + p for p in prompts], device=device)
-    attention_mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-    state = _Lanes(model, input_ids, attention_mask, lanes)
-    shape = (len(prompts), lanes)
-    steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # token, log-probability, chosen, written
+    device, shape = model.device, (len(prompts), sampler.generations)
+    state = _start(model, prompts, sampler, pad_id, trie.depth)
+    steps: list[Step] = []
     chain, cut = torch.zeros(shape, dtype=torch.int64, device=device), torch.zeros(shape, dtype=torch.bool)
     if sampler.max_chain:
         chain, cut = _write_chains(state, vocabulary, sampler, eos_ids, uniform, steps)
     node = torch.zeros(shape, dtype=torch.int64, device=device)
     for level in range(trie.depth):
-        active = _item(trie, node) < 0
+        active = trie.leaf_item(node) < 0
         if not bool(active.any()):
             break
         logits = code_logits(model, state.hidden, vocabulary) / sampler.temperature
@@ -274,7 +335,7 @@ def _roll_out_batch(
         node = torch.where(active, child.flatten(0, 1).gather(1, drawn[:, None])[:, 0].view(shape), node)
         token = vocabulary.first_id + column.flatten(0, 1).gather(1, drawn[:, None])[:, 0].view(shape)
         steps.append((token, gain.view(shape), (child >= 0).sum(-1) > 1, active))
-        state.feed(token, active & (_item(trie, node) < 0))
+        state.feed(token, active & (trie.leaf_item(node) < 0))
     end = torch.full(shape, eos_ids[0], device=device)
     steps.append((end, torch.zeros(shape, device=device), torch.zeros_like(end).bool(), torch.ones_like(end).bool()))
     token, gain, chosen, written = (
@@ -282,11 +343,11 @@ def _roll_out_batch(
     )
     rows = range(len(token))
     return Rollouts(
-        prompt_ids=[prompt for prompt in prompts for _ in range(lanes)],
+        prompt_ids=[prompt for prompt in prompts for _ in range(sampler.generations)],
         completion_ids=[token[row][written[row]].tolist() for row in rows],
         mask=[chosen[row][written[row]].astype(int).tolist() for row in rows],
         log_probs=[np.where(chosen[row], gain[row], 0.0)[written[row]].tolist() for row in rows],
-        items=_item(trie, node).flatten().cpu().numpy(),
+        items=trie.leaf_item(node).flatten().cpu().numpy(),
         chain=chain.flatten().cpu().numpy(),
         cut=cut.flatten().cpu().numpy(),
     )
@@ -298,7 +359,7 @@ def _write_chains(
     sampler: Sampler,
     eos_ids: Sequence[int],
     uniform: Tensor | None,
-    steps: list[tuple[Tensor, Tensor, Tensor, Tensor]],
+    steps: list[Step],
 ) -> tuple[Tensor, Tensor]:
     """Let every lane write its chain and read its begin marker; returns the chains' lengths and which were cut."""
     shape, device = state.position.shape, state.position.device
@@ -337,11 +398,6 @@ def _closes(tokens: list[Tensor], close: Tensor) -> Tensor:
     if len(close) == 0 or len(tokens) < len(close):
         return torch.zeros_like(tokens[-1], dtype=torch.bool)
     return (torch.stack(tokens[-len(close) :], -1) == close).all(-1)
-
-
-def _item(trie: Trie, node: Tensor) -> Tensor:
-    """The item that ends at each node, or -1."""
-    return trie.leaf_item[node]
 
 
 def _check_finite(logits: Tensor, where: str) -> None:

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from reasonrec.data_gen.rl_prompts import RlPrompts
-from reasonrec.recipes.models.policy import item_log_probs, prefix_nodes
 from reasonrec.recipes.recommender import Bundle
 from reasonrec.recipes.trainers.rollout import Rollouts
 from reasonrec.rewards.collaborative import CoVisits
@@ -19,7 +18,8 @@ from reasonrec.rewards.exact import exact_hits
 from reasonrec.rewards.parse import Parsed, Parser
 from reasonrec.rewards.prefix import common_prefix
 from reasonrec.rewards.registry import WeightedRewards
-from reasonrec.tokenizers.decode import beam_search
+from reasonrec.tokenizers.decode import beam_search, score_items
+from reasonrec.tokenizers.prefix import read
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 
@@ -186,31 +186,11 @@ class Scorer:
                 beams = beam_search(model, self.trie, self.vocabulary, ids, seen, k=k, num_beams=k)
                 found.update(zip(chunk, beams.items.tolist(), strict=True))
             else:
-                gold = [item for _, item in chunk]
-                found.update(zip(chunk, self._log_probs(model, ids, seen, gold), strict=True))
+                gold = torch.tensor([[item] for _, item in chunk], device=model.device)
+                prefix = read(model, ids, seen, room=self.trie.depth, ahead=self.trie.depth)
+                scores = score_items(model, self.trie, self.vocabulary, prefix, gold)
+                found.update(zip(chunk, scores[:, 0].tolist(), strict=True))
         return [found[case] for case in zip(prefixes, items, strict=True)]
-
-    def _log_probs(
-        self, model: PreTrainedModel, ids: torch.Tensor, seen: torch.Tensor, items: list[int]
-    ) -> list[float]:
-        """Log-probability of one item behind each prefix, at temperature 1."""
-        starts = [self.vocabulary.first_id + sum(self.vocabulary.level_sizes[:n]) for n in range(self.trie.depth)]
-        answers = torch.full((len(items), self.trie.depth), -1, device=ids.device)
-        for row, item in enumerate(items):
-            codes = self.item_codes[item]
-            answers[row, : len(codes)] = torch.tensor([s + c for s, c in zip(starts, codes, strict=False)])
-        real = answers >= 0
-        whole = torch.cat([ids, answers.clamp(min=0)], 1)
-        seen = torch.cat([seen, real.to(seen)], 1)
-        positions = (seen.cumsum(-1) - 1).clamp(min=0)
-        hidden = model.base_model(
-            input_ids=whole, attention_mask=seen, position_ids=positions, use_cache=False
-        ).last_hidden_state[:, ids.shape[1] - 1 : -1]
-        row, level = real.nonzero(as_tuple=True)
-        node = prefix_nodes(self.trie, self.vocabulary, whole, row, level + ids.shape[1])
-        gain, _, _ = item_log_probs(model, self.trie, self.vocabulary, hidden[real], node, answers[real])
-        total: list[float] = torch.zeros(len(items), device=ids.device).index_add_(0, row, gain.float()).tolist()
-        return total
 
 
 def build_scorer(rewards: WeightedRewards, bundle: Bundle, close_ids: tuple[int, ...], *, reasoning: bool) -> Scorer:

@@ -32,7 +32,7 @@ from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments
 from reasonrec.tokenizers.artefact import write_json
 from reasonrec.tokenizers.index import ItemIndex
 
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (3e-4, 1e-3, 3e-3)
 BATCH = 64
 MAX_HISTORY = 10  # what the published split shows a model
 
@@ -122,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default="runs/industrial/dataset")
     parser.add_argument("--index", default="runs/industrial/index")
-    parser.add_argument("--passes", type=float, default=6.0, help="passes of whole-history training")
+    parser.add_argument("--passes", type=float, default=1.5, help="passes of whole-history training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", default="runs/bench/whole_history.json")
     options = parser.parse_args()

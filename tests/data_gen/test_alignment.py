@@ -185,7 +185,7 @@ def test_examples_of_a_batch_are_about_equally_long(batch_size):
 
 
 def test_mistakes():
-    with pytest.raises(UserError, match="'seqrek'; known are seqrec, item2index"):
+    with pytest.raises(UserError, match=r"'seqrek' \(did you mean 'seqrec'\?\); known are seqrec, item2index"):
         config(tasks={"seqrek": 1.0})
     for tasks in ({}, {"seqrec": 0.0}, {"seqrec": 1.0, "index2item": -0.5}):
         with pytest.raises(UserError, match="at least 0, and one of them above 0"):

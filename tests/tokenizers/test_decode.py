@@ -5,92 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from reasonrec.recipes.models.load import LoraSettings, add_adapter, load_base
-from reasonrec.tokenizers.decode import beam_search, legal_log_probs, score_all_items
+from reasonrec.tokenizers.decode import beam_search, score_all_items
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.trie import Trie
-from reasonrec.tokenizers.vocabulary import Vocabulary
 
-TEXT = 20  # ordinary tokens in front of the begin marker
-COLUMNS = 40
-SIZES = (5, 6, 3)
-
-
-def small_model(*, tied: bool = True, seed: int = 0) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=TEXT + 1 + COLUMNS,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,  # far from uniform, so that an order means something
-        tie_word_embeddings=tied,
-        max_position_embeddings=128,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
-def random_codes(rng: np.random.Generator, n_items: int, sizes: tuple[int, ...]) -> np.ndarray:
-    """Unique codes on all levels but the last, where about half of the groups are told apart by the last level."""
-    every = np.stack(np.meshgrid(*map(np.arange, sizes[:-1]), indexing="ij"), -1).reshape(-1, len(sizes) - 1)
-    rows = []
-    for row in every[rng.permutation(len(every))]:
-        size = sizes[-1] if len(sizes) > 1 and rng.random() < 0.5 else 0
-        rows += [[*row, last] for last in range(size)] if size else [[*row, -1]]
-    codes = np.array(rows[:n_items])
-    return codes[rng.permutation(len(codes))]
-
-
-class World:
-    """A model, a trie and prompts."""
-
-    def __init__(self, model, rng: np.random.Generator, *, n_items: int = 40, sizes: tuple[int, ...] = SIZES) -> None:
-        self.model = model
-        self.codes = random_codes(rng, n_items, sizes)
-        self.n_items = len(self.codes)
-        self.trie = Trie.from_codes(self.codes, sizes)
-        self.vocabulary = Vocabulary(sizes, TEXT)
-        self.ids = self.vocabulary.item_token_ids(self.codes)
-        self.prompts = [[*rng.integers(0, TEXT, size=n).tolist(), TEXT] for n in (3, 9, 1, 6)]
-
-    def batch(self, prompts: list[list[int]], pad: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        width = max(map(len, prompts)) + pad
-        ids = torch.tensor([[7] * (width - len(p)) + p for p in prompts])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-        return ids, mask
-
-    def beam(self, prompts=None, pad: int = 0, **options):
-        options = {"k": self.n_items, "num_beams": self.n_items} | options
-        return beam_search(
-            self.model, self.trie, self.vocabulary, *self.batch(prompts or self.prompts, pad), **options
-        )
-
-    @torch.no_grad()
-    def brute_force(self, prompt: list[int], forward=None) -> np.ndarray:
-        """Log-probability of each item from full logits, with a dictionary instead of a trie."""
-        legal: dict[tuple[int, ...], set[int]] = {}
-        for ids in self.ids:
-            for n in range(len(ids)):
-                legal.setdefault(tuple(ids[:n]), set()).add(ids[n])
-        scores = []
-        for ids in self.ids:
-            logits = (forward or self.model)(torch.tensor([prompt + ids])).logits[0].double()
-            score = 0.0
-            for n, token in enumerate(ids):
-                children = sorted(legal[tuple(ids[:n])])
-                row = logits[len(prompt) - 1 + n, children].log_softmax(0)
-                score += float(row[children.index(token)])
-            scores.append(score)
-        return np.array(scores)
-
-
-@pytest.fixture(scope="module")
-def world():
-    return World(small_model(), np.random.default_rng(0))
+TEXT = 20  # ordinary tokens in front of the begin marker, as in conftest
 
 
 def test_a_beam_as_wide_as_the_catalogue_is_the_exact_ranking(world):
@@ -111,34 +31,12 @@ def test_the_probabilities_of_all_items_sum_to_one(world):
         assert np.exp(world.brute_force(prompt)).sum() == pytest.approx(1, abs=1e-6)
 
 
-def test_untied_heads_are_read_from_the_head():
-    world = World(small_model(tied=False, seed=4), np.random.default_rng(4), n_items=25)
+def test_untied_heads_are_read_from_the_head(make_world, make_model):
+    world = make_world(make_model(tied=False, seed=4), np.random.default_rng(4), n_items=25)
     found = world.beam()
     for user, prompt in enumerate(world.prompts):
         brute = world.brute_force(prompt)
         assert found.items[user].tolist() == np.argsort(-brute).tolist()
-
-
-def architecture(name: str, **options):
-    """A two-layer model of another family."""
-    common = {
-        "vocab_size": TEXT + 1 + COLUMNS,
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 128,
-        "initializer_range": 0.3,
-        "pad_token_id": 0,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-    }
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **(common | options))).eval()
-    bias = getattr(model.get_output_embeddings(), "bias", None)
-    if bias is not None:
-        torch.nn.init.normal_(bias)
-    return model
 
 
 @pytest.mark.parametrize(
@@ -153,8 +51,8 @@ def architecture(name: str, **options):
         ("mistral", {"sliding_window": 32}),
     ],
 )
-def test_other_architectures(name, options):
-    world = World(architecture(name, **options), np.random.default_rng(0), n_items=25)
+def test_other_architectures(name, options, make_world, make_architecture):
+    world = make_world(make_architecture(name, **options), np.random.default_rng(0), n_items=25)
     found = world.beam()
     for user, prompt in enumerate(world.prompts):
         brute = world.brute_force(prompt)
@@ -165,12 +63,12 @@ def test_other_architectures(name, options):
 @pytest.mark.parametrize(
     ("name", "options", "why"),
     [
-        ("mistral", {"sliding_window": 12}, "12 in some layers: lower max_history"),
+        ("mistral", {"sliding_window": 12}, "in some layers sees only 12: lower max_history"),
         ("mamba", {"state_size": 4}, "recurrent state"),
     ],
 )
-def test_models_that_the_search_cannot_read_are_refused(name, options, why):
-    world = World(architecture(name, **options), np.random.default_rng(0), n_items=25)
+def test_models_that_the_search_cannot_read_are_refused(name, options, why, make_world, make_architecture):
+    world = make_world(make_architecture(name, **options), np.random.default_rng(0), n_items=25)
     with pytest.raises(UserError, match=why):
         world.beam()
 
@@ -264,14 +162,14 @@ def test_nan_is_an_error_that_names_the_step(world, bad_step):
         handle.remove()
 
 
-def test_random_tries_and_masks_never_give_an_invalid_item():
+def test_random_tries_and_masks_never_give_an_invalid_item(make_world, make_model):
     rng = np.random.default_rng(7)
-    model = small_model(seed=1)
-    for _ in range(250):
+    model = make_model(seed=1)
+    for _ in range(300):
         sizes = tuple(rng.integers(1, 6, size=int(rng.integers(1, 5))).tolist())
         if len(sizes) == 1:
             sizes = (*sizes, int(rng.integers(1, 4)))
-        world = World(model, rng, n_items=int(rng.integers(1, 40)), sizes=sizes)
+        world = make_world(model, rng, n_items=int(rng.integers(1, 40)), sizes=sizes)
         prompts = world.prompts[: int(rng.integers(1, 5))]
         exclude = [rng.integers(0, world.n_items, size=int(rng.integers(0, world.n_items + 3))) for _ in prompts]
         k = int(rng.integers(1, 8))
@@ -292,15 +190,6 @@ def test_random_tries_and_masks_never_give_an_invalid_item():
             assert (scores[: len(real)] <= 1e-6).all()
 
 
-def test_legal_log_probs_are_minus_infinity_where_there_is_no_child():
-    logits = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
-    child, column = torch.tensor([[4, 5, -1], [-1, -1, -1]]), torch.tensor([[0, 2, 0], [0, 0, 0]])
-    result = legal_log_probs(logits, child, column)
-    np.testing.assert_allclose(result[0, :2].exp(), [1 / (1 + np.e**2), np.e**2 / (1 + np.e**2)], rtol=1e-6)
-    assert result[0, 2] == -torch.inf
-    assert (result[1] == -torch.inf).all()
-
-
 def perturb(model: torch.nn.Module, scale: float = 0.3) -> None:
     """Move everything trainable, so that a forgotten adapter shows."""
     generator = torch.Generator().manual_seed(3)
@@ -311,8 +200,8 @@ def perturb(model: torch.nn.Module, scale: float = 0.3) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_an_unmerged_adapter_is_searched_with_its_rows(tied):
-    world = World(small_model(tied=tied, seed=2), np.random.default_rng(2), n_items=25)
+def test_an_unmerged_adapter_is_searched_with_its_rows(tied, make_world, make_model):
+    world = make_world(make_model(tied=tied, seed=2), np.random.default_rng(2), n_items=25)
     before = world.beam()
     adapted = add_adapter(world.model, world.vocabulary, LoraSettings(4, 8, 0.0, "all-linear")).eval()
     torch.testing.assert_close(world.beam().scores, before.scores, atol=1e-5, rtol=1e-5)
@@ -333,11 +222,11 @@ def test_an_unmerged_adapter_is_searched_with_its_rows(tied):
     torch.testing.assert_close(world.beam().scores, found.scores, atol=1e-3, rtol=1e-3)
 
 
-def test_a_4_bit_base_with_an_adapter_is_searched(tmp_path):
-    small_model(seed=6).save_pretrained(tmp_path)
+def test_a_4_bit_base_with_an_adapter_is_searched(tmp_path, make_world, make_model):
+    make_model(seed=6).save_pretrained(tmp_path)
     base = load_base(str(tmp_path), method="qlora").eval()
     assert base.is_loaded_in_4bit
-    world = World(base, np.random.default_rng(6), n_items=25)
+    world = make_world(base, np.random.default_rng(6), n_items=25)
     adapted = add_adapter(base, world.vocabulary, LoraSettings(4, 8, 0.0, "all-linear")).eval()
     perturb(adapted, 0.1)
     found = world.beam()
@@ -350,3 +239,93 @@ def test_a_4_bit_base_with_an_adapter_is_searched(tmp_path):
         by_item[found.items[user].numpy()] = found.scores[user].numpy()
         assert np.abs(np.exp(by_item) - np.exp(brute)).max() < 0.03
         assert np.corrcoef(by_item, brute)[0, 1] > 0.995
+
+
+def test_a_shorter_list_is_the_beginning_of_a_longer_one(world):
+    """Beams that cannot reach the list are dropped early; the list does not notice."""
+    for num_beams in (6, 15, 40):
+        whole = world.beam(k=num_beams, num_beams=num_beams)
+        for k in (1, 3, 6):
+            short = world.beam(k=k, num_beams=num_beams)
+            torch.testing.assert_close(short.scores, whole.scores[:, :k], atol=1e-5, rtol=1e-5)
+            assert torch.equal(short.items, whole.items[:, :k])
+
+
+def test_a_step_that_no_beam_needs_is_skipped(make_world, make_model):
+    """Two levels, one item per first code: the second code is certain."""
+    world = make_world(make_model(), np.random.default_rng(0), n_items=3, sizes=(6, 6))
+    world.codes = np.array([[0, 3], [2, 1], [5, 5]])
+    world.trie = type(world.trie).from_codes(world.codes, (6, 6))
+    calls = []
+    handle = world.model.base_model.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        found = world.beam(k=3, num_beams=3)
+    finally:
+        handle.remove()
+    assert len(calls) == 1
+    assert sorted(found.items[0].tolist()) == [0, 1, 2]
+    np.testing.assert_allclose(found.scores.exp().sum(1), 1, atol=1e-5)
+
+
+def test_the_cache_is_written_once_and_never_moves(world, monkeypatch):
+    from reasonrec.tokenizers import decode, prefix
+
+    places = []
+
+    def spy(model, cache, *rest):
+        hidden = prefix_forward(model, cache, *rest)
+        places.append([(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers])
+        return hidden
+
+    prefix_forward = prefix.forward
+    monkeypatch.setattr(prefix, "forward", spy)
+    monkeypatch.setattr(decode, "forward", spy)
+    world.beam()
+    assert len(places) == 3
+    assert places[0] == places[1] == places[2]
+
+
+@pytest.mark.parametrize(("dtype", "attention"), [("bfloat16", "sdpa"), ("float32", "eager"), ("bfloat16", "eager")])
+def test_dtypes_and_attention_kernels(dtype, attention, make_world, make_model):
+    model = make_model().to(getattr(torch, dtype))
+    model.set_attn_implementation(attention)
+    world = make_world(model, np.random.default_rng(0), n_items=25)
+    found = world.beam()
+    np.testing.assert_allclose(found.scores.double().exp().sum(1), 1, atol=1e-3)
+    plain = make_world(make_model(), np.random.default_rng(0), n_items=25)
+    for user, prompt in enumerate(plain.prompts):
+        by_item = np.empty(25)
+        by_item[found.items[user].numpy()] = found.scores[user].numpy()
+        error = np.abs(np.exp(by_item) - np.exp(plain.brute_force(prompt))).max()
+        assert error < (1e-5 if dtype == "float32" else 0.05)
+
+
+def test_a_prompt_longer_than_the_context_is_refused(world):
+    prompt = [1] * 126 + [TEXT]
+    with pytest.raises(UserError, match=r"130 tokens, but llama sees at most 128: lower max_history"):
+        world.beam([prompt])
+
+
+def test_an_empty_prompt_is_refused(world):
+    ids = torch.tensor([[TEXT], [TEXT]])
+    with pytest.raises(UserError, match="a prompt is empty"):
+        beam_search(world.model, world.trie, world.vocabulary, ids, torch.tensor([[1], [0]]), k=1, num_beams=1)
+
+
+def test_a_trie_of_another_vocabulary_is_refused(world):
+    other = type(world.vocabulary)((5, 6, 4), TEXT)
+    with pytest.raises(UserError, match="different item indexes"):
+        beam_search(world.model, world.trie, other, *world.batch(world.prompts), k=1, num_beams=1)
+
+
+def test_longer_lists_than_the_catalogue_end_in_nothing(world):
+    found = world.beam(k=50, num_beams=50, exclude=[range(5, world.n_items)] * 4)
+    for row in found.items.tolist():
+        assert sorted(row[:5]) == [0, 1, 2, 3, 4]
+        assert row[5:] == [-1] * 45
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_a_list_has_to_have_a_length(world, k):
+    with pytest.raises(UserError, match="k at least 1"):
+        world.beam(k=k)

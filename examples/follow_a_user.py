@@ -1,0 +1,29 @@
+"""Follow one user in Python: recommend, let them choose, recommend again without reading the history twice.
+
+python examples/follow_a_user.py runs/demo/sft
+"""
+
+from __future__ import annotations
+
+import sys
+
+from reasonrec.recipes.recommender import Recommender
+
+
+def main(folder: str, clicks: int = 3) -> None:
+    """Start from the last five items of a held-out history and take the best recommendation `clicks` times."""
+    recommender = Recommender.load(folder)
+    titles = recommender.bundle.dataset.items["title"].to_list()
+    history = recommender.bundle.dataset.test["history"][-1].to_list()[-5:]
+
+    state = recommender.state(history, num_beams=20)
+    for _ in range(clicks):
+        found = state.search(k=10, exclude=[history])
+        best, score = int(found.items[0, 0]), float(found.scores[0, 0])
+        print(f"after {titles[history[-1]]!r}: {titles[best]!r} (log-probability {score:.2f})")
+        history.append(best)
+        recommender.append(state, best)  # reads one item; the rest of the history is in the cache
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "runs/demo/sft")

@@ -1,0 +1,74 @@
+"""Launching stages as a user does, and one trained adapter that the tests of several stages share."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+Stage = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def stage() -> Stage:
+    """A function that launches `recipes/<name>.py` with flags in a process of its own and expects it to end well."""
+
+    def launch(name: str, *flags: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(RECIPES / f"{name}.py"), *flags]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == status, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return launch
+
+
+@pytest.fixture(scope="session")
+def sft_flags(tiny_base: Path, tiny_dataset: Path, tiny_index: Path) -> list[str]:
+    """What every training on the tiny world needs."""
+    return ["--dataset", str(tiny_dataset), "--index", str(tiny_index), "--model", str(tiny_base)]
+
+
+@pytest.fixture(scope="session")
+def lora_flags() -> list[str]:
+    """LoRA with everything that draws random numbers: dropout, three tasks, two passes."""
+    return [
+        *("--method", "lora", "--lora_dropout", "0.1", "--lora_r", "4", "--max_history", "6", "--seed", "3"),
+        *("--tasks", "{seqrec: 1, item2index: 0.3, fusionseqrec: 0.2}", "--num_train_epochs", "2"),
+        *("--per_device_train_batch_size", "16", "--learning_rate", "5e-3", "--row_learning_rate", "1e-2"),
+        *("--bf16", "false", "--activation_checkpointing", "false", "--save_steps", "5"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def adapter(
+    stage: Stage, sft_flags: list[str], lora_flags: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A LoRA adapter that `recipes/sft.py` trained on the tiny world without an interruption."""
+    out = tmp_path_factory.mktemp("adapter") / "lora"
+    stage("sft", *sft_flags, *lora_flags, "--output_dir", str(out))
+    return out
+
+
+@pytest.fixture(scope="session")
+def other_world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A dataset and an index that fit each other, and nothing else here."""
+    from reasonrec.data_gen.schema import Dataset, write_dataset
+    from reasonrec.data_gen.synthetic import WorldConfig, make_synthetic
+    from reasonrec.tokenizers.artefact import staged
+    from reasonrec.tokenizers.index import build_index
+
+    folder = tmp_path_factory.mktemp("other_world")
+    world = WorldConfig(seed=1, clusters=4, items_per_cluster=12, personas=2, shift=1)
+    with staged(folder / "dataset", kind="dataset", config={}) as (work, facts):
+        facts.update(write_dataset(work, make_synthetic(world, train_users=20, held_out_users=5)))
+    dataset = Dataset.load(folder / "dataset")
+    codes = np.stack(np.divmod(np.arange(dataset.n_items), 12), axis=1)
+    inputs = {"dataset": dataset.manifest.hash}
+    with staged(folder / "index", kind="index", config={}, inputs=inputs) as (work, _):
+        build_index(codes, [4, 12]).save(work)
+    return folder / "dataset", folder / "index"

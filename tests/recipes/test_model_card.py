@@ -1,0 +1,86 @@
+"""The card of a trained model: valid on the Hub, silent about this machine, and its snippets run."""
+
+from __future__ import annotations
+
+import getpass
+import re
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from reasonrec.recipes.model_card import write_card
+from reasonrec.recipes.recommender import Recommender
+
+FOLDER = "path/to/this/folder"
+
+
+def snippets(card: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+
+
+@pytest.fixture
+def card(adapter: Path) -> str:
+    return (adapter / "README.md").read_text(encoding="utf-8")
+
+
+def test_its_front_matter_is_valid(adapter: Path, card: str) -> None:
+    data = ModelCard.load(adapter / "README.md").data
+    assert data.library_name == "peft"
+    assert "reasonrec" in data.tags
+    assert data.base_model is None, "a local base model has no page on the Hub"
+    assert "| items, users | 48, 180 |" in card
+    assert "| item codes | 4 × 6, 6 to tell equal ones apart |" in card
+    assert "| longest history | 6 items |" in card
+
+
+def test_it_tells_nothing_about_this_machine(card: str, adapter: Path, tiny_base: Path) -> None:
+    for private in (str(adapter.parent), str(tiny_base.parent), str(Path.home()), socket.gethostname()):
+        assert private not in card
+    assert not re.search(r"(?<![\w.:/])/\w+/", card), "an absolute path"
+    user = getpass.getuser()
+    assert not re.search(rf"\b{re.escape(user)}\b", card)
+
+
+def test_the_snippet_for_the_kit_runs(card: str, adapter: Path) -> None:
+    (code,) = (code for code in snippets(card) if "Recommender" in code)
+    names: dict[str, object] = {}
+    exec(code.replace(FOLDER, str(adapter)), names)
+    items = names["items"]
+    assert isinstance(items, np.ndarray)
+    assert items.shape == (1, 10)
+    assert len(set(items[0])) == 10
+
+
+def test_the_snippet_for_plain_peft_gives_the_same_model(card: str, adapter: Path, tiny_base: Path) -> None:
+    (code,) = (code for code in snippets(card) if "PeftModel" in code)
+    names: dict[str, object] = {}
+    exec(code.replace(FOLDER, str(adapter)).replace("path/to/the/base/model", str(tiny_base)), names)
+    plain = names["model"]
+    assert isinstance(plain, torch.nn.Module)
+    ours = Recommender.load(adapter, dtype=torch.float32)
+    ids, mask = ours.prompts([[3, 14, 15]])
+    with torch.no_grad():
+        expected = ours.model(input_ids=ids, attention_mask=mask).logits
+        actual = plain.float().eval()(input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_base_of_the_hub_is_linked_and_a_whole_model_needs_none(adapter: Path, tmp_path: Path) -> None:
+    ours = Recommender.load(adapter)
+    setting = replace(ours.setting, base_model="someone/small-model")
+    write_card(tmp_path, setting, ours.bundle, {"train_loss": 1.25})
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.base_model == "someone/small-model"
+    assert 'from_pretrained("someone/small-model")' in card.text
+    assert "| training loss | 1.250 |" in card.text
+    write_card(tmp_path, replace(setting, method="full", base_model="package:tiny_model"), ours.bundle, {})
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.library_name == "transformers"
+    assert card.data.base_model is None
+    assert "tiny_model learned 48 items" in card.text
+    assert "PeftModel" not in card.text

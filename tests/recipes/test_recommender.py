@@ -1,0 +1,176 @@
+"""Loading what the SFT stage wrote, and what must not change its recommendations."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from reasonrec.data_gen.schema import Dataset
+from reasonrec.recipes.recommender import Recommender
+from reasonrec.tokenizers.artefact import MANIFEST, read_manifest
+from reasonrec.tokenizers.decode import score_all_items
+from reasonrec.tokenizers.errors import UserError
+
+N_ITEMS = 48
+MAX_HISTORY = 6  # of the shared adapter
+
+
+@pytest.fixture(scope="module")
+def recommender(adapter: Path) -> Recommender:
+    return Recommender.load(adapter, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def histories(tiny_dataset: Path) -> list[list[int]]:
+    found = Dataset.load(tiny_dataset).test["history"].to_list()
+    return [history[: 1 + i % len(history)] for i, history in enumerate(found)]  # of all lengths
+
+
+def test_it_comes_back_as_it_was_trained(recommender: Recommender, adapter: Path, tiny_base: Path) -> None:
+    setting = recommender.setting
+    assert (setting.base_model, setting.method, setting.max_history) == (str(tiny_base), "lora", MAX_HISTORY)
+    assert recommender.bundle.vocabulary.size == read_manifest(adapter).facts["rows"]
+    assert not recommender.model.training
+    assert next(recommender.model.parameters()).dtype == torch.float32
+
+
+def test_batch_size_and_padding_do_not_change_the_ranking(
+    recommender: Recommender, histories: list[list[int]]
+) -> None:
+    alone, alone_scores = recommender.recommend(histories, num_beams=20, batch_size=1)
+    together, scores = recommender.recommend(histories, num_beams=20, batch_size=64)
+    assert (alone == together).all()
+    np.testing.assert_allclose(alone_scores, scores, atol=1e-4)
+    assert (np.diff(scores) <= 0).all()
+    short = [histories[0][:1]]
+    padded = recommender.recommend([*short, list(range(MAX_HISTORY))], batch_size=2)[0][:1]
+    assert (recommender.recommend(short)[0] == padded).all()
+
+
+def test_prompts_are_padded_on_the_left_and_end_with_the_begin_marker(recommender: Recommender) -> None:
+    ids, mask = recommender.prompts([[1], [1, 2, 3, 4]])
+    assert ids.shape == mask.shape
+    assert (ids[:, -1] == recommender.bundle.vocabulary.begin_id).all()
+    assert mask[1].all()
+    assert (mask[0].diff() >= 0).all()
+    assert ids[0][mask[0].bool()].tolist() == recommender.prompts([[1]])[0][0].tolist()
+
+
+def test_only_the_last_items_are_read(recommender: Recommender) -> None:
+    long = [7, 7, 7, 3, 20, 30, 40, 5, 6]
+    items, scores = recommender.recommend([long, long[-MAX_HISTORY:], long[-MAX_HISTORY + 1 :]])
+    assert (items[0] == items[1]).all()
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
+    assert np.abs(scores[1] - scores[2]).max() > 1e-4, "the item at the edge counts"
+
+
+def test_scores_are_those_of_every_item_read_by_itself(recommender: Recommender, histories: list[list[int]]) -> None:
+    items, scores = recommender.recommend(histories[:2], k=N_ITEMS, num_beams=N_ITEMS)
+    bundle = recommender.bundle
+    ids, mask = recommender.prompts(histories[:2])
+    slow = score_all_items(
+        recommender.model,
+        bundle.trie,
+        bundle.vocabulary,
+        ids,
+        mask,
+        item_token_ids=bundle.renderer.item_token_ids,
+    ).numpy()
+    assert sorted(items[0]) == sorted(items[1]) == list(range(N_ITEMS))
+    np.testing.assert_allclose(np.take_along_axis(slow, items, 1), scores, atol=1e-4)
+    np.testing.assert_allclose(np.exp(scores).sum(1), 1, atol=1e-4)
+
+
+def test_excluded_items_never_appear_and_the_others_keep_their_scores(
+    recommender: Recommender, histories: list[list[int]]
+) -> None:
+    everything, scores = recommender.recommend(histories, k=N_ITEMS, num_beams=N_ITEMS)
+    few = [list(range(i)) for i in range(len(histories))]
+    items, kept = recommender.recommend(histories, k=N_ITEMS, num_beams=N_ITEMS, exclude=few, batch_size=7)
+    for i, excluded in enumerate(few):
+        stay = ~np.isin(everything[i], excluded)
+        assert set(items[i, : stay.sum()]) == set(everything[i][stay])
+        np.testing.assert_allclose(kept[i, : stay.sum()], scores[i][stay], atol=1e-4)
+        assert (items[i, stay.sum() :] == -1).all()
+        assert np.isneginf(kept[i, stay.sum() :]).all()
+
+
+def test_k_and_the_number_of_beams(recommender: Recommender, histories: list[list[int]]) -> None:
+    five = recommender.recommend(histories[:4], k=5, num_beams=20)[0]
+    assert (five == recommender.recommend(histories[:4], k=20, num_beams=20)[0][:, :5]).all()
+    all_but_three = [list(range(3, N_ITEMS))]
+    items, scores = recommender.recommend(histories[:1], k=5, num_beams=5, exclude=all_but_three)
+    assert sorted(items[0, :3]) == [0, 1, 2]
+    assert items[0, 3:].tolist() == [-1, -1]
+    assert np.isneginf(scores[0, 3:]).all()
+    assert recommender.recommend([], k=5)[0].shape == (0, 5)
+    with pytest.raises(UserError, match=r"num_beams=4 .* k=5"):
+        recommender.recommend(histories[:1], k=5, num_beams=4)
+
+
+# --- what does not belong together ------------------------------------------------------------------------------
+
+
+def reindexed(tiny_dataset: Path, folder: Path) -> Path:
+    """Another index of the same dataset."""
+    from reasonrec.tokenizers.artefact import staged
+    from reasonrec.tokenizers.index import build_index
+
+    codes = np.stack(np.divmod(np.arange(N_ITEMS), 12), axis=1)
+    inputs = {"dataset": read_manifest(tiny_dataset).hash}
+    with staged(folder, kind="index", config={}, inputs=inputs) as (work, _):
+        build_index(codes, [4, 12]).save(work)
+    return folder
+
+
+def test_another_index_is_refused(adapter: Path, tiny_index: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    other = reindexed(tiny_dataset, tmp_path / "index")
+    with pytest.raises(UserError, match=r"made with index .* train again: .*recipes/sft\.py") as refused:
+        Recommender.load(adapter, index=other)
+    for path in (tiny_index, other):
+        assert read_manifest(path).hash[:12] in str(refused.value)
+
+
+def test_another_dataset_is_refused(adapter: Path, tiny_dataset: Path, other_world: tuple[Path, Path]) -> None:
+    with pytest.raises(UserError, match=r"made with dataset .* train again") as refused:
+        Recommender.load(adapter, dataset=other_world[0])
+    for path in (tiny_dataset, other_world[0]):
+        assert read_manifest(path).hash[:12] in str(refused.value)
+
+
+def test_another_base_is_refused(adapter: Path, tiny_base: Path, tmp_path: Path) -> None:
+    """The folder of the base model holds other weights now."""
+    from transformers import AutoModelForCausalLM
+
+    base, moved = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(tiny_base, base)
+    shutil.copytree(adapter, moved)
+    manifest = json.loads((moved / MANIFEST).read_text())
+    trained_on = manifest["facts"]["setting"]["fingerprint"]
+    manifest["facts"]["setting"]["base_model"] = str(base)
+    (moved / MANIFEST).write_text(json.dumps(manifest))
+    assert Recommender.load(moved).setting.fingerprint == trained_on  # the same weights elsewhere are fine
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(1.5)
+    model.save_pretrained(base)
+    with pytest.raises(UserError, match=rf"{trained_on[:12]}.* loaded now has .* train again"):
+        Recommender.load(moved)
+
+
+def test_only_a_trained_model_is_loaded(tiny_index: Path, adapter: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is a index, not a trained model.*recipes/sft\.py"):
+        Recommender.load(tiny_index)
+    with pytest.raises(UserError, match="no artefact"):
+        Recommender.load(tmp_path)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(adapter, damaged)
+    path = damaged / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors was changed"):
+        Recommender.load(damaged)
