@@ -35,6 +35,7 @@ class Row:
         mode: `baseline`, `direct`, `reasoning`, or `control` (a check that is neither baseline nor claim).
         ranking: Items (cases, K), best first, -1 where a list is shorter.
         seconds_per_user: Time to rank one case, where it was measured.
+        tokens_per_user: Tokens generated for one case, those of its chains; 0 where nothing but items is written.
         note: What a reader has to know about it, such as a tuned value.
     """
 
@@ -43,6 +44,7 @@ class Row:
     ranking: NDArray[np.integer]
     seconds_per_user: float | None = None
     note: str = ""
+    tokens_per_user: float = 0.0
 
 
 def evaluate_rows(
@@ -100,6 +102,7 @@ def evaluate_rows(
             "coverage": measures.coverage(row.ranking, dataset.n_items, main),
             "valid_ratio": measures.valid_ratio(row.ranking, dataset.n_items, cases["masked"]),
             "seconds_per_user": row.seconds_per_user,
+            "tokens_per_user": row.tokens_per_user,
         }
         if sid_of_item is not None:
             entry["sid_metrics"] = _sid_metrics(row.ranking, target, sid_of_item, ks)

@@ -2,6 +2,7 @@
 
 accelerate launch recipes/recommend.py --model runs/demo/sft --user 196
 accelerate launch recipes/recommend.py --model runs/demo/sft --history "50,181,172"
+accelerate launch recipes/recommend.py --model runs/demo/reason_sft --user 196 --mode reasoning
 
 `--user` takes a user of the data set (its raw id) with all that is known of them; `--history` takes raw item ids,
 oldest first.
@@ -11,12 +12,14 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from typing import Literal
 
 import polars as pl
 from accelerate import PartialState
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
+from reasonrec.recipes.reasoning import Reasoner, Thinking
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.errors import UserError
 
@@ -33,6 +36,11 @@ class RecommendConfig:
     exhaustive: bool = field(
         default=False, metadata={"help": "score the whole catalogue instead of searching it; for small ones"}
     )
+    mode: Literal["direct", "reasoning"] = field(
+        default="direct", metadata={"help": "items at once, or behind chains of thought"}
+    )
+    chains: int = field(default=1, metadata={"help": "chains in reasoning mode: one greedy, or several sampled"})
+    max_chain: int = field(default=128, metadata={"help": "longest chain in tokens"})
     strict: bool = field(
         default=False, metadata={"help": "refuse unknown items and an empty history instead of warning about them"}
     )
@@ -47,6 +55,8 @@ class RecommendConfig:
     def __post_init__(self) -> None:
         if (self.user is None) == (self.history is None):
             raise UserError("give either --user or --history")
+        if self.mode == "reasoning" and self.exhaustive:
+            raise UserError("exhaustive is for mode=direct; with chains, raise num_beams instead")
 
 
 def known_history(dataset: Dataset, user_id: str) -> list[int]:
@@ -107,18 +117,28 @@ def main() -> None:
         else given_history(dataset, config.history or "", strict=config.strict)
     )
     repeats = not dataset.facts["mask_history"] if config.repeats is None else config.repeats
-    items, scores = recommender.recommend(
-        [history],
-        k=config.k,
-        num_beams=max(config.num_beams, config.k),
-        exhaustive=config.exhaustive,
-        strict=config.strict,
-        exclude=None if repeats else [history],
-    )
+    exclude, beams, thoughts = None if repeats else [history], max(config.num_beams, config.k), []
+    if config.mode == "reasoning":
+        reasoner = Reasoner(recommender, config.k, beams)
+        thinking = Thinking(config.chains, config.max_chain)
+        reasoned = reasoner(recommender.known([history], strict=config.strict), thinking, exclude=exclude)
+        items, scores = reasoned.items, reasoned.scores
+        thoughts = [reasoner.readable(chain) for chain in reasoned.chains[0]]
+    else:
+        items, scores = recommender.recommend(
+            [history],
+            k=config.k,
+            num_beams=beams,
+            exhaustive=config.exhaustive,
+            strict=config.strict,
+            exclude=exclude,
+        )
     titles, ids = dataset.items["title"].to_list(), dataset.items["item_id"].to_list()
     print(f"\nhistory ({len(history)} items, the last {min(len(history), 5)}):")
     for item in history[-5:]:
         print(f"    {titles[item]}")
+    for thought in thoughts:
+        print(f"thought: {thought}")
     print(f"recommended ({'repeats allowed' if repeats else 'nothing seen before'}):")
     for rank, (item, score) in enumerate(zip(items[0], scores[0], strict=True), start=1):
         if item >= 0:

@@ -136,6 +136,7 @@ class Recommender:
         bundle: Dataset, index and tokenizer.
         model: The causal LM, adapter included.
         setting: What it was trained with.
+        trie: Trie of the items, on the model's device.
     """
 
     def __init__(self, bundle: Bundle, model: PreTrainedModel, setting: Setting) -> None:
@@ -143,7 +144,7 @@ class Recommender:
         self.setting = setting
         self.model = model.get_base_model() if hasattr(model, "peft_config") else model
         self.model.eval()
-        self._trie = bundle.trie.to(self.model.device)
+        self.trie = bundle.trie.to(self.model.device)
 
     @classmethod
     def load(
@@ -177,10 +178,15 @@ class Recommender:
 
     def prompts(self, histories: Sequence[Sequence[int] | np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """Left-padded prompts: input_ids and attention_mask, each (users, length)."""
-        ids = [self.bundle.renderer.history_prompt_ids(h[-self.setting.max_history :]) for h in histories]
+        return self.padded(
+            [self.bundle.renderer.history_prompt_ids(h[-self.setting.max_history :]) for h in histories]
+        )
+
+    def padded(self, ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Left-padded rows: input_ids and attention_mask, each (rows, length)."""
         length = max(map(len, ids))
         pad = self.bundle.tokenizer.pad_token_id
-        input_ids = torch.tensor([[pad] * (length - len(row)) + row for row in ids], device=self.model.device)
+        input_ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in ids], device=self.model.device)
         mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in ids], device=self.model.device)
         return input_ids, mask
 
@@ -260,7 +266,7 @@ class Recommender:
             input_ids, mask = self.prompts([histories[i] for i in chunk])
             found = beam_search(
                 self.model,
-                self._trie,
+                self.trie,
                 self.bundle.vocabulary,
                 input_ids,
                 mask,
@@ -291,7 +297,7 @@ class Recommender:
         head, tail = self.bundle.renderer.history_prompt_parts()
         state = UserState(
             self.model,
-            self._trie,
+            self.trie,
             self.bundle.vocabulary,
             head=head,
             tail=tail,

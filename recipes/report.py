@@ -59,7 +59,7 @@ def format_table(metrics: Mapping[str, Any]) -> str:
     others = [name for name in others if name.startswith("hr@") or name == "mrr"]
     sid = any("sid_metrics" in row for row in metrics["rows"])
     head = ["", "mode", hr.upper(), "95%", ndcg.upper(), "95%", *(name.upper() for name in others)]
-    head += [f"SID {hr.upper()}", f"SID {ndcg.upper()}"] * sid + ["cover", "valid", "s/user"]
+    head += [f"SID {hr.upper()}", f"SID {ndcg.upper()}"] * sid + ["cover", "valid", "s/user", "tok/user"]
     lines = [head]
     for row in metrics["rows"]:
         cells = [row["name"], row["mode"]]
@@ -71,7 +71,8 @@ def format_table(metrics: Mapping[str, Any]) -> str:
             cells += [number(row["sid_metrics"][name]) for name in (hr, ndcg)]
         seconds = row["seconds_per_user"]
         cells += [number(row["coverage"], 3), number(row["valid_ratio"], 3)]
-        lines.append([*cells, "–" if seconds is None else f"{seconds:.3g}"])
+        cells.append("–" if seconds is None else f"{seconds:.3g}")
+        lines.append([*cells, f"{row['tokens_per_user']:.0f}"])
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     text = [
         "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
@@ -106,6 +107,7 @@ def examples(
     cases: pl.DataFrame | None = None,
     length: int = 5,
     seed: int = 0,
+    thoughts: Mapping[str, Sequence[str]] | None = None,
 ) -> list[dict[str, Any]]:
     """Random cases with titles, for people to look at.
 
@@ -117,6 +119,7 @@ def examples(
         cases: The held-out rows that were ranked, if it was only a part of the split.
         length: Length of the lists.
         seed: Seed of the draw.
+        thoughts: What was thought before each list, by the name of its row.
 
     Returns:
         For each case the titles of the history (its last eight items), of the target and of each list.
@@ -131,7 +134,7 @@ def examples(
         for row in rows:
             shown = [int(item) for item in row.ranking[i, :length] if item >= 0]
             items = [{"title": titles[item], "hit": item == target} for item in shown]
-            lists.append({"name": row.name, "items": items})
+            lists.append({"name": row.name, "items": items, "thought": (thoughts or {}).get(row.name, {i: ""})[i]})
         case = {"history": [titles[item] for item in history[-8:]], "cut": len(history) > 8}
         result.append({**case, "target": titles[target], "lists": lists})
     return result

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset as HfDataset
+from transformers import TrainerControl
 from trl import GRPOConfig, GRPOTrainer
 
 from reasonrec.data_gen.rl_prompts import RlPrompts, blocks_per_pass, prompt_block
@@ -158,6 +159,8 @@ class ItemGRPOTrainer(GRPOTrainer):
     Raises:
         UserError: If there are fewer prompts than one generation step trains on.
     """
+
+    control: TrainerControl
 
     def __init__(
         self,

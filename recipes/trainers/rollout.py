@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ class Rollouts:
     def take(self, rows: Sequence[int] | np.ndarray) -> Rollouts:
         """Some rows, in the order given."""
         lists = ("prompt_ids", "completion_ids", "mask", "log_probs")
-        picked = {name: [getattr(self, name)[row] for row in rows] for name in lists}
+        picked: dict[str, Any] = {name: [getattr(self, name)[row] for row in rows] for name in lists}
         index = np.asarray(rows, dtype=np.int64)
         return Rollouts(**picked, items=self.items[index], chain=self.chain[index], cut=self.cut[index])
 
@@ -104,12 +104,14 @@ class Rollouts:
     def join(cls, parts: Sequence[Rollouts]) -> Rollouts:
         """Several, one after the other."""
         lists = ("prompt_ids", "completion_ids", "mask", "log_probs")
-        joined = {name: [row for part in parts for row in getattr(part, name)] for name in lists}
-        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("items", "chain", "cut")}
+        joined: dict[str, Any] = {name: [row for part in parts for row in getattr(part, name)] for name in lists}
+        arrays: dict[str, Any] = {
+            name: np.concatenate([getattr(part, name) for part in parts]) for name in ("items", "chain", "cut")
+        }
         return cls(**joined, **arrays)
 
 
-def noise(seed: int, step: int, prompts: Sequence[int], generations: int, tokens: int) -> np.ndarray:
+def noise(seed: int, step: int, prompts: Sequence[int] | np.ndarray, generations: int, tokens: int) -> np.ndarray:
     """Uniform numbers that decide what is drawn.
 
     Args:
@@ -292,7 +294,8 @@ def write_chains(
         UserError: If the model cannot be searched, or its context is too short.
         FloatingPointError: If the model returns NaN.
     """
-    state = _start(model, [list(prompt) for prompt in prompts], sampler, pad_id, 0)
+    depth = len(vocabulary.level_sizes)  # an item has to fit behind the chain
+    state = _start(model, [list(prompt) for prompt in prompts], sampler, pad_id, depth)
     uniform = None if sampler.greedy or noise is None else torch.from_numpy(noise).to(model.device)
     steps: list[Step] = []
     chain, cut = _write_chains(state, vocabulary, sampler, eos_ids, uniform, steps)
@@ -338,15 +341,15 @@ def _roll_out_batch(
         state.feed(token, active & (trie.leaf_item(node) < 0))
     end = torch.full(shape, eos_ids[0], device=device)
     steps.append((end, torch.zeros(shape, device=device), torch.zeros_like(end).bool(), torch.ones_like(end).bool()))
-    token, gain, chosen, written = (
+    tokens, gains, chosen, written = (
         torch.stack(part, -1).flatten(0, 1).cpu().numpy() for part in zip(*steps, strict=True)
     )
-    rows = range(len(token))
+    rows = range(len(tokens))
     return Rollouts(
         prompt_ids=[prompt for prompt in prompts for _ in range(sampler.generations)],
-        completion_ids=[token[row][written[row]].tolist() for row in rows],
+        completion_ids=[tokens[row][written[row]].tolist() for row in rows],
         mask=[chosen[row][written[row]].astype(int).tolist() for row in rows],
-        log_probs=[np.where(chosen[row], gain[row], 0.0)[written[row]].tolist() for row in rows],
+        log_probs=[np.where(chosen[row], gains[row], 0.0)[written[row]].tolist() for row in rows],
         items=trie.leaf_item(node).flatten().cpu().numpy(),
         chain=chain.flatten().cpu().numpy(),
         cut=cut.flatten().cpu().numpy(),

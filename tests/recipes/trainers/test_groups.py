@@ -61,7 +61,7 @@ def test_what_the_log_says():
     assert log["rollouts/exact_hit"] == 1 / 8
     assert log["rollouts/prefix_1"] == 4 / 8
     assert log["rollouts/prefix_2"] == 1 / 8
-    assert log["rollouts/reward"] == 2 / 8
+    assert log["rollouts/reward"] == 2.5 / 8
     assert log["rollouts/tokens"] == 13
     assert log["rollouts/tokens_with_gradient"] == pytest.approx(4 / 13), "the other living group was discarded"
     assert log["rollouts/distinct_items"] == pytest.approx((1 + 2 + 1 + 2) / 8)

@@ -1,0 +1,147 @@
+"""The rows of an evaluation: baselines, trained models in both modes, and the controls that belong to them."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import polars as pl
+import torch
+
+from reasonrec.data_gen.schema import Dataset
+from reasonrec.recipes import baselines, sasrec
+from reasonrec.recipes.comparison import BASELINE, CONTROL, Row
+from reasonrec.recipes.donors import other_histories
+from reasonrec.recipes.reasoning import Reasoned, Reasoner, Thinking, control_chains
+from reasonrec.recipes.recommender import Recommender
+from reasonrec.tokenizers.errors import UserError
+
+KS = (1, 5, 10, 20)
+
+
+class RankingOptions(Protocol):
+    """How rows are ranked; `recipes/eval_ranking.py` has them all."""
+
+    num_beams: int
+    exhaustive: bool
+    batch_size: int
+    control: bool
+    baselines: bool
+    window: int
+    sasrec_trials: int
+    dtype: str
+    device: str | None
+    seed: int
+
+
+class Table:
+    """Ranks the same cases with one method after the other.
+
+    Args:
+        options: How.
+        dataset: The dataset.
+        cases: Its held-out rows.
+
+    Attributes:
+        rows: The rows so far.
+        claims: Pairs of names (a, b) whose difference is tested.
+        thoughts: The first chain for each case, as text, by the name of the row.
+    """
+
+    def __init__(self, options: RankingOptions, dataset: Dataset, cases: pl.DataFrame) -> None:
+        self.options, self.dataset, self.cases = options, dataset, cases
+        self.rows: list[Row] = []
+        self.claims: list[tuple[str, str]] = []
+        self.thoughts: dict[str, list[str]] = {}
+        self._histories = [np.asarray(history) for history in cases["history"].to_list()]
+        masked = cases["masked"].to_list()
+        self._exclude = masked if any(masked) else None
+
+    def add_baselines(self) -> None:
+        """Counting baselines, and SASRec tuned on validation."""
+        options, cases = self.options, self.cases
+        if options.baselines:
+            for baseline, note in baselines.standard(self.dataset, window=options.window):
+                self._add(baseline.name, BASELINE, note, functools.partial(baseline.rank, cases, max(KS)))
+        if options.sasrec_trials:
+            model, tried = sasrec.tune(self.dataset, options.sasrec_trials, sasrec.SasrecConfig(seed=options.seed))
+            note = f"best of {len(tried)} configurations on validation"
+            self._add("SASRec", BASELINE, note, lambda: model.rank(cases, max(KS)))
+
+    def add_direct(self, path: str) -> None:
+        """A trained model, and the same model given another user's history."""
+        options, recommender = self.options, self._load(path)
+        exact = options.exhaustive or options.num_beams >= self.dataset.n_items
+        name = f"{Path(path).name}, {'exhaustive' if exact else f'beam {options.num_beams}'}"
+
+        def rank(histories: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
+            return recommender.recommend(
+                histories,
+                k=max(KS),
+                num_beams=options.num_beams,
+                exhaustive=options.exhaustive,
+                exclude=self._exclude,
+                batch_size=options.batch_size,
+                progress=True,
+            )[0]
+
+        note = f"{recommender.setting.base_model}, {recommender.setting.method}"
+        self._add(name, "direct", note, lambda: rank(self._histories))
+        if options.control:
+            other = f"{Path(path).name}, another user's history"
+            self._add(other, CONTROL, note, lambda: rank(other_histories(self.cases, options.seed)))
+            self.claims.append((name, other))
+        if options.baselines:
+            self.claims.append((name, "popularity"))
+
+    def add_reasoning(self, path: str, thinking: Thinking) -> None:
+        """A trained model behind its own chains, and behind chains that cannot help.
+
+        The model's direct row, if it is there, is what reasoning has to beat.
+        """
+        options, recommender = self.options, self._load(path)
+        reasoner = Reasoner(recommender, max(KS), options.num_beams, options.batch_size, progress=True)
+        n, folder = thinking.chains, Path(path).name
+        name = f"{folder}, {'1 greedy chain' if n == 1 else f'{n} sampled chains'}, beam {options.num_beams}"
+        reasoned: list[Reasoned] = []
+
+        def think() -> np.ndarray:
+            reasoned.append(reasoner(self._histories, thinking, exclude=self._exclude))
+            return reasoned[0].items
+
+        note = f"{recommender.setting.base_model}, {recommender.setting.method}"
+        self._add(name, "reasoning", note, think)
+        (own,) = reasoned
+        note = f"{note}; {own.cut.mean():.1%} of the chains were cut"
+        self.rows[-1] = replace(self.rows[-1], tokens_per_user=float(own.tokens.mean()), note=note)
+        self.thoughts[name] = [reasoner.readable(chains[0]) for chains in own.chains]
+        direct = [row.name for row in self.rows if row.mode == "direct"]
+        self.claims += [(name, other) for other in direct]
+        if not options.control:
+            return
+        for control, chains in control_chains(reasoner, self._histories, own.chains, options.seed).items():
+            rank = functools.partial(reasoner.behind, self._histories, chains, exclude=self._exclude)
+            self._add(f"{folder}, {control}", CONTROL, "the same beam behind a chain that was put there", rank)
+            self.claims.append((name, self.rows[-1].name))
+        if n > 1:
+            rank = functools.partial(reasoner.variants, self._histories, n, exclude=self._exclude)
+            self._add(f"{folder}, {n} prompts merged", CONTROL, "what merging alone buys", rank)
+            self.claims.append((name, self.rows[-1].name))
+
+    def _load(self, path: str) -> Recommender:
+        dtype = torch.bfloat16 if self.options.dtype == "bfloat16" else torch.float32
+        recommender = Recommender.load(path, dataset=self.dataset.path, dtype=dtype, device=self.options.device)
+        if recommender.bundle.dataset.manifest.hash != self.dataset.manifest.hash:
+            raise UserError(f"{path} belongs to another dataset than {self.dataset.path}")
+        return recommender
+
+    def _add(self, name: str, mode: str, note: str, rank: Callable[[], np.ndarray]) -> None:
+        begin = time.perf_counter()
+        ranking = rank()
+        seconds = (time.perf_counter() - begin) / max(self.cases.height, 1)
+        self.rows.append(Row(name, mode, ranking, seconds_per_user=seconds, note=note))
