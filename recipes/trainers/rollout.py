@@ -23,10 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reasonrec.recipes.models.lanes import Lanes
 from reasonrec.recipes.models.policy import text_logits
 from reasonrec.tokenizers.constrain import legal_log_probs
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.prefix import Prefix, forward, read
+from reasonrec.tokenizers.prefix import Prefix, read
 from reasonrec.tokenizers.rows import code_logits
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
@@ -128,53 +129,6 @@ def noise(seed: int, step: int, prompts: Sequence[int] | np.ndarray, generations
     return np.stack(drawn)
 
 
-class _Lanes:
-    """The generations of each prompt, side by side behind one reading of it."""
-
-    def __init__(self, model: PreTrainedModel, prefix: Prefix, lanes: int) -> None:
-        rows, device = len(prefix.position), prefix.position.device
-        self.model = model
-        self.cache = prefix.cache
-        self.hidden = prefix.hidden[:, None].expand(-1, lanes, -1)  # (prompts, lanes, width)
-        self.position = prefix.position[:, None].expand(-1, lanes)
-        self.seen = prefix.seen[:, None].expand(rows, lanes, -1)  # (prompts, lanes, slots)
-        self.lane = torch.arange(lanes, device=device)
-
-    def feed(self, token: Tensor, active: Tensor) -> None:
-        """Let the active lanes read one token each.
-
-        Args:
-            token: (prompts, lanes) token ids.
-            active: (prompts, lanes) whether a lane goes on.
-        """
-        width = int(active.sum(1).max())
-        if width == 0:
-            return
-        # Active lanes first, so that a step is only as wide as the prompt with most of them.
-        order = (~active).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
-        used = active.gather(1, order)
-        own = (self.lane[:, None] == order[:, None, :]) & used[:, None, :]  # (prompts, lanes, width)
-        self.seen = torch.cat([self.seen, own], 2)
-        seen = self.seen.gather(1, order[..., None].expand(-1, -1, self.seen.shape[2]))
-        hidden = forward(self.model, self.cache, token.gather(1, order), self.position.gather(1, order), seen)
-        place = order[..., None].expand_as(hidden)
-        new = torch.where(used[..., None], hidden, self.hidden.gather(1, place))
-        self.hidden = self.hidden.scatter(1, place, new)
-        self.position = self.position + active
-
-    def prefixes(self, room: int) -> Prefix:
-        """Every lane as a row of its own: the only time that states are copied.
-
-        Args:
-            room: Slots to keep behind each.
-        """
-        own = self.seen.flatten(0, 1)  # (prompts * lanes, slots)
-        longest = int(own.sum(1).max())
-        slots = (~own).to(torch.int8).argsort(dim=1, stable=True)[:, :longest]
-        cache = self.cache.pick(torch.arange(len(own), device=own.device) // len(self.lane), slots, room)
-        return Prefix(cache, own.gather(1, slots), self.position.flatten(), self.hidden.flatten(0, 1))
-
-
 def _draw(log_probs: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
     """Draw one column of each row by inverting the distribution function; the most probable one without noise.
 
@@ -239,14 +193,14 @@ def roll_out(
     return Rollouts.join(parts)
 
 
-def _start(model: PreTrainedModel, prompts: list[list[int]], sampler: Sampler, pad_id: int, depth: int) -> _Lanes:
+def _start(model: PreTrainedModel, prompts: list[list[int]], sampler: Sampler, pad_id: int, depth: int) -> Lanes:
     """Read the prompts once, with room for what every lane may write."""
     longest, device = max(map(len, prompts)), model.device
     input_ids = torch.tensor([[pad_id] * (longest - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     ahead = depth + (sampler.max_chain + len(sampler.close_ids) + 1 if sampler.max_chain else 0)
     prefix = read(model, input_ids, mask, room=ahead * sampler.generations, ahead=ahead)
-    return _Lanes(model, prefix, sampler.generations)
+    return Lanes(model, prefix, sampler.generations)
 
 
 @dataclass(frozen=True)
@@ -357,7 +311,7 @@ def _roll_out_batch(
 
 
 def _write_chains(
-    state: _Lanes,
+    state: Lanes,
     vocabulary: Vocabulary,
     sampler: Sampler,
     eos_ids: Sequence[int],
