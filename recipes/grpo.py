@@ -8,6 +8,7 @@ training sequences. An interrupted run goes on from its last checkpoint when the
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -104,6 +105,7 @@ def main() -> None:
     window = PromptWindow(stage.min_history, stage.last_targets, setting.max_history)
     prompts = RlPrompts.from_train(bundle.dataset.train, window, render, set_order=set_order, seed=args.seed)
     args.output_dir = str(work)
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / "logs")  # else a folder named after this machine
     checkpoint = last_checkpoint(work)
     trainer = ItemGRPOTrainer(
         prompts=prompts,

@@ -20,14 +20,13 @@ import gc
 import json
 import platform
 import resource
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from engine_costs import measure_choice, measure_processor, measure_trie
+from engine_costs import measure_choice, measure_processor, measure_trie, seconds
 from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -89,17 +88,6 @@ def peak_memory(device: str) -> Callable[[], float]:
         return int(line.split()[1]) / 1e3
 
     return peak
-
-
-def seconds(work: Callable[[], Any], device: str) -> float:
-    """Wall time of one call."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
 
 
 def load_base_model(options: argparse.Namespace) -> Recommender:

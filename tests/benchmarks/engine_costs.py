@@ -33,18 +33,20 @@ def synthetic_codes(n: int, seed: int = 0) -> np.ndarray:
     return np.stack([(keys >> shift) & 255 for shift in (24, 16, 8, 0)], 1).astype(np.int32)
 
 
+def seconds(work: Callable[[], Any], device: str) -> float:
+    """Wall time of one call."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
 def median_ms(work: Callable[[], Any], device: str, repeats: int = 9) -> float:
     """Median wall time in milliseconds, after one call to warm up."""
-    taken = []
-    for _ in range(repeats + 1):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        begin = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        taken.append((time.perf_counter() - begin) * 1e3)
-    return float(np.median(taken[1:]))
+    return float(np.median([seconds(work, device) * 1e3 for _ in range(repeats + 1)][1:]))
 
 
 def measure_trie(options: argparse.Namespace) -> dict[str, Any]:
