@@ -19,8 +19,9 @@ DEMO_USER ?= 196
 # The demo's artefacts. A finished one is never made again: only whether it is there counts, hence the | below.
 DATASET = runs/demo/dataset/manifest.json
 INDEX = runs/demo/index/manifest.json
+MODEL = runs/demo/sft/manifest.json
 TRACES = runs/demo/traces/manifest.json
-MODEL = runs/demo/reason_sft/manifest.json
+REASONING = runs/demo/reason_sft/manifest.json
 REINFORCED = runs/demo/grpo/manifest.json
 REPORT = runs/demo/report/manifest.json
 REASONING_REPORT = runs/demo/reasoning_report/manifest.json
@@ -51,19 +52,22 @@ $(DATASET): | $(INSTALLED)
 $(INDEX): | $(DATASET)
 	$(LAUNCH) recipes/index_items.py --config recipes/configs/demo/index.yaml
 
-$(TRACES): | $(INDEX)
+$(MODEL): | $(INDEX)
+	$(LAUNCH) recipes/sft.py --config recipes/configs/demo/sft.yaml
+
+$(TRACES): | $(MODEL)
 	$(LAUNCH) recipes/synthesize.py --config recipes/configs/demo/synthesize.yaml
 
-$(MODEL): | $(TRACES)
+$(REASONING): | $(TRACES)
 	$(LAUNCH) recipes/sft.py --config recipes/configs/demo/reason_sft.yaml
 
-$(REINFORCED): | $(MODEL)
+$(REINFORCED): | $(REASONING)
 	$(LAUNCH) recipes/grpo.py --config recipes/configs/demo/grpo.yaml
 
 $(REPORT): | $(REINFORCED)
 	$(LAUNCH) recipes/eval_ranking.py --config recipes/configs/demo/eval.yaml
 
-$(REASONING_REPORT): | $(MODEL)
+$(REASONING_REPORT): | $(REPORT)
 	$(LAUNCH) recipes/eval_ranking.py --config recipes/configs/demo/eval_reasoning.yaml
 
 test: $(INSTALLED) ## Run all tests

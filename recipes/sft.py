@@ -22,9 +22,10 @@ from reasonrec.data_gen.prompts import HISTORY, check_history_prompt
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.model_card import write_card
-from reasonrec.recipes.models.load import LoraSettings, Method, add_adapter
+from reasonrec.recipes.models.load import LoraSettings, Method
 from reasonrec.recipes.plans import TaskChoice, build_eval, build_plan, load_traces, plot_curriculum
-from reasonrec.recipes.recommender import Bundle, Setting, load_with_rows, setting_facts
+from reasonrec.recipes.recommender import Bundle, Setting, setting_facts
+from reasonrec.recipes.start import agreed_setting, earlier_training, load_start
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments, last_checkpoint, save_weights
 from reasonrec.tokenizers.artefact import (
     check_output,
@@ -47,7 +48,12 @@ class SftStage(TaskChoice):
 
     dataset: str = field(metadata={"help": "dataset folder (prepare.py)"})
     index: str = field(metadata={"help": "item index folder (index_items.py)"})
-    model: str = field(metadata={"help": "Hub id, folder, or package:NAME for a model inside an installed package"})
+    model: str = field(
+        metadata={
+            "help": "base model (Hub id, folder, or package:NAME for one inside an installed package), or the folder "
+            "of an earlier training to go on from"
+        }
+    )
     method: Method = field(default="qlora", metadata={"help": "full, lora, or qlora (LoRA on a 4-bit NF4 base)"})
     history_prompt: str = field(default=HISTORY, metadata={"help": "prompt with the place {history}"})
     chat: bool = field(default=False, metadata={"help": "put prompts into the model's chat template"})
@@ -88,14 +94,18 @@ def main() -> None:
         **asdict(stage),
         **{k: v for k, v in args.to_sanitized_dict().items() if "token" not in k},
     }
-    setting = Setting(
+    asked = Setting(
         stage.model, stage.method, stage.history_prompt, stage.chat, stage.system, stage.max_history,
         stage.one_per_prefix, trust_remote_code=args.trust_remote_code,
     )  # fmt: skip
+    earlier = earlier_training(stage.model)
+    setting = agreed_setting(asked, config, earlier)
     with state.main_process_first():  # one process unpacks a packaged model, the others find it
         bundle = Bundle.build(Dataset.load(stage.dataset), ItemIndex.load(stage.index), setting)
     assert bundle.index.manifest is not None  # it was loaded; this tells the type checker
     inputs = {"dataset": bundle.dataset.manifest.hash, "index": bundle.index.manifest.hash}
+    if earlier is not None:
+        inputs["model"] = earlier.hash
     if (traces := load_traces(stage, bundle)) is not None:
         inputs["traces"] = traces.manifest.hash
     plan = build_plan(
@@ -112,17 +122,11 @@ def main() -> None:
         plot_curriculum(stage, plan, work / "curriculum.png")
     state.wait_for_everyone()
     torch.manual_seed(args.seed)
-    model, fingerprint = load_with_rows(setting, bundle)
-    setting = Setting(**{**asdict(setting), "fingerprint": fingerprint})
-    if stage.method != "full":
-        targets = stage.lora_target_modules
-        lora = LoraSettings(
-            stage.lora_r,
-            stage.lora_alpha,
-            stage.lora_dropout,
-            targets if "," not in targets else targets.split(","),
-        )
-        model = add_adapter(model, bundle.vocabulary, lora)
+    targets = stage.lora_target_modules
+    lora = LoraSettings(
+        stage.lora_r, stage.lora_alpha, stage.lora_dropout, targets if "," not in targets else targets.split(",")
+    )
+    model, setting = load_start(stage, setting, bundle, lora, earlier)
     args.output_dir, args.remove_unused_columns, args.num_train_epochs = str(work), False, 1
     args.dataset_kwargs = {"skip_prepare_dataset": True}
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / "logs")  # else a folder named after this machine

@@ -154,9 +154,9 @@ def commands(folder: Path, *words: str) -> list[str]:
 
 def test_the_demo_runs_what_is_missing_and_nothing_twice(dry_run: Path) -> None:
     stages = (
-        "prepare", "index_items", "synthesize", "sft", "grpo", "eval_ranking", "eval_ranking", "recommend",
+        "prepare", "index_items", "sft", "synthesize", "sft", "grpo", "eval_ranking", "eval_ranking", "recommend",
     )  # fmt: skip
-    folders = ("dataset", "index", "traces", "reason_sft", "grpo", "report", "reasoning_report")
+    folders = ("dataset", "index", "sft", "traces", "reason_sft", "grpo", "report", "reasoning_report")
 
     def planned() -> list[str]:
         lines = "\n".join(commands(dry_run, "demo"))
@@ -177,19 +177,19 @@ def test_the_demo_reads_what_it_made(dry_run: Path) -> None:
     """Each stage's output is what the Makefile waits for and what the next one's configuration reads."""
     lines = "\n".join(commands(dry_run, "demo"))
     used = [ROOT / config for config in re.findall(r"--config (\S+)", lines)]
-    assert [path.parent.name for path in used] == ["demo"] * 7
+    assert [path.parent.name for path in used] == ["demo"] * 8
     values = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in used]
     outputs = [value["output_dir"] for value in values]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert all(f"= {output}/manifest.json\n" in makefile for output in outputs)
-    dataset, index, traces, model, reinforced, _, _ = outputs
-    assert all(value["dataset"] == dataset for place, value in enumerate(values) if place not in (0, 4))
-    assert values[2]["index"] == values[3]["index"] == index
-    assert values[3]["traces"] == traces
-    assert values[4]["model"] == model
-    assert values[5]["models"] == [model, reinforced]
-    assert values[6]["models"] == values[6]["reasoning_models"] == [model]
-    assert f"--model {model} " in lines
+    dataset, index, model, traces, reasoning, reinforced, _, _ = outputs
+    assert all(value["dataset"] == dataset for place, value in enumerate(values) if place not in (0, 5))
+    assert values[2]["index"] == values[3]["index"] == values[4]["index"] == index
+    assert (values[4]["model"], values[4]["traces"]) == (model, traces)
+    assert values[5]["model"] == reasoning
+    assert values[6]["models"] == [model, reinforced]
+    assert values[7]["models"] == values[7]["reasoning_models"] == [reasoning]
+    assert f"--model {reasoning} " in lines
 
 
 @pytest.mark.parametrize("hardware", [path.stem for path in HARDWARE])

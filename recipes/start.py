@@ -1,0 +1,88 @@
+"""What a training starts from: a fresh base model, or what an earlier training wrote."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from reasonrec.recipes.models.load import LoraSettings, add_adapter
+from reasonrec.recipes.recommender import Bundle, Setting, load_trained, load_with_rows
+from reasonrec.tokenizers.artefact import MANIFEST, Manifest, read_manifest
+from reasonrec.tokenizers.errors import UserError
+
+_TRAINED = ("adapter", "model")
+# What a training that goes on cannot change.
+_AGREED = ("method", "history_prompt", "chat", "system", "max_history")
+_OF_ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+
+
+def earlier_training(model: str) -> Manifest | None:
+    """The manifest of the trained model that `model` names, or None if it names a base model.
+
+    Raises:
+        UserError: If it names another artefact of this kit.
+    """
+    if not (Path(model) / MANIFEST).is_file():
+        return None
+    manifest = read_manifest(model)
+    if manifest.kind not in _TRAINED:
+        raise UserError(f"model={model} is of kind {manifest.kind!r}: give a base model, or the output of a training")
+    return manifest
+
+
+def agreed_setting(asked: Setting, config: dict[str, Any], earlier: Manifest | None) -> Setting:
+    """What the training and all that comes after it agree on.
+
+    Args:
+        asked: As the configuration has it, its model in place of the base model.
+        config: The configuration.
+        earlier: What the training goes on from.
+
+    Raises:
+        UserError: If the configuration contradicts what it goes on from.
+    """
+    if earlier is None:
+        return asked
+    there = Setting(**earlier.facts["setting"])
+    mine = {name: getattr(asked, name) for name in _AGREED}
+    theirs = {name: getattr(there, name) for name in _AGREED}
+    if earlier.kind == "adapter":
+        known = [name for name in _OF_ADAPTERS if name in earlier.config]  # reinforcement learning has no say in them
+        mine |= {name: config[name] for name in known}
+        theirs |= {name: earlier.config[name] for name in known}
+    for name, value in mine.items():
+        if value != theirs[name]:
+            raise UserError(
+                f"{name}={value}, but model={asked.base_model}, which the training goes on from, has {theirs[name]}: "
+                f"set {name} to that, or start from a base model"
+            )
+    return replace(there, one_per_prefix=asked.one_per_prefix)
+
+
+class Start(Protocol):
+    """The keys that say where a training starts."""
+
+    model: str
+    dataset: str
+    index: str
+
+
+def load_start(
+    stage: Start, setting: Setting, bundle: Bundle, lora: LoraSettings, earlier: Manifest | None
+) -> tuple[Any, Setting]:
+    """The model to train, and the setting with its base's fingerprint.
+
+    Args:
+        stage: The configuration.
+        setting: From `agreed_setting`.
+        bundle: Dataset, index and tokenizer.
+        lora: Shape of a fresh adapter.
+        earlier: What the training goes on from.
+    """
+    if earlier is not None:
+        return load_trained(stage.model, dataset=stage.dataset, index=stage.index, trainable=True)[1], setting
+    loaded, fingerprint = load_with_rows(setting, bundle)
+    if setting.method != "full":
+        loaded = add_adapter(loaded, bundle.vocabulary, lora)
+    return loaded, replace(setting, fingerprint=fingerprint)
