@@ -130,7 +130,7 @@ def test_batches_hold_examples_of_about_one_length():
 def test_mistakes():
     with pytest.raises(UserError, match="phase a needs a share above 0"):
         parse_phases({"a": {"seqrec": 1}})
-    with pytest.raises(UserError, match="curriculum: phase a names 'evidens'; known are seqrec"):
+    with pytest.raises(UserError, match=r"phase a names 'evidens' \(did you mean 'evidence'\?\); known are seqrec"):
         parse_phases({"a": {"share": 1, "evidens": 1}})
     with pytest.raises(UserError, match=r"phase a=\{\}: weights must be at least 0"):
         parse_phases({"a": {"share": 1}})
