@@ -20,10 +20,10 @@ DEMO_USER ?= 196
 DATASET = runs/demo/dataset/manifest.json
 INDEX = runs/demo/index/manifest.json
 MODEL = runs/demo/sft/manifest.json
-TRACES = runs/demo/traces/manifest.json
-REASONING = runs/demo/reason_sft/manifest.json
 REINFORCED = runs/demo/grpo/manifest.json
 REPORT = runs/demo/report/manifest.json
+TRACES = runs/demo/traces/manifest.json
+REASONING = runs/demo/reason_sft/manifest.json
 REASONING_REPORT = runs/demo/reasoning_report/manifest.json
 
 .DEFAULT_GOAL := help
@@ -55,19 +55,19 @@ $(INDEX): | $(DATASET)
 $(MODEL): | $(INDEX)
 	$(LAUNCH) recipes/sft.py --config recipes/configs/demo/sft.yaml
 
-$(TRACES): | $(MODEL)
-	$(LAUNCH) recipes/synthesize.py --config recipes/configs/demo/synthesize.yaml
-
-$(REASONING): | $(TRACES)
-	$(LAUNCH) recipes/sft.py --config recipes/configs/demo/reason_sft.yaml
-
-$(REINFORCED): | $(REASONING)
+$(REINFORCED): | $(MODEL)
 	$(LAUNCH) recipes/grpo.py --config recipes/configs/demo/grpo.yaml
 
 $(REPORT): | $(REINFORCED)
 	$(LAUNCH) recipes/eval_ranking.py --config recipes/configs/demo/eval.yaml
 
-$(REASONING_REPORT): | $(REPORT)
+$(TRACES): | $(REPORT)
+	$(LAUNCH) recipes/synthesize.py --config recipes/configs/demo/synthesize.yaml
+
+$(REASONING): | $(TRACES)
+	$(LAUNCH) recipes/sft.py --config recipes/configs/demo/reason_sft.yaml
+
+$(REASONING_REPORT): | $(REASONING)
 	$(LAUNCH) recipes/eval_ranking.py --config recipes/configs/demo/eval_reasoning.yaml
 
 test: $(INSTALLED) ## Run all tests

@@ -154,9 +154,9 @@ def commands(folder: Path, *words: str) -> list[str]:
 
 def test_the_demo_runs_what_is_missing_and_nothing_twice(dry_run: Path) -> None:
     stages = (
-        "prepare", "index_items", "sft", "synthesize", "sft", "grpo", "eval_ranking", "eval_ranking", "recommend",
+        "prepare", "index_items", "sft", "grpo", "eval_ranking", "synthesize", "sft", "eval_ranking", "recommend",
     )  # fmt: skip
-    folders = ("dataset", "index", "sft", "traces", "reason_sft", "grpo", "report", "reasoning_report")
+    folders = ("dataset", "index", "sft", "grpo", "report", "traces", "reason_sft", "reasoning_report")
 
     def planned() -> list[str]:
         lines = "\n".join(commands(dry_run, "demo"))
@@ -182,12 +182,12 @@ def test_the_demo_reads_what_it_made(dry_run: Path) -> None:
     outputs = [value["output_dir"] for value in values]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert all(f"= {output}/manifest.json\n" in makefile for output in outputs)
-    dataset, index, model, traces, reasoning, reinforced, _, _ = outputs
-    assert all(value["dataset"] == dataset for place, value in enumerate(values) if place not in (0, 5))
-    assert values[2]["index"] == values[3]["index"] == values[4]["index"] == index
-    assert (values[4]["model"], values[4]["traces"]) == (model, traces)
-    assert values[5]["model"] == reasoning
-    assert values[6]["models"] == [model, reinforced]
+    dataset, index, model, reinforced, _, traces, reasoning, _ = outputs
+    assert all(value["dataset"] == dataset for place, value in enumerate(values) if place not in (0, 3))
+    assert values[2]["index"] == values[5]["index"] == values[6]["index"] == index
+    assert values[3]["model"] == model
+    assert values[4]["models"] == [model, reinforced]
+    assert (values[6]["model"], values[6]["traces"]) == (model, traces)
     assert values[7]["models"] == values[7]["reasoning_models"] == [reasoning]
     assert f"--model {reasoning} " in lines
 

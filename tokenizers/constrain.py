@@ -140,8 +140,10 @@ class ItemLogitsProcessor(LogitsProcessor):
         end = torch.where(some, -torch.inf, 0.0).to(scores.dtype)
         end = torch.where(active, end, scores[:, self.eos_id])[:, None]
         masked = scores if self.in_place else scores.clone()
-        # Adding is the fastest way to overwrite rows without asking the device which: NaN stays NaN, to be noticed.
-        masked.add_(torch.where(active, -torch.inf, 0.0).to(scores.dtype)[:, None])
+        if node.device.type == "cpu" and bool(active.all()):
+            masked.fill_(-torch.inf)  # the codes' values were taken before
+        else:  # adding is the fastest way to overwrite rows without asking the device which
+            masked.add_(torch.where(active, -torch.inf, 0.0).to(scores.dtype)[:, None])
         return masked.scatter_(1, token, torch.where(legal, log_probs, end))
 
     def _excluded_rows(self, rows: int) -> Tensor | None:
