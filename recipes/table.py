@@ -74,7 +74,7 @@ class Table:
             self._add("SASRec", BASELINE, note, lambda: model.rank(cases, max(KS)))
 
     def add_direct(self, path: str) -> None:
-        """A trained model, and the same model given another user's history."""
+        """A trained model, compared with those before it, and the same model given another user's history."""
         options, recommender = self.options, self._load(path)
         exact = options.exhaustive or options.num_beams >= self.dataset.n_items
         name = f"{Path(path).name}, {'exhaustive' if exact else f'beam {options.num_beams}'}"
@@ -91,6 +91,7 @@ class Table:
             )[0]
 
         note = f"{recommender.setting.base_model}, {recommender.setting.method}"
+        self.claims += [(name, row.name) for row in self.rows if row.mode == "direct"]  # such as what it started from
         self._add(name, "direct", note, lambda: rank(self._histories))
         if options.control:
             other = f"{Path(path).name}, another user's history"
