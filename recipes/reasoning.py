@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from reasonrec.data_gen.reasoning_tasks import answer_opening_ids, reason_prompt_ids
+from reasonrec.data_gen.reasoning_tasks import close_ids, reason_prompt_ids
 from reasonrec.recipes.donors import donors
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.rollout import Sampler, noise, write_chains
@@ -94,7 +94,7 @@ class Reasoner:
     @property
     def close_ids(self) -> tuple[int, ...]:
         """Token ids of the closing delimiter."""
-        return tuple(answer_opening_ids(self.recommender.bundle.renderer)[:-1])
+        return close_ids(self.recommender.bundle.renderer)
 
     def __call__(
         self,

@@ -32,6 +32,7 @@ from reasonrec.tokenizers.artefact import Manifest, check_input, read_manifest
 from reasonrec.tokenizers.decode import beam_search
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
+from reasonrec.tokenizers.prefix import padded
 from reasonrec.tokenizers.state import UserState
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
@@ -184,11 +185,7 @@ class Recommender:
 
     def padded(self, ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Left-padded rows: input_ids and attention_mask, each (rows, length)."""
-        length = max(map(len, ids))
-        pad = self.bundle.tokenizer.pad_token_id
-        input_ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in ids], device=self.model.device)
-        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in ids], device=self.model.device)
-        return input_ids, mask
+        return padded(ids, self.bundle.tokenizer.pad_token_id, self.model.device)
 
     def known(self, histories: Sequence[Sequence[int] | np.ndarray], *, strict: bool = False) -> list[np.ndarray]:
         """Histories without items that are not in the catalogue.

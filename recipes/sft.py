@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -26,20 +25,16 @@ from reasonrec.recipes.models.load import LoraSettings, Method
 from reasonrec.recipes.plans import TaskChoice, build_eval, build_plan, load_traces, plot_curriculum
 from reasonrec.recipes.recommender import Bundle, Setting, setting_facts
 from reasonrec.recipes.start import agreed_setting, earlier_training, load_start
-from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments, last_checkpoint, save_weights
+from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments, save_weights
+from reasonrec.recipes.trainers.resume import keep_or_clear, stage_config, train_or_resume
 from reasonrec.tokenizers.artefact import (
     check_output,
-    disk_full_is_clear,
-    keep_if_same,
     partial_folder,
     staged,
     write_json,
 )
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
-
-# These may change between an interrupted run and the one that goes on: they say what is written, not what is learned.
-INDECISIVE = {"overwrite", "report_to", "run_name", "disable_tqdm", "logging_steps", "save_steps", "save_total_limit"}
 
 
 @dataclass(kw_only=True)
@@ -90,10 +85,7 @@ def main() -> None:
     state = PartialState()
     out = check_output(args.output_dir, overwrite=stage.overwrite)
     work = partial_folder(out)
-    config: dict[str, Any] = {
-        **asdict(stage),
-        **{k: v for k, v in args.to_sanitized_dict().items() if "token" not in k},
-    }
+    config = stage_config(stage, args)
     asked = Setting(
         stage.model, stage.method, stage.history_prompt, stage.chat, stage.system, stage.max_history,
         stage.one_per_prefix, trust_remote_code=args.trust_remote_code,
@@ -115,12 +107,9 @@ def main() -> None:
         batch_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * state.num_processes,
         seed=args.data_seed if args.data_seed is not None else args.seed,
     )
+    keep_or_clear(out, config, inputs)
     if state.is_main_process:
-        decisive = {name: value for name, value in config.items() if name not in INDECISIVE}
-        if other := keep_if_same(out, {**decisive, **inputs, "processes": state.num_processes}):
-            print(f"{work} was begun with other settings ({', '.join(other)}): starting anew")
         plot_curriculum(stage, plan, work / "curriculum.png")
-    state.wait_for_everyone()
     torch.manual_seed(args.seed)
     targets = stage.lora_target_modules
     lora = LoraSettings(
@@ -130,7 +119,6 @@ def main() -> None:
     args.output_dir, args.remove_unused_columns, args.num_train_epochs = str(work), False, 1
     args.dataset_kwargs = {"skip_prepare_dataset": True}
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / "logs")  # else a folder named after this machine
-    checkpoint = last_checkpoint(work)
     trainer = ItemSFTTrainer(
         trie=bundle.trie,
         vocabulary=bundle.vocabulary,
@@ -145,11 +133,7 @@ def main() -> None:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         batches = math.ceil(len(plan) / (args.train_batch_size * state.num_processes))
         print(f"{len(plan)} examples, {batches} batches, {trained:,} trainable weights")
-        if checkpoint:
-            print(f"going on from {checkpoint}")
-    with disk_full_is_clear(out):
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    state.wait_for_everyone()
+    result = train_or_resume(trainer, out)
     if not state.is_main_process:
         return
     kind = "model" if stage.method == "full" else "adapter"

@@ -235,6 +235,26 @@ def trainable_to_float32(model: torch.nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
+def trainable_values(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of what trains, by name, to put back after TRL has rounded it."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def restore_trainable(model: torch.nn.Module, start: dict[str, torch.Tensor]) -> None:
+    """Undo what TRL does to a model on a 4-bit base: what trains is float32 again, with the values it had.
+
+    Args:
+        model: The model in the trainer.
+        start: `trainable_values` from before the trainer was built.
+    """
+    trainable_to_float32(model)
+    keep_differentiable(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in start:
+                parameter.copy_(start[name])
+
+
 def keep_differentiable(model: torch.nn.Module) -> None:
     """Keep what trains trainable after an evaluation: no packing of 4-bit weights.
 

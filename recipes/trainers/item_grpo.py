@@ -25,7 +25,7 @@ from transformers import TrainerControl
 from trl import GRPOConfig, GRPOTrainer
 
 from reasonrec.data_gen.rl_prompts import RlPrompts, blocks_per_pass, prompt_block
-from reasonrec.recipes.models.load import keep_differentiable, trainable_to_float32
+from reasonrec.recipes.models.load import restore_trainable, trainable_values
 from reasonrec.recipes.models.policy import install_item_policy
 from reasonrec.recipes.trainers.advantages import permuted_rows
 from reasonrec.recipes.trainers.groups import Advantage, Pool, alive, choose, telemetry
@@ -192,7 +192,7 @@ class ItemGRPOTrainer(GRPOTrainer):
             kwargs["eval_dataset"] = HfDataset.from_dict({"prompt": [""]})  # that there is one; `evaluate` is ours
         # TRL's loader drives the steps; what they are about follows from their number (`prompt_block`).
         steps = blocks_per_pass(len(prompts), groups * self._rounds) * groups
-        start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        start = trainable_values(model)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*rollout_func.*")
             super().__init__(
@@ -202,12 +202,8 @@ class ItemGRPOTrainer(GRPOTrainer):
                 **kwargs,
             )
         self._scorer = replace(scorer, trie=scorer.trie.to(self.accelerator.device))
-        trainable_to_float32(self.model)
-        keep_differentiable(self.model)
-        with torch.no_grad():  # TRL rounds what trains to bf16 when the base is 4-bit
-            for name, parameter in self.model.named_parameters():
-                if name in start:
-                    parameter.copy_(start[name])
+        restore_trainable(self.model, start)
+        with torch.no_grad():
             self._copy_rows_to_reference()
         for policy in filter(None, (self._base(), self.ref_model)):
             install_item_policy(

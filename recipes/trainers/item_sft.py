@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Sampler, SequentialSampler
 from trl import SFTConfig, SFTTrainer
 
-from reasonrec.recipes.models.load import keep_differentiable, trainable_to_float32
+from reasonrec.recipes.models.load import restore_trainable, trainable_values
 from reasonrec.recipes.models.policy import install_item_policy
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.trie import Trie
@@ -59,15 +59,9 @@ class ItemSFTTrainer(SFTTrainer):
         self, *, trie: Trie, vocabulary: Vocabulary, row_learning_rate: float | None = None, **kwargs: Any
     ) -> None:
         model = kwargs["model"]
-        # TRL rounds what trains to bf16 when the base is 4-bit; the rows' start values are kept and put back.
-        start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        start = trainable_values(model)
         super().__init__(**kwargs)
-        trainable_to_float32(self.model)
-        keep_differentiable(self.model)
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                if name in start:
-                    parameter.copy_(start[name])
+        restore_trainable(self.model, start)
         base = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
         install_item_policy(base, trie.to(self.accelerator.device), vocabulary)
         self._row_learning_rate = row_learning_rate

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from reasonrec.recipes.recommender import Bundle
 from reasonrec.recipes.trainers.rollout import Sampler, write_chains
 from reasonrec.rewards.metrics import ndcg, rank_of_target
 from reasonrec.tokenizers.decode import search, search_room
-from reasonrec.tokenizers.prefix import read
+from reasonrec.tokenizers.prefix import padded, read
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 
@@ -84,9 +83,7 @@ class RankingProbe:
                 )
                 prefix, chains = written.prefix, written.chain
             else:
-                longest, device = max(map(len, prompts)), model.device
-                ids = torch.tensor([[self.pad_id] * (longest - len(p)) + p for p in prompts], device=device)
-                mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+                ids, mask = padded(prompts, self.pad_id, model.device)
                 prefix = read(model, ids, mask, room=search_room(trie, beams), ahead=trie.depth)
             found = search(model, trie, self.vocabulary, prefix, k=K, num_beams=beams, excluded=exclude)
             rank = rank_of_target(found.items.cpu().numpy(), np.array([self.targets[i] for i in chunk]))

@@ -27,7 +27,7 @@ from reasonrec.recipes.models.lanes import Lanes
 from reasonrec.recipes.models.policy import text_logits
 from reasonrec.tokenizers.constrain import legal_log_probs
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.prefix import Prefix, read
+from reasonrec.tokenizers.prefix import Prefix, padded, read
 from reasonrec.tokenizers.rows import code_logits
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
@@ -195,9 +195,7 @@ def roll_out(
 
 def _start(model: PreTrainedModel, prompts: list[list[int]], sampler: Sampler, pad_id: int, depth: int) -> Lanes:
     """Read the prompts once, with room for what every lane may write."""
-    longest, device = max(map(len, prompts)), model.device
-    input_ids = torch.tensor([[pad_id] * (longest - len(p)) + p for p in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    input_ids, mask = padded(prompts, pad_id, model.device)
     ahead = depth + (sampler.max_chain + len(sampler.close_ids) + 1 if sampler.max_chain else 0)
     prefix = read(model, input_ids, mask, room=ahead * sampler.generations, ahead=ahead)
     return Lanes(model, prefix, sampler.generations)
@@ -340,7 +338,7 @@ def _write_chains(
         opens = writing & (token == vocabulary.begin_id)
         chain = chain + (writing & ~opens)
         begun, cut = begun | opens, cut | (writing & torch.isin(token, ends))
-        writing = writing & ~opens & ~cut & ~_closes([written[0] for written in steps], close)
+        writing = writing & ~opens & ~cut & ~_closes([written[0] for written in steps[-len(close) :]], close)
     cut = cut | writing
     for forced, lanes in [*((int(t), cut) for t in close), (vocabulary.begin_id, ~begun)]:
         if bool(lanes.any()):

@@ -19,7 +19,7 @@ from reasonrec.rewards.parse import Parsed, Parser
 from reasonrec.rewards.prefix import common_prefix
 from reasonrec.rewards.registry import WeightedRewards
 from reasonrec.tokenizers.decode import beam_search, score_items
-from reasonrec.tokenizers.prefix import read
+from reasonrec.tokenizers.prefix import padded, read
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 
@@ -177,10 +177,7 @@ class Scorer:
         cases = list(dict.fromkeys(zip(prefixes, items, strict=True)))
         found: dict[tuple[tuple[int, ...], int], Any] = {}
         for chunk in (cases[i : i + _ROWS] for i in range(0, len(cases), _ROWS)):
-            longest = max(len(prefix) for prefix, _ in chunk)
-            rows = [[self.pad_id] * (longest - len(prefix)) + list(prefix) for prefix, _ in chunk]
-            mask = [[0] * (longest - len(prefix)) + [1] * len(prefix) for prefix, _ in chunk]
-            ids, seen = torch.tensor(rows, device=model.device), torch.tensor(mask, device=model.device)
+            ids, seen = padded([prefix for prefix, _ in chunk], self.pad_id, model.device)
             if target is None:
                 k = min(BEAM, self.trie.n_items)
                 beams = beam_search(model, self.trie, self.vocabulary, ids, seen, k=k, num_beams=k)
