@@ -40,6 +40,9 @@ class EvalConfig:
     chain_temperature: float = field(default=1.0, metadata={"help": "temperature of sampled chains"})
     split: Literal["valid", "test"] = field(default="test", metadata={"help": "which held-out cases"})
     num_beams: int = field(default=50, metadata={"help": "width of the item search"})
+    exact: bool = field(
+        default=True, metadata={"help": "of direct rows: search on until each list is proven; off, a beam search"}
+    )
     exhaustive: bool = field(
         default=False, metadata={"help": "score the whole catalogue instead of searching it; for small ones"}
     )

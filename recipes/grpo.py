@@ -20,8 +20,8 @@ from accelerate import PartialState
 from reasonrec.data_gen.reasoning_tasks import close_ids, reason_prompt_ids
 from reasonrec.data_gen.rl_prompts import PromptWindow, RlPrompts
 from reasonrec.recipes.args import parse, run
+from reasonrec.recipes.bundle import load_trained, setting_facts
 from reasonrec.recipes.model_card import write_card
-from reasonrec.recipes.recommender import load_trained, setting_facts
 from reasonrec.recipes.trainers.groups import Advantage, Loss
 from reasonrec.recipes.trainers.item_grpo import BEST, GrpoArguments, ItemGRPOTrainer, RolloutSettings
 from reasonrec.recipes.trainers.item_sft import save_weights

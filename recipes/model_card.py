@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from reasonrec.recipes.bundle import Bundle, Setting
 from reasonrec.recipes.models.load import PACKAGE
-from reasonrec.recipes.recommender import Bundle, Setting
 
 _CARD = """\
 ---

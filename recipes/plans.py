@@ -13,7 +13,7 @@ from reasonrec.data_gen.alignment import Material, PlanConfig, make_plan
 from reasonrec.data_gen.curriculum import make_curriculum, parse_phases, plot_plan
 from reasonrec.data_gen.reasoning_tasks import REASONING_TASKS, Mention, ReasoningRenderer
 from reasonrec.data_gen.traces import Arm, Traces
-from reasonrec.recipes.recommender import Bundle
+from reasonrec.recipes.bundle import Bundle
 from reasonrec.tokenizers.errors import UserError
 
 SEQREC_ONLY = {"seqrec": 1.0}

@@ -20,10 +20,10 @@ from datasets import Dataset as HfDataset
 from reasonrec.data_gen.prompts import HISTORY, check_history_prompt
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
+from reasonrec.recipes.bundle import Bundle, Setting, setting_facts
 from reasonrec.recipes.model_card import write_card
 from reasonrec.recipes.models.load import LoraSettings, Method
 from reasonrec.recipes.plans import TaskChoice, build_eval, build_plan, load_traces, plot_curriculum
-from reasonrec.recipes.recommender import Bundle, Setting, setting_facts
 from reasonrec.recipes.start import agreed_setting, earlier_training, load_start
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments, save_weights
 from reasonrec.recipes.trainers.resume import keep_or_clear, stage_config, train_or_resume

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from reasonrec.recipes.bundle import Bundle, Setting, load_trained, load_with_rows
 from reasonrec.recipes.models.load import LoraSettings, add_adapter
-from reasonrec.recipes.recommender import Bundle, Setting, load_trained, load_with_rows
 from reasonrec.tokenizers.artefact import MANIFEST, Manifest, read_manifest
 from reasonrec.tokenizers.errors import UserError
 

@@ -25,9 +25,10 @@ from reasonrec.data_gen.trace_cases import Selection, select_train, select_valid
 from reasonrec.data_gen.trace_checks import Checker
 from reasonrec.data_gen.traces import Reply, Trace, to_frame
 from reasonrec.recipes.args import parse, run
+from reasonrec.recipes.bundle import Bundle, Setting
 from reasonrec.recipes.chain_gain import ChainGain
 from reasonrec.recipes.leak import describe_leak, leak_test
-from reasonrec.recipes.recommender import Bundle, Recommender, Setting
+from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.teachers import SynthesizeConfig, build_teacher
 from reasonrec.tokenizers.artefact import check_output, read_manifest, staged, write_json
 from reasonrec.tokenizers.index import ItemIndex

@@ -28,6 +28,7 @@ class RankingOptions(Protocol):
     """How rows are ranked; `recipes/eval_ranking.py` has them all."""
 
     num_beams: int
+    exact: bool
     exhaustive: bool
     batch_size: int
     control: bool
@@ -76,14 +77,17 @@ class Table:
     def add_direct(self, path: str) -> None:
         """A trained model, compared with those before it, and the same model given another user's history."""
         options, recommender = self.options, self._load(path)
-        exact = options.exhaustive or options.num_beams >= self.dataset.n_items
-        name = f"{Path(path).name}, {'exhaustive' if exact else f'beam {options.num_beams}'}"
+        how = "exact search" if options.exact else f"beam {options.num_beams}"
+        if options.exhaustive or options.num_beams >= self.dataset.n_items:
+            how = "exhaustive"
+        name = f"{Path(path).name}, {how}"
 
         def rank(histories: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
             return recommender.recommend(
                 histories,
                 k=max(KS),
                 num_beams=options.num_beams,
+                exact=options.exact,
                 exhaustive=options.exhaustive,
                 exclude=self._exclude,
                 batch_size=options.batch_size,

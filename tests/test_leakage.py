@@ -14,8 +14,8 @@ from reasonrec.data_gen.alignment import PlanConfig, make_plan
 from reasonrec.data_gen.schema import ROWS, Dataset
 from reasonrec.recipes import index_items, prepare
 from reasonrec.recipes.baselines import TrainLog
+from reasonrec.recipes.bundle import Bundle, Setting
 from reasonrec.recipes.index_items import IndexConfig, neighbours
-from reasonrec.recipes.recommender import Bundle, Setting
 from reasonrec.tokenizers.artefact import write_manifest
 from reasonrec.tokenizers.index import ItemIndex
 

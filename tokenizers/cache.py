@@ -12,6 +12,8 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from reasonrec.tokenizers.pack import Packing
+
 
 class _Layer(CacheLayerMixin):
     """Keys and values of one layer, (rows, heads, capacity, width) each."""
@@ -24,13 +26,10 @@ class _Layer(CacheLayerMixin):
         self.cache = cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate. What is not written yet is never attended to, except padding, which has to be finite."""
+        """Allocate. What is not written yet is never attended to."""
 
         def buffer(states: Tensor) -> Tensor:
-            rows, capacity = self.cache.rows, self.cache.capacity
-            new = states.new_empty(rows, states.shape[1], capacity, states.shape[3])
-            new[:, :, : self.cache.length] = 0
-            return new
+            return states.new_empty(self.cache.rows, states.shape[1], self.cache.capacity, states.shape[3])
 
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys, self.values = buffer(key_states), buffer(value_states)
@@ -40,14 +39,15 @@ class _Layer(CacheLayerMixin):
         """Write the new states; returns what attention reads."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        cache = self.cache
-        if cache.packed is not None:
-            row, column, user, slot = cache.packed
-            self.keys[user, :, slot] = key_states[row, :, column]
-            self.values[user, :, slot] = value_states[row, :, column]
-            return key_states, value_states
-        self.keys[:, :, cache.length - cache.new : cache.length] = key_states
-        self.values[:, :, cache.length - cache.new : cache.length] = value_states
+        cache, before = self.cache, self.cache.length - self.cache.new
+        if cache.packing is not None:
+            write = cache.packing.write
+            return (
+                write(self.keys, key_states, before, cache.new),
+                write(self.values, value_states, before, cache.new),
+            )
+        self.keys[:, :, before : cache.length] = key_states
+        self.values[:, :, before : cache.length] = value_states
         return self.keys[:, :, : cache.length], self.values[:, :, : cache.length]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -71,8 +71,7 @@ class SearchCache(Cache):
         capacity: Slots per user.
         length: Slots filled, those of the tokens that are being read included.
         new: How many of them belong to the tokens that are being read.
-        packed: While several users' prompts share a row of the input: row and column of each token, its user, and
-            the slot it gets.
+        packing: Set while several users' tokens share a row of the input.
     """
 
     def __init__(self, rows: int, capacity: int) -> None:
@@ -81,7 +80,7 @@ class SearchCache(Cache):
         self.capacity = capacity
         self.length = 0
         self.new = 0
-        self.packed: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        self.packing: Packing | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -109,6 +108,16 @@ class SearchCache(Cache):
             raise ValueError(f"{self.length} + {new} slots do not fit into a cache of {self.capacity}")
         self.new = new
         self.length += new
+
+    def reserve(self, capacity: int) -> None:
+        """Make the buffers larger, which copies them: for the few searches that need more room than was foreseen."""
+        for layer in self.layers:
+            for name in ("keys", "values"):
+                old: Tensor = getattr(layer, name)
+                new = old.new_empty(*old.shape[:2], capacity, old.shape[3])
+                new[:, :, : self.length] = old[:, :, : self.length]
+                setattr(layer, name, new)
+        self.capacity = capacity
 
     def rewind(self, length: int) -> None:
         """Forget what was written behind the first `length` slots."""

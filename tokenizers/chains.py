@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from reasonrec.tokenizers.decode import Exclude, Found, ranked, score_items, search, search_room
+from reasonrec.tokenizers.decode import Exclude, Found, ranked, search, search_room
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.prefix import Prefix
+from reasonrec.tokenizers.score import score_items
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 

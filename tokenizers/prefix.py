@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from reasonrec.tokenizers.attention import additive, branches
 from reasonrec.tokenizers.cache import SearchCache
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.pack import Packing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,7 +41,16 @@ class Prefix:
         return self.seen.shape[1]
 
 
-def forward(model: PreTrainedModel, cache: SearchCache, tokens: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
+def forward(
+    model: PreTrainedModel,
+    cache: SearchCache,
+    tokens: Tensor,
+    positions: Tensor,
+    seen: Tensor,
+    *,
+    counts: Sequence[int] | None = None,
+    shared: int = 0,
+) -> Tensor:
     """Read tokens behind what the cache holds.
 
     Args:
@@ -48,19 +59,30 @@ def forward(model: PreTrainedModel, cache: SearchCache, tokens: Tensor, position
         tokens: (rows, new) token ids.
         positions: (rows, new) their positions.
         seen: (rows, new, slots) what each of them attends to, itself included.
+        counts: How many tokens of each row are real, the first ones; the rest is padding, and as little of it is read
+            as possible (`pack.py`).
+        shared: How many tokens all rows begin with, if nothing stands before them.
 
     Returns:
-        (rows, new, width) last hidden states.
+        (rows, new, width) last hidden states; 0 on padding that was not read.
     """
-    cache.grow(tokens.shape[1])
-    mask = seen[:, None]
-    if model.config._attn_implementation != "sdpa":  # which alone takes booleans
-        dtype = model.get_input_embeddings().weight.dtype
-        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
-    output = model.base_model(
-        input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-    )
-    return output.last_hidden_state
+    (rows, new), before = tokens.shape, cache.length
+    packing = None if counts is None else Packing.of(counts, tokens.device, shared=shared, before=before)
+    if packing is not None:
+        tokens, positions, seen = packing.put(tokens), packing.put(positions), packing.mask(seen, before)
+    cache.grow(new)
+    cache.packing = packing
+    try:
+        with branches(model) as takes_booleans:
+            mask = seen[:, None]
+            if not takes_booleans:
+                mask = additive(mask, model.get_input_embeddings().weight.dtype)
+            hidden = model.base_model(
+                input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            ).last_hidden_state
+    finally:
+        cache.packing = None
+    return hidden if packing is None else packing.take(hidden, new, rows)
 
 
 def padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -73,10 +95,7 @@ def padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> 
 
 @torch.no_grad()
 def read(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, *, room: int, ahead: int = 0) -> Prefix:
-    """Read prompts once, without spending anything on padding.
-
-    Short prompts share a row of the input (each sees itself only), so a batch costs about as much as it has tokens;
-    in the cache every user has a row.
+    """Read prompts once, without spending much on padding, or on what all of them begin with.
 
     Args:
         model: Causal LM, in evaluation mode.
@@ -91,49 +110,25 @@ def read(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, *, r
     users, device = len(input_ids), input_ids.device
     lengths = attention_mask.sum(1)
     sizes: list[int] = lengths.tolist()
-    if min(sizes) == 0:
+    shortest, longest = min(sizes), max(sizes)
+    if shortest == 0:
         raise UserError("a prompt is empty: it has to hold the begin marker at least")
-    longest = max(sizes)
     check_searchable(model, longest + ahead)
-    places, n_rows = pack(sizes)
-    row_of, column_of = torch.tensor(places, device=device).T
-    user = torch.arange(users, device=device).repeat_interleave(lengths)
-    slot = torch.arange(len(user), device=device) - (lengths.cumsum(0) - lengths)[user]
-    row, column = row_of[user], column_of[user] + slot
-    ids, owner, positions = (input_ids.new_full((n_rows, longest), fill) for fill in (0, -1, 0))
-    ids[row, column] = input_ids[attention_mask.bool()]
-    owner[row, column] = user
-    positions[row, column] = slot
-    causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
+    slot = torch.arange(longest, device=device)
+    real = slot < lengths[:, None]
+    ids = input_ids.new_zeros(users, longest).masked_scatter_(real, input_ids[attention_mask.bool()])
+    same = (ids[:, : shortest - 1] == ids[:1, : shortest - 1]).all(0)
     cache = SearchCache(users, longest + room)
-    cache.packed = (row, column, user, slot)
-    hidden = forward(model, cache, ids, positions, (owner[:, :, None] == owner[:, None]) & causal)
-    cache.packed = None
-    cache.rewind(longest)
-    seen = torch.arange(longest, device=device) < lengths[:, None]
-    return Prefix(cache, seen, lengths, hidden[row_of, column_of + lengths - 1])
-
-
-def pack(lengths: list[int]) -> tuple[list[tuple[int, int]], int]:
-    """Put prompts into rows as long as the longest: each, longest first, into the first row with room for it.
-
-    Args:
-        lengths: Tokens of each prompt.
-
-    Returns:
-        Row and first column of each prompt, and the number of rows.
-    """
-    places = [(0, 0)] * len(lengths)
-    filled: list[int] = []
-    longest = max(lengths)
-    for prompt in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        size = lengths[prompt]
-        row = next((r for r, used in enumerate(filled) if used + size <= longest), len(filled))
-        if row == len(filled):
-            filled.append(0)
-        places[prompt] = (row, filled[row])
-        filled[row] += size
-    return places, len(filled)
+    hidden = forward(
+        model,
+        cache,
+        ids,
+        slot.expand(users, -1),
+        (slot[:, None] >= slot).expand(users, -1, -1),
+        counts=sizes,
+        shared=int(same.cummin(0).values.sum()) if shortest > 1 else 0,
+    )
+    return Prefix(cache, real, lengths, hidden[torch.arange(users, device=device), lengths - 1])
 
 
 @torch.no_grad()

@@ -71,13 +71,16 @@ class UserState:
         else:
             self._pending.extend(token_ids)
 
-    def search(self, *, k: int, num_beams: int | None = None, exclude: Exclude | None = None) -> Found:
+    def search(
+        self, *, k: int, num_beams: int | None = None, exclude: Exclude | None = None, exact: bool = True
+    ) -> Found:
         """Items for the history so far.
 
         Args:
             k: Items to return.
             num_beams: Width of the search, at most the state's.
             exclude: One list of items that must not appear.
+            exact: See `decode.beam_search`.
 
         Returns:
             Items and scores (1, k), as `decode.beam_search` gives for the whole prompt.
@@ -99,7 +102,9 @@ class UserState:
         keep = prefix.length - len(self._tail)
         self._stem = Prefix(prefix.cache, prefix.seen[:, :keep], prefix.position - len(self._tail), prefix.hidden)
         excluded = self._trie.excluded_ranks(exclude) if exclude is not None else None
-        return search(self._model, self._trie, self._vocabulary, prefix, k=k, num_beams=beams, excluded=excluded)
+        return search(
+            self._model, self._trie, self._vocabulary, prefix, k=k, num_beams=beams, excluded=excluded, exact=exact
+        )
 
     def _ids(self, tokens: Sequence[int]) -> torch.Tensor:
         return torch.tensor([list(tokens)], device=self._trie.offsets.device)

@@ -287,13 +287,24 @@ class Trie:
         Returns:
             Boolean tensor of the shape of `node`.
         """
-        exists = node >= 0
-        if excluded is None:
-            return exists
+        return node >= 0 if excluded is None else self.count(node, excluded) > 0
+
+    def count(self, node: Tensor, excluded: Tensor | None = None) -> Tensor:
+        """How many items below a node are left.
+
+        Args:
+            node: (users, ...) node numbers; below -1 there are none.
+            excluded: What `excluded_ranks` returned for these users.
+
+        Returns:
+            int64 tensor of the shape of `node`.
+        """
         flat = node.clamp(min=0).reshape(len(node), -1)
         begin, end = self.leaf_begin[flat].long(), self.leaf_end[flat].long()
-        gone = torch.searchsorted(excluded, end) - torch.searchsorted(excluded, begin)
-        return exists & (gone < end - begin).reshape(node.shape)
+        items = end - begin
+        if excluded is not None:
+            items = items - (torch.searchsorted(excluded, end) - torch.searchsorted(excluded, begin))
+        return torch.where(node >= 0, items.reshape(node.shape), 0)
 
 
 def _check(codes: np.ndarray, sizes: list[int]) -> None:

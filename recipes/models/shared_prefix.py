@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from reasonrec.tokenizers.attention import additive
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -68,8 +70,7 @@ def shared_hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Ten
     sees = (same & real[:, None] & (slot[:, None] >= slot)) | torch.eye(slots, dtype=torch.bool, device=device)
     mask = sees[:, None]
     if model.config._attn_implementation != "sdpa":  # which alone takes booleans
-        dtype = model.get_input_embeddings().weight.dtype
-        mask = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(~mask, torch.finfo(dtype).min)
+        mask = additive(mask, model.get_input_embeddings().weight.dtype)
     hidden = model.base_model(
         input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
     ).last_hidden_state

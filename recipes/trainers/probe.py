@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reasonrec.recipes.recommender import Bundle
+from reasonrec.recipes.bundle import Bundle
 from reasonrec.recipes.trainers.rollout import Sampler, write_chains
 from reasonrec.rewards.metrics import ndcg, rank_of_target
 from reasonrec.tokenizers.decode import search, search_room

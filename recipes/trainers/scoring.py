@@ -11,15 +11,16 @@ import torch
 from numpy.typing import NDArray
 
 from reasonrec.data_gen.rl_prompts import RlPrompts
-from reasonrec.recipes.recommender import Bundle
+from reasonrec.recipes.bundle import Bundle
 from reasonrec.recipes.trainers.rollout import Rollouts
 from reasonrec.rewards.collaborative import CoVisits
 from reasonrec.rewards.exact import exact_hits
 from reasonrec.rewards.parse import Parsed, Parser
 from reasonrec.rewards.prefix import common_prefix
 from reasonrec.rewards.registry import WeightedRewards
-from reasonrec.tokenizers.decode import beam_search, score_items
+from reasonrec.tokenizers.decode import beam_search
 from reasonrec.tokenizers.prefix import padded, read
+from reasonrec.tokenizers.score import score_items
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 

@@ -21,24 +21,26 @@ import json
 import platform
 import resource
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from engine_costs import measure_choice, measure_processor, measure_trie, seconds
+from engine_costs import measure_attention, measure_choice, measure_processor, measure_trie, seconds
 from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from reasonrec.data_gen.prompts import HISTORY
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.recipes.recommender import Bundle, Recommender, Setting, load_with_rows
+from reasonrec.recipes.bundle import Bundle, Setting, load_with_rows
+from reasonrec.recipes.recommender import Recommender
 from reasonrec.rewards.metrics import per_row
 from reasonrec.tokenizers.artefact import write_json
 from reasonrec.tokenizers.decode import beam_search
 from reasonrec.tokenizers.index import ItemIndex
 
-SECTIONS = ("speed", "latency", "processor", "choice", "trie", "agreement")
+SECTIONS = ("speed", "trained", "latency", "attention", "processor", "choice", "trie", "agreement")
 BEAMS = (20, 50)
 BATCH = 16
 
@@ -91,11 +93,21 @@ def peak_memory(device: str) -> Callable[[], float]:
 
 
 def load_base_model(options: argparse.Namespace) -> Recommender:
-    """SmolLM2 with freshly started code rows; speed does not depend on training."""
+    """SmolLM2 with freshly started code rows, unsure of everything: the search can skip least."""
     setting = Setting(options.model, "full", HISTORY, False, None, 10)
     bundle = Bundle.build(Dataset.load(options.dataset), ItemIndex.load(options.index), setting)
     model, _ = load_with_rows(setting, bundle, dtype=torch.bfloat16)
     return Recommender(bundle, model.to(options.device), setting)
+
+
+def is_model(path: str) -> bool:
+    """Whether a stage saved a model there."""
+    return (Path(path) / "manifest.json").is_file()
+
+
+def load_trained(options: argparse.Namespace, path: str, dtype: torch.dtype) -> Recommender:
+    """A model that was trained on the data set."""
+    return Recommender.load(path, dataset=options.dataset, index=options.index, dtype=dtype, device=options.device)
 
 
 def draw_histories(dataset: Dataset, n: int, seed: int) -> list[list[int]]:
@@ -107,9 +119,14 @@ def draw_histories(dataset: Dataset, n: int, seed: int) -> list[list[int]]:
     return [longest[i][-size:] for i, size in zip(rng.integers(0, len(longest), n), lengths.tolist(), strict=True)]
 
 
-def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
+def measure_trained(options: argparse.Namespace) -> dict[str, Any]:
+    """The same as `measure_speed` for the trained model, its adapter not merged."""
+    return measure_speed(options, trained=True)
+
+
+def measure_speed(options: argparse.Namespace, *, trained: bool = False) -> dict[str, Any]:
     """Users per second of the search, of `generate` in two ways, and of a bare prefill of the same batches."""
-    recommender = load_base_model(options)
+    recommender = load_trained(options, options.trained, torch.bfloat16) if trained else load_base_model(options)
     bundle, model, device = recommender.bundle, recommender.model, options.device
     vocabulary, eos = bundle.vocabulary, bundle.tokenizer.eos_token_id
     trie = bundle.trie.to(device)
@@ -121,8 +138,8 @@ def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         return model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
 
-    def ours(ids: torch.Tensor, mask: torch.Tensor, beams: int, k: int) -> Any:
-        return beam_search(model, trie, vocabulary, ids, mask, k=k, num_beams=beams)
+    def ours(ids: torch.Tensor, mask: torch.Tensor, beams: int, k: int, exact: bool = False) -> Any:
+        return beam_search(model, trie, vocabulary, ids, mask, k=k, num_beams=beams, exact=exact)
 
     def generate(ids: torch.Tensor, mask: torch.Tensor, beams: int, **constraint: Any) -> Any:
         return model.generate(
@@ -152,13 +169,14 @@ def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
     for k in BEAMS:
         methods[f"item search, K={k}"] = (lambda i, m, k=k: ours(i, m, k, k), options.repeats)
         methods[f"item search, K={k}, top 10"] = (lambda i, m, k=k: ours(i, m, k, 10), options.repeats)
+        methods[f"item search, K={k}, top 10, exact"] = (lambda i, m, k=k: ours(i, m, k, 10, True), options.repeats)
     for k in BEAMS:
         methods[f"generate with a prefix function, K={k}"] = (lambda i, m, k=k: by_function(i, m, k), 1)
         methods[f"generate with a dictionary, K={k}"] = (lambda i, m, k=k: by_dictionary(i, m, k), 1)
     taken: dict[str, list[float]] = {name: [] for name in methods}
     memory: dict[str, float] = {}
     with torch.no_grad():
-        for name in list(methods)[:5]:
+        for name in list(methods)[: 1 + 3 * len(BEAMS)]:
             methods[name][0](*batches[0])  # warm up
         steps = [(name, batch) for batch in range(len(batches)) for name in methods]
         for name, batch in tqdm(steps, desc="speed", unit="measurement"):
@@ -189,18 +207,21 @@ def measure_latency(options: argparse.Namespace) -> dict[str, Any]:
     """One user at a time: a fresh prompt, and one more item for a user whose history is in the cache."""
     recommender = load_base_model(options)
     histories = draw_histories(recommender.bundle.dataset, 30, options.seed)
-    times: dict[str, list[float]] = {"fresh prompt": [], "one item appended": []}
-    for history in tqdm(histories, desc="latency", unit="user"):
-        fresh = seconds(lambda h=history: recommender.recommend([h], k=10, num_beams=20), options.device)
-        times["fresh prompt"].append(fresh)
+    times: dict[str, list[float]] = {}
+    for history, exact in tqdm(list(product(histories, (False, True))), desc="latency", unit="search"):
+        how = ", exact" if exact else ""
+        way = {"k": 10, "num_beams": 20, "exact": exact}
+        fresh = seconds(lambda h=history, w=way: recommender.recommend([h], **w), options.device)
+        times.setdefault(f"fresh prompt, K=20{how}", []).append(fresh)
         state = recommender.state(history[:-1], num_beams=20)
-        state.search(k=10)
+        state.search(k=10, exact=exact)
         recommender.append(state, history[-1])
-        times["one item appended"].append(seconds(lambda s=state: s.search(k=10), options.device))
+        appended = seconds(lambda s=state, e=exact: s.search(k=10, exact=e), options.device)
+        times.setdefault(f"one item appended, K=20{how}", []).append(appended)
     rows = []
     for name, taken in times.items():
         p50, p95 = np.percentile(np.array(taken[3:]) * 1e3, [50, 95])
-        rows.append({"name": f"{name}, K=20", "p50_ms": round(p50, 1), "p95_ms": round(p95, 1)})
+        rows.append({"name": name, "p50_ms": round(p50, 1), "p95_ms": round(p95, 1)})
     return {"users": len(histories) - 3, "rows": rows}
 
 
@@ -209,32 +230,29 @@ def measure_agreement(options: argparse.Namespace) -> dict[str, Any]:
     rows = []
     plan = [(options.trained, options.agreement_users), (options.small, None)]
     for path, users in plan:
-        if not (Path(path) / "manifest.json").is_file():
+        if not is_model(path):
             print(f"skipped: {path} is no trained model, see --help", flush=True)
             continue
-        dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
-        recommender = Recommender.load(
-            path, dataset=options.dataset, index=options.index, dtype=dtype, device=options.device
-        )
+        recommender = load_trained(options, path, torch.bfloat16 if options.dtype == "bfloat16" else torch.float32)
         cases = recommender.bundle.dataset.rows("test")
         if users is not None and users < cases.height:
             cases = cases.sample(users, seed=options.seed)
         target, histories = cases["target"].to_numpy(), cases["history"].to_list()
-        found = {}
-        for k in (None, 50, 20, 10):
-            print(f"{path}: {'exhaustive' if k is None else f'K={k}'} …", flush=True)
-            found[k], _ = recommender.recommend(
-                histories, k=10, num_beams=k or 10, exhaustive=k is None, batch_size=8, progress=True
-            )
-        best = np.sort(found[None], 1)
-        for k, items in found.items():
+        ways: dict[str, dict[str, Any]] = {"exhaustive": {"num_beams": 10, "exhaustive": True}}
+        for k in (50, 20, 10):
+            ways |= {f"K={k}, exact": {"num_beams": k}, f"K={k}": {"num_beams": k, "exact": False}}
+        best = None
+        for name, way in ways.items():
+            print(f"{path}: {name} …", flush=True)
+            items, _ = recommender.recommend(histories, k=10, batch_size=16, progress=True, **way)
+            best = np.sort(items, 1) if best is None else best
             metrics = per_row(items, target, (10,))
             rows.append(
                 {
                     "model": path,
                     "users": cases.height,
-                    "name": "exhaustive" if k is None else f"K={k}",
-                    **{name: round(float(values.mean()), 4) for name, values in metrics.items()},
+                    "name": name,
+                    **{metric: round(float(values.mean()), 4) for metric, values in metrics.items()},
                     "same_top_10_set": round(float((np.sort(items, 1) == best).all(1).mean()), 4),
                 }
             )
@@ -272,11 +290,24 @@ def main() -> None:
     result: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
     machine = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
     about = {"machine": f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}"}
-    needs_industrial = {"speed": measure_speed, "latency": measure_latency, "agreement": measure_agreement}
-    synthetic = {"processor": measure_processor, "choice": measure_choice, "trie": measure_trie}
+    needs_industrial = {
+        "speed": measure_speed,
+        "trained": measure_trained,
+        "latency": measure_latency,
+        "agreement": measure_agreement,
+    }
+    synthetic = {
+        "attention": measure_attention,
+        "processor": measure_processor,
+        "choice": measure_choice,
+        "trie": measure_trie,
+    }
     for section in options.sections:
         if section in needs_industrial and not (Path(options.dataset).is_dir() and Path(options.index).is_dir()):
             print(f"{section} skipped: {options.dataset} or {options.index} is missing (prepare.py, index_items.py)")
+            continue
+        if section == "trained" and not is_model(options.trained):
+            print(f"{section} skipped: {options.trained} is no trained model, see --help")
             continue
         measured = (needs_industrial | synthetic)[section](options)
         result[section] = about | measured

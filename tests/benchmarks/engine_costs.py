@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from reasonrec.recipes.models.load import resolve_model
+from reasonrec.tokenizers.attention import additive, branch_attention
+from reasonrec.tokenizers.beams import Beams, choose
 from reasonrec.tokenizers.constrain import ItemLogitsProcessor
-from reasonrec.tokenizers.decode import choose
 from reasonrec.tokenizers.prefix import forward, read
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
@@ -114,7 +117,8 @@ def measure_choice(options: argparse.Namespace) -> dict[str, Any]:
     rng = np.random.default_rng(1)
     logits = torch.randn(USERS, beams, sum(LEVELS), device=device)
     score = torch.randn(USERS, beams, device=device).sort(descending=True).values
-    nothing = torch.zeros(USERS, 0, dtype=torch.int64, device=device)
+    root = Beams.root(USERS, device)
+    nothing = root.without(torch.ones_like(root.node, dtype=torch.bool))
     rows = []
     for n in tqdm(options.sizes, desc="choice", unit="catalogue"):
         codes = synthetic_codes(n)
@@ -125,12 +129,43 @@ def measure_choice(options: argparse.Namespace) -> dict[str, Any]:
         row: dict[str, Any] = {"items": n}
         for step in range(1, len(LEVELS)):
             node = paths[..., step - 1].contiguous()
+            zero = torch.zeros_like(node)
+            last = Beams(node, score, zero - 1, zero + step, zero, zero)
             taken = median_ms(
-                lambda t=trie, s=step, x=node, e=excluded: choose(
-                    t, s, logits, x, score, nothing, nothing.float(), None, e, k=beams, num_beams=beams
+                lambda t=trie, s=step, r=last, w=nothing, e=excluded: choose(
+                    t, logits, r, w, first=0, width=t.widths[s], k=beams, keep=beams, excluded=e
                 ),
                 device,
             )
             row[f"level {step}"] = f"{100 * taken / (step_ms + taken):.1f}%"
         rows.append(row)
     return {"beams": [USERS, beams], "step_ms": round(step_ms, 1), "unit": "share of a step", "rows": rows}
+
+
+@torch.no_grad()
+def measure_attention(options: argparse.Namespace) -> dict[str, Any]:
+    """The search's attention beside PyTorch's fused kernel, in the shapes of SmolLM2-135M."""
+    device = options.device
+    heads, key_heads, size = 9, 3, 64
+    layer = torch.nn.Module()
+    layer.num_key_value_groups = heads // key_heads
+    shapes = ((16, 20, 50), (16, 50, 80), (16, 20, 300))
+    rows = []
+    for dtype, (users, new, slots) in product((torch.bfloat16, torch.float32), shapes):
+        query = torch.randn(users, new, heads, size, dtype=dtype, device=device).transpose(1, 2)
+        key, value = torch.randn(2, users, key_heads, slots, size, dtype=dtype, device=device)
+        seen = torch.rand(users, 1, new, slots, device=device) < 0.6
+        mask = additive(seen, dtype)
+        fused, ours = [], []
+        for _ in range(9):  # in turns
+            arguments = (layer, query, key, value)
+            fused.append(median_ms(lambda a=arguments, m=seen: sdpa_attention_forward(*a, m), device, 1))
+            ours.append(median_ms(lambda a=arguments, m=mask: branch_attention(*a, m), device, 1))
+        rows.append(
+            {
+                "name": f"{str(dtype).split('.')[1]}, {users} users, {new} beams, {slots} slots",
+                "fused_ms": round(float(np.median(fused)), 2),
+                "of_fused": round(float(np.median(np.divide(ours, fused))), 2),
+            }
+        )
+    return {"rows": rows}

@@ -32,8 +32,9 @@ from reasonrec.data_gen.prompts import HISTORY
 from reasonrec.data_gen.rl_prompts import PromptWindow, RlPrompts, prompt_block
 from reasonrec.data_gen.schema import Dataset, write_dataset
 from reasonrec.data_gen.synthetic import SyntheticWorld, WorldConfig, make_synthetic
+from reasonrec.recipes.bundle import Bundle, Setting, load_with_rows
 from reasonrec.recipes.models.policy import item_log_probs
-from reasonrec.recipes.recommender import Bundle, Recommender, Setting, load_with_rows
+from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.groups import Advantage
 from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer, RolloutSettings
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments

@@ -65,7 +65,7 @@ def test_the_table_of_a_trained_model(report: tuple[Path, str], tiny_dataset: Pa
     assert read_manifest(out, "report").inputs == {"dataset": read_manifest(tiny_dataset).hash}
     metrics = json.loads((out / "metrics.json").read_text())
     modes = {row["name"]: row["mode"] for row in metrics["rows"]}
-    assert modes["lora, beam 20"] == "direct"
+    assert modes["lora, exact search"] == "direct"
     assert modes["lora, another user's history"] == "control"
     assert modes["popularity"] == "baseline"
     assert list(modes.values()).count("baseline") >= 4
@@ -77,8 +77,8 @@ def test_the_table_of_a_trained_model(report: tuple[Path, str], tiny_dataset: Pa
             assert 0 <= low <= value <= high <= 1
     claims = {(pair["a"], pair["b"], pair["metric"]) for pair in metrics["paired"]}
     for other in ("popularity", "lora, another user's history"):
-        assert ("lora, beam 20", other, "hr@10") in claims
-        assert ("lora, beam 20", other, "ndcg@10") in claims
+        assert ("lora, exact search", other, "hr@10") in claims
+        assert ("lora, exact search", other, "ndcg@10") in claims
     assert (metrics["split"], metrics["n_rows"], metrics["dataset"]["n_items"]) == ("test", 30, 48)
     page = (out / "report.html").read_text()
     for name in modes:

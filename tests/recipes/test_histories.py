@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from reasonrec.data_gen.schema import Dataset
+from reasonrec.recipes.bundle import Bundle, Setting, load_with_rows
 from reasonrec.recipes.recommend import given_history
-from reasonrec.recipes.recommender import Bundle, Recommender, Setting, load_with_rows
-from reasonrec.tokenizers.decode import score_all_items
+from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
+from reasonrec.tokenizers.score import score_all_items
 
 HISTORIES = [[3, 1, 4], [1], [5, 9, 2, 6, 5, 3, 5, 8], [7, 7]]
 

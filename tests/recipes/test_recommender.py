@@ -13,8 +13,8 @@ import torch
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.artefact import MANIFEST, read_manifest
-from reasonrec.tokenizers.decode import score_all_items
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.score import score_all_items
 
 N_ITEMS = 48
 MAX_HISTORY = 6  # of the shared adapter

@@ -8,9 +8,10 @@ import torch
 from transformers import DynamicCache
 
 from reasonrec.tokenizers.chains import chains_room, log_mean_exp, search_chains
-from reasonrec.tokenizers.decode import score_all_items, score_items, search, search_room
+from reasonrec.tokenizers.decode import search, search_room
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.prefix import adopt, pack, read
+from reasonrec.tokenizers.prefix import adopt, read
+from reasonrec.tokenizers.score import score_all_items, score_items
 
 CHAINS = 3
 
@@ -140,10 +141,3 @@ def test_log_mean_exp_by_hand():
     merged = log_mean_exp(log_probs)
     assert merged[0, 0] == pytest.approx(np.log(0.3))
     assert merged[0, 1] == -torch.inf
-
-
-def test_prompts_are_packed_into_rows_as_long_as_the_longest():
-    places, rows = pack([3, 10, 7, 2, 1])
-    assert rows == 3
-    assert places == [(1, 7), (0, 0), (1, 0), (2, 0), (2, 2)]
-    assert pack([4, 4])[1] == 2

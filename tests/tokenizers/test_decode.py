@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from reasonrec.recipes.models.load import LoraSettings, add_adapter, load_base
-from reasonrec.tokenizers.decode import beam_search, score_all_items
+from reasonrec.tokenizers.decode import beam_search
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.score import score_all_items
 
 TEXT = 20  # ordinary tokens in front of the begin marker, as in conftest
 
@@ -251,6 +252,65 @@ def test_a_shorter_list_is_the_beginning_of_a_longer_one(world):
             assert torch.equal(short.items, whole.items[:, :k])
 
 
+@pytest.mark.parametrize("full_vocabulary", [False, True])
+def test_an_exact_search_finds_the_exhaustive_list_with_few_beams(full_vocabulary, make_world, make_model):
+    """Random catalogues and exclusions; a narrow beam misses items in some of them, and says so."""
+    rng = np.random.default_rng(11)
+    model = make_model(seed=1)
+    missed = 0
+    for _ in range(60):
+        sizes = tuple(rng.integers(3, 7, size=3).tolist())
+        world = make_world(model, rng, n_items=int(rng.integers(10, 60)), sizes=sizes)
+        exclude = [rng.integers(0, world.n_items, size=int(rng.integers(0, 8))) for _ in world.prompts]
+        options = {"exclude": exclude, "full_vocabulary": full_vocabulary}
+        every = world.beam(**options)
+        k = int(rng.integers(1, 6))
+        narrow = world.beam(k=k, num_beams=k, **options)
+        exact = world.beam(k=k, num_beams=k, exact=True, **options)
+        assert exact.proven.all()
+        torch.testing.assert_close(exact.scores, every.scores[:, :k], atol=1e-5, rtol=1e-5)
+        assert torch.equal(exact.items, every.items[:, :k])
+        same = (narrow.items == exact.items).all(1)
+        assert (same | ~narrow.proven).all(), "a proven list is the exact one"
+        missed += int((~same).sum())
+    assert missed > 10
+
+
+def test_an_exact_search_that_loses_patience_says_so(world, monkeypatch):
+    from reasonrec.tokenizers import decode
+
+    monkeypatch.setattr(decode, "PATIENCE", 1)
+    found = world.beam(k=2, num_beams=2, exact=True)
+    narrow = world.beam(k=2, num_beams=2)
+    assert torch.equal(found.items, narrow.items)
+    assert torch.equal(found.proven, narrow.proven)
+    assert not found.proven.all()
+    assert world.beam(k=5, num_beams=world.n_items).proven.all()
+
+
+def test_an_exact_search_reads_hardly_more_than_a_beam_where_that_is_enough(world):
+    counts = []
+    handle = world.model.base_model.register_forward_hook(
+        lambda _, __, out: counts.append(out.last_hidden_state.shape[1])
+    )
+    more = {True: [], False: []}
+    for prompt in [*world.prompts, *([n, 20] for n in range(20))]:
+        tokens = []
+        for exact in (False, True):
+            counts.clear()
+            found = world.beam([prompt], k=1, num_beams=2, exact=exact)
+            tokens.append(sum(counts))
+            if not exact:
+                proven = bool(found.proven)
+        more[proven].append(tokens[1] - tokens[0])
+    handle.remove()
+    assert more[True]
+    assert np.median(more[True]) == 0
+    assert max(more[True]) <= 2, "what only the items found in the same step made superfluous"
+    assert more[False]
+    assert min(more[False]) > 0
+
+
 def test_a_step_that_no_beam_needs_is_skipped(make_world, make_model):
     """Two levels, one item per first code: the second code is certain."""
     world = make_world(make_model(), np.random.default_rng(0), n_items=3, sizes=(6, 6))
@@ -272,8 +332,8 @@ def test_the_cache_is_written_once_and_never_moves(world, monkeypatch):
 
     places = []
 
-    def spy(model, cache, *rest):
-        hidden = prefix_forward(model, cache, *rest)
+    def spy(model, cache, *rest, **options):
+        hidden = prefix_forward(model, cache, *rest, **options)
         places.append([(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers])
         return hidden
 

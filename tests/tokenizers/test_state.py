@@ -45,8 +45,8 @@ def test_an_appended_item_counts_as_in_a_fresh_prompt(world, head, before):
         exclude = [history] if step % 2 else None
         window = history[-MAX_HISTORY:]
         for k, num_beams in ((5, 12), (3, 3)):
-            found = state.search(k=k, num_beams=num_beams, exclude=exclude)
-            expected = fresh(world, head, window, tail, k=k, num_beams=num_beams, exclude=exclude)
+            found = state.search(k=k, num_beams=num_beams, exclude=exclude, exact=True)
+            expected = fresh(world, head, window, tail, k=k, num_beams=num_beams, exclude=exclude, exact=True)
             assert torch.equal(found.items, expected.items)
             torch.testing.assert_close(found.scores, expected.scores, atol=1e-5, rtol=1e-5)
         assert state.n_items == len(window)

@@ -12,7 +12,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from reasonrec.recipes.models import policy
 from reasonrec.recipes.models.load import LoraSettings, add_adapter, load_base
 from reasonrec.recipes.models.policy import install_item_policy, prefix_nodes
-from reasonrec.tokenizers.decode import beam_search, score_all_items
+from reasonrec.tokenizers.decode import beam_search
+from reasonrec.tokenizers.score import score_all_items
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 

@@ -1,0 +1,195 @@
+"""What training and inference share, and how it is loaded: setting, dataset, index, tokenizer, model.
+
+Everything that could differ between the two is here: the tokenizer with the code tokens, the trie, the prompt and the
+longest history. Training writes its `Setting` into the adapter's manifest, inference reads it back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from reasonrec.data_gen.alignment import Renderer
+from reasonrec.data_gen.prompts import Prompter
+from reasonrec.data_gen.schema import Dataset
+from reasonrec.recipes.models.load import (
+    Method,
+    add_code_rows,
+    fingerprint,
+    load_base,
+    load_tokenizer,
+    resize,
+)
+from reasonrec.tokenizers.artefact import Manifest, check_input, read_manifest
+from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.index import ItemIndex
+from reasonrec.tokenizers.trie import Trie
+from reasonrec.tokenizers.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What training and inference have to agree on.
+
+    Attributes:
+        base_model: Reference of the base model.
+        method: How it was trained: full, lora or qlora.
+        history_prompt: Template of histories.
+        chat: Whether prompts go through the chat template.
+        system: System message of the chat template.
+        max_history: Longest history in items.
+        one_per_prefix: Whether only answers were supervised.
+        fingerprint: Fingerprint of the base model's weights.
+        trust_remote_code: Whether the user allowed the base model's own code.
+    """
+
+    base_model: str
+    method: Method
+    history_prompt: str
+    chat: bool
+    system: str | None
+    max_history: int
+    one_per_prefix: bool = False
+    fingerprint: str = ""
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Dataset, index and tokenizer as one: turns items into tokens and back.
+
+    Attributes:
+        dataset: The dataset.
+        index: The item index.
+        tokenizer: The LLM's tokenizer with the code tokens.
+        vocabulary: Where they stand.
+        trie: Trie of all items.
+        renderer: Renders prompts and examples.
+    """
+
+    dataset: Dataset
+    index: ItemIndex
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: Vocabulary
+    trie: Trie
+    renderer: Renderer = field(repr=False)
+
+    @classmethod
+    def build(cls, dataset: Dataset, index: ItemIndex, setting: Setting) -> Bundle:
+        """Glue dataset, index and base model together.
+
+        Raises:
+            UserError: If the index was made from another dataset.
+        """
+        index.check_dataset(dataset.manifest)
+        tokenizer = load_tokenizer(setting.base_model, trust_remote_code=setting.trust_remote_code)
+        vocabulary = Vocabulary.extend(tokenizer, index.level_sizes)
+        items = dataset.items
+        texts = [" ".join(filter(None, parts)) for parts in items.select("category", "brand").iter_rows()]
+        renderer = Renderer(
+            Prompter(tokenizer, chat=setting.chat, system=setting.system),
+            setting.history_prompt,
+            [np.asarray(s) for s in dataset.train["items"].to_list()],
+            vocabulary.item_token_ids(index.codes),
+            items["title"].to_list(),
+            texts,
+            begin_id=vocabulary.begin_id,
+            eos_id=tokenizer.eos_token_id,
+            one_per_prefix=setting.one_per_prefix,
+        )
+        trie = Trie.from_codes(index.codes, index.level_sizes)
+        return cls(dataset, index, tokenizer, vocabulary, trie, renderer)
+
+    def row_texts(self) -> list[str]:
+        """What each item's code rows start from."""
+        items = self.dataset.items
+        return [". ".join(filter(None, parts)) for parts in items.select("title", "category", "brand").iter_rows()]
+
+
+def load_with_rows(setting: Setting, bundle: Bundle, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, str]:
+    """The base model with freshly started code rows, and the fingerprint of its weights."""
+    model = load_base(
+        setting.base_model, method=setting.method, dtype=dtype, trust_remote_code=setting.trust_remote_code
+    )
+    print_of_base = fingerprint(model)
+    add_code_rows(model, bundle.tokenizer, bundle.vocabulary, bundle.index.codes, bundle.row_texts())
+    return model, print_of_base
+
+
+def load_trained(
+    path: str | Path,
+    *,
+    dataset: str | Path | None = None,
+    index: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    trainable: bool = False,
+) -> tuple[Bundle, Any, Setting, Manifest]:
+    """Load a trained model with all that belongs to it, to recommend with or to train on.
+
+    Args:
+        path: Folder of the adapter or model.
+        dataset: Its dataset; where the training found it by default.
+        index: Its item index; likewise.
+        dtype: Overrides the dtype, which is otherwise that of training: float32 for a full model, else bfloat16.
+        trainable: Let its adapter train on.
+
+    Returns:
+        Dataset, index and tokenizer; the model (a `PeftModel` for an adapter); what it was trained with; its manifest.
+
+    Raises:
+        UserError: If dataset, index or base model are not those of the training; the message names the hashes and the
+            command that mends it.
+    """
+    from peft import PeftModel
+
+    path = Path(path)
+    manifest = read_manifest(path)
+    if manifest.kind not in ("adapter", "model"):
+        raise UserError(f"{path} is a {manifest.kind}, not a trained model: give the output folder of recipes/sft.py")
+    setting = Setting(**manifest.facts["setting"])
+    data = Dataset.load(dataset or manifest.config["dataset"])
+    item_index = ItemIndex.load(index or manifest.config["index"])
+    remedy = (
+        f"pass the one it was trained with, or train again: accelerate launch recipes/sft.py --index {index or '…'}"
+    )
+    if item_index.manifest is not None:
+        check_input(manifest, "index", item_index.manifest, remedy)
+    check_input(manifest, "dataset", data.manifest, remedy)
+    bundle = Bundle.build(data, item_index, setting)
+    if manifest.kind == "model":
+        from transformers import AutoModelForCausalLM
+
+        return bundle, AutoModelForCausalLM.from_pretrained(path, dtype=dtype or torch.float32), setting, manifest
+    base = load_base(
+        setting.base_model, method=setting.method, dtype=dtype, trust_remote_code=setting.trust_remote_code
+    )
+    check_base(manifest, base, setting)
+    resize(base, bundle.vocabulary)
+    return bundle, PeftModel.from_pretrained(base, path, is_trainable=trainable), setting, manifest
+
+
+def check_base(manifest: Manifest, base: PreTrainedModel, setting: Setting) -> None:
+    """Check that an adapter meets the base model it was trained on.
+
+    Raises:
+        UserError: If the weights differ; the message gives both fingerprints and the reference used in training.
+    """
+    actual = fingerprint(base)
+    if actual != setting.fingerprint:
+        raise UserError(
+            f"this {manifest.kind} was trained on base weights {setting.fingerprint[:12]}… ({setting.base_model}), "
+            f"but the base loaded now has {actual[:12]}…: load {setting.base_model} in the same revision, or train "
+            "again"
+        )
+
+
+def setting_facts(setting: Setting) -> dict[str, Any]:
+    """The setting as the manifest keeps it."""
+    return {"setting": asdict(setting)}
