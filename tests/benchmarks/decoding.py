@@ -165,26 +165,28 @@ def measure_speed(options: argparse.Namespace, *, trained: bool = False) -> dict
         processor = DictionaryProcessor(table, vocabulary.begin_id, eos)
         return generate(ids, mask, beams, logits_processor=LogitsProcessorList([processor]))
 
-    methods: dict[str, tuple[Callable[..., Any], int]] = {"bare prefill": (prefill, options.repeats)}
+    quick: dict[str, Callable[..., Any]] = {"bare prefill": prefill}
+    slow: dict[str, Callable[..., Any]] = {}
     for k in BEAMS:
-        methods[f"item search, K={k}"] = (lambda i, m, k=k: ours(i, m, k, k), options.repeats)
-        methods[f"item search, K={k}, top 10"] = (lambda i, m, k=k: ours(i, m, k, 10), options.repeats)
-        methods[f"item search, K={k}, top 10, exact"] = (lambda i, m, k=k: ours(i, m, k, 10, True), options.repeats)
-    for k in BEAMS:
-        methods[f"generate with a prefix function, K={k}"] = (lambda i, m, k=k: by_function(i, m, k), 1)
-        methods[f"generate with a dictionary, K={k}"] = (lambda i, m, k=k: by_dictionary(i, m, k), 1)
-    taken: dict[str, list[float]] = {name: [] for name in methods}
+        quick[f"item search, K={k}"] = lambda i, m, k=k: ours(i, m, k, k)
+        quick[f"item search, K={k}, top 10"] = lambda i, m, k=k: ours(i, m, k, 10)
+        quick[f"item search, K={k}, top 10, exact"] = lambda i, m, k=k: ours(i, m, k, 10, True)
+        slow[f"generate with a prefix function, K={k}"] = lambda i, m, k=k: by_function(i, m, k)
+        slow[f"generate with a dictionary, K={k}"] = lambda i, m, k=k: by_dictionary(i, m, k)
+    # What is quick is measured before, between and after the slow ones, so that all meet the same machine.
+    order = [*quick, *(step for name in slow for step in (name, *quick))]
+    methods = quick | slow
     memory: dict[str, float] = {}
+    times: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in methods}
     with torch.no_grad():
-        for name in list(methods)[: 1 + 3 * len(BEAMS)]:
-            methods[name][0](*batches[0])  # warm up
-        steps = [(name, batch) for batch in range(len(batches)) for name in methods]
-        for name, batch in tqdm(steps, desc="speed", unit="measurement"):
-            work, repeats = methods[name]
+        for work in quick.values():
+            work(*batches[0])  # warm up
+        steps = [(batch, name) for batch in range(len(batches)) for name in order]
+        for batch, name in tqdm(steps, desc="speed", unit="measurement"):
             peak = peak_memory(device)
-            times = [seconds(lambda work=work, b=batch: work(*batches[b]), device) for _ in range(repeats)]
-            taken[name].append(float(np.median(times)))
+            times[name][batch].append(seconds(lambda n=name, b=batch: methods[n](*batches[b]), device))
             memory[name] = max(memory.get(name, 0.0), peak())
+    taken = {name: [float(np.median(of_batch)) for of_batch in runs] for name, runs in times.items()}
     tokens = [int(mask.sum()) for _, mask in batches]
     rows = []
     for name, times in taken.items():
@@ -277,7 +279,6 @@ def main() -> None:
     parser.add_argument("--small", default="runs/bench/scratch_sft", help="small one, for the agreement on all users")
     parser.add_argument("--users", type=int, default=48, help="users of the speed section")
     parser.add_argument("--agreement_users", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**4, 10**5, 10**6, 10**7], help="catalogues")
     parser.add_argument("--trie_sizes", type=int, nargs="+", default=[10**6, 10**7], help="catalogues to build")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32", help="of the agreement")

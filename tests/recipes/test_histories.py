@@ -13,6 +13,7 @@ from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.bundle import Bundle, Setting, load_with_rows
 from reasonrec.recipes.recommend import given_history
 from reasonrec.recipes.recommender import Recommender
+from reasonrec.tokenizers import decode
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
 from reasonrec.tokenizers.score import score_all_items
@@ -53,9 +54,11 @@ def test_empty_histories_are_ranked_by_the_prompt_alone(recommender):
         assert recommender.recommend([], k=4)[0].shape == (0, 4)
 
 
-def test_exhaustive_is_the_reference_ranking(recommender):
+@pytest.mark.parametrize("exhaustive", [True, False])
+def test_lists_are_those_of_the_reference(recommender, exhaustive):
+    """However narrow the search is."""
     bundle, trie = recommender.bundle, recommender.bundle.trie
-    items, scores = recommender.recommend(HISTORIES, k=20, num_beams=20, exhaustive=True, batch_size=3)
+    items, scores = recommender.recommend(HISTORIES, k=20, num_beams=20, exhaustive=exhaustive, batch_size=3)
     ids, mask = recommender.prompts(HISTORIES)
     every = score_all_items(
         recommender.model,
@@ -68,6 +71,18 @@ def test_exhaustive_is_the_reference_ranking(recommender):
     best = every.sort(dim=1, descending=True)
     np.testing.assert_allclose(scores, best.values[:, :20], atol=1e-4)
     np.testing.assert_allclose(every.gather(1, torch.from_numpy(items)), scores, atol=1e-4)
+
+
+def test_lists_that_are_not_proven_are_counted(recommender, monkeypatch):
+    few = {"k": 1, "num_beams": 1}
+    exact, _ = recommender.recommend(HISTORIES, **few)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a beam search promises nothing
+        beam, _ = recommender.recommend(HISTORIES, exact=False, **few)
+    assert not (exact == beam).all()
+    monkeypatch.setattr(decode, "PATIENCE", 1)
+    with pytest.warns(UserWarning, match=r"[1-4] of 4 lists may lack an item .*; raise num_beams=1 to"):
+        recommender.recommend(HISTORIES, **few)
 
 
 def test_lists_longer_than_what_is_allowed_and_everything_masked(recommender):
