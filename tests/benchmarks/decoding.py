@@ -120,7 +120,7 @@ def draw_histories(dataset: Dataset, n: int, seed: int) -> list[list[int]]:
 
 
 def measure_trained(options: argparse.Namespace) -> dict[str, Any]:
-    """The same as `measure_speed` for the trained model, its adapter not merged."""
+    """The same for the trained model."""
     return measure_speed(options, trained=True)
 
 
