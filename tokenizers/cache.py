@@ -1,4 +1,4 @@
-"""A key-value cache that is written once and never copied.
+"""A key-value cache that is written once and not copied.
 
 transformers' `DynamicCache` concatenates, which copies everything at every step; its `StaticCache` always attends over
 the whole buffer. This one is allocated once, each step writes behind what is filled, attention sees a view of the

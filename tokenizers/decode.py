@@ -1,7 +1,7 @@
 """Search over items: trie-constrained beam search after one prefill, exact on request.
 
 The prompt is read once per user (`prefix.py`). The beams of a step are positions of *one* sequence: a 4-D attention
-mask lets each see the prompt, its own ancestors and itself, so the cache is appended to and never copied or reordered.
+mask lets each see the prompt, its own ancestors and itself, so the cache is appended to and never reordered.
 
 An item's score is the sum of the log-probabilities of its codes, each normalised over the legal children of its
 prefix, so the probabilities of all items of the catalogue sum to 1. Excluded items are masked inside the trie (a

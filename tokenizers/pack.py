@@ -16,7 +16,7 @@ _KEYS, _SLOTS = 1024, 128
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the tokens of a forward pass stand in its input; rows are short of a user each, or hold several.
+    """Where the tokens of a forward pass stand in its input, whose rows hold several users each.
 
     Attributes:
         row: (tokens,) row of each token.
@@ -128,7 +128,7 @@ class Packing:
 
 
 def group(counts: Sequence[int], *, shared: int = 0, before: int = 0) -> list[list[int]] | None:
-    """Choose which users share a row, by what a row length costs.
+    """Choose which users share a row, by what that costs.
 
     Args:
         counts: New tokens of each user.

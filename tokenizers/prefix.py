@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from reasonrec.tokenizers.attention import additive, branches
+from reasonrec.tokenizers.attention import BRANCHES, additive, branches
 from reasonrec.tokenizers.cache import SearchCache
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.pack import Packing
@@ -207,7 +207,7 @@ def check_searchable(model: PreTrainedModel, length: int) -> None:
             f"{config.model_type} models keep a recurrent state, which the item search cannot share between beams: "
             "take a model whose layers are all attention"
         )
-    if config._attn_implementation not in ("sdpa", "eager"):
+    if config._attn_implementation not in ("sdpa", "eager", BRANCHES):  # the last while another thread searches
         raise UserError(
             f"attn_implementation={config._attn_implementation} takes no attention masks, which the item search needs "
             "to keep beams apart: load the model with attn_implementation=sdpa"

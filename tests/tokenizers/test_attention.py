@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -91,3 +93,12 @@ def test_a_model_gets_its_attention_back(make_model):
     with branches(model) as takes_booleans:
         assert model.config._attn_implementation == "eager"
         assert not takes_booleans
+
+
+def test_threads_may_search_with_one_model(world):
+    expected = world.beam()
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: world.beam(), range(24)):
+            assert torch.equal(found.items, expected.items)
+            torch.testing.assert_close(found.scores, expected.scores, atol=1e-5, rtol=1e-5)
+    assert world.model.config._attn_implementation == "sdpa"
