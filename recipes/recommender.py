@@ -148,7 +148,7 @@ class Recommender:
             raise UserError(f"exclude has {len(exclude)} lists for {len(histories)} histories: give one for each")
         unproven = 0
         if exhaustive:
-            num_beams = max(self.bundle.index.n_items, k)
+            num_beams, exact = max(self.bundle.index.n_items, k), False
         # Similar lengths together, so that a batch is as short as can be. The result goes back to its place.
         order = np.argsort([min(len(h), self.setting.max_history) for h in histories], kind="stable")
         items = np.full((len(histories), k), -1, dtype=np.int64)
@@ -165,12 +165,12 @@ class Recommender:
                 k=k,
                 num_beams=num_beams,
                 exclude=None if exclude is None else [exclude[i] for i in chunk],
-                exact=exact and not exhaustive,
+                exact=exact,
             )
-            unproven += 0 if found.proven is None else int((~found.proven).sum())
+            unproven += int((~found.proven).sum())
             items[chunk] = found.items.cpu().numpy()
             scores[chunk] = found.scores.float().cpu().numpy()
-        if exact and not exhaustive and unproven:
+        if exact and unproven:
             warnings.warn(
                 f"{unproven} of {len(histories)} lists may lack an item about as probable as their last one: the "
                 f"search lost patience; raise num_beams={num_beams} to have them proven",

@@ -37,6 +37,12 @@ class Beams:
         zero = torch.zeros(rows, 1, dtype=torch.int64, device=device)
         return cls(zero, zero.float(), zero - 1, zero, zero, zero)
 
+    @classmethod
+    def none(cls, rows: int, device: torch.device) -> Beams:
+        """No prefix and no item."""
+        root = cls.root(rows, device)
+        return root.without(torch.ones_like(root.node, dtype=torch.bool))
+
     def take(self, order: Tensor) -> Beams:
         """Those at (rows, n) places."""
         return Beams(**{name: values.gather(1, order) for name, values in vars(self).items()})
@@ -136,6 +142,9 @@ def promised(
     if beams.score.shape[1] < k:
         return beams.score.new_full((len(beams.score),), -torch.inf)
     below = trie.count(beams.node)
-    keeps_word = (trie.count(beams.node, excluded) == below) & sums_up
-    best_below = (beams.score - below.clamp(min=1).log()).masked_fill(~keeps_word, -torch.inf)
+    best_below = beams.score - below.clamp(min=1).log()
+    if not sums_up:
+        best_below = torch.full_like(best_below, -torch.inf)
+    elif excluded is not None:
+        best_below = best_below.masked_fill(trie.count(beams.node, excluded) < below, -torch.inf)
     return torch.where(unfinished, best_below, beams.score).topk(k, dim=1).values[:, -1]

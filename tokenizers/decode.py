@@ -49,12 +49,12 @@ class Found:
     Attributes:
         items: (users, k) int64 item numbers, -1 where fewer than k items are allowed.
         scores: (users, k) float32 log-probabilities, -inf there.
-        proven: (users,) bool, whether no other item can belong to the list; None where that is not known.
+        proven: (users,) bool, whether it is known that no other item belongs to the list.
     """
 
     items: Tensor
     scores: Tensor
-    proven: Tensor | None = None
+    proven: Tensor
 
 
 @torch.no_grad()
@@ -148,8 +148,7 @@ def search(
     rows, device = len(prefix.position), prefix.position.device
     prefix.cache.rewind(prefix.length)
     # The prefixes read last, at first that of no code, and what each prefix read so far sees: (rows, read, slots).
-    read = Beams.root(rows, device)
-    waiting = read.without(torch.ones_like(read.node, dtype=torch.bool))
+    read, waiting = Beams.root(rows, device), Beams.none(rows, device)
     hidden, tree = prefix.hidden[:, None], prefix.seen[:, None]
     lost = torch.full((rows,), -torch.inf, device=device)
     patience = PATIENCE if exact else 1
@@ -199,9 +198,9 @@ def search(
 
 
 def ranked(items: Tensor, scores: Tensor, k: int) -> Found:
-    """The best `k` of (rows, n) items, filled up with nothing."""
+    """The best `k` of (rows, n) items, filled up with nothing; whether others are better is not known."""
     best, order = scores.sort(dim=1, descending=True, stable=True)
     missing = max(k - items.shape[1], 0)
     items = torch.nn.functional.pad(items.gather(1, order), (0, missing), value=-1)
     best = torch.nn.functional.pad(best, (0, missing), value=-torch.inf)
-    return Found(items[:, :k], best[:, :k])
+    return Found(items[:, :k], best[:, :k], torch.zeros(len(items), dtype=torch.bool, device=items.device))

@@ -57,15 +57,16 @@ class Packing:
         most = max(map(len, groups))
         spans: list[tuple[int, ...]] = []
         lengths: list[int] = []
-        width = 0
+        width = total = 0
         for row, members in enumerate(groups):
             end = shared
             for nth, user in enumerate(members):
-                spans.append((row, user, nth, end - shared, sum(lengths)))
+                spans.append((row, user, nth, end - shared, total))
                 lengths.append(counts[user])
+                total += counts[user]
                 end += counts[user] - shared
             width = max(width, end)
-        repeats, total = torch.tensor(lengths, device=device), sum(lengths)
+        repeats = torch.tensor(lengths, device=device)
         fields = torch.tensor(spans, device=device).T.repeat_interleave(repeats, dim=1, output_size=total)
         of_row, user, nth, skip, start = fields
         place = torch.arange(total, device=device) - start

@@ -117,8 +117,7 @@ def measure_choice(options: argparse.Namespace) -> dict[str, Any]:
     rng = np.random.default_rng(1)
     logits = torch.randn(USERS, beams, sum(LEVELS), device=device)
     score = torch.randn(USERS, beams, device=device).sort(descending=True).values
-    root = Beams.root(USERS, device)
-    nothing = root.without(torch.ones_like(root.node, dtype=torch.bool))
+    nothing = Beams.none(USERS, device)
     rows = []
     for n in tqdm(options.sizes, desc="choice", unit="catalogue"):
         codes = synthetic_codes(n)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -64,8 +65,6 @@ def test_the_fused_kernel_does_what_it_is_no_good_at(extra, monkeypatch):
     ],
 )
 def test_whole_models_attend_the_same(name, options, make_world, make_architecture, monkeypatch):
-    import numpy as np
-
     model = make_architecture(name, **options)
     model.set_attn_implementation("sdpa")
     world = make_world(model, np.random.default_rng(0), n_items=25)

@@ -16,12 +16,12 @@ TRIE = Trie.from_codes(np.array([[0, 0], [0, 1], [0, 2], [0, 3], [1, 0], [2, 0],
 
 
 def step(logits: list[float], *, k: int, keep: int, excluded=None, normaliser=None):
-    root = Beams.root(1, torch.device("cpu"))
+    cpu = torch.device("cpu")
     return choose(
         TRIE,
         torch.tensor([[[*logits, 0.0, 0.0, 0.0, 0.0]]]),
-        root,
-        root.without(torch.ones(1, 1, dtype=torch.bool)),
+        Beams.root(1, cpu),
+        Beams.none(1, cpu),
         first=0,
         width=3,
         k=k,

@@ -56,7 +56,7 @@ def test_many_slots_to_copy_are_not():
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_a_packed_pass_is_a_padded_one(world, before, monkeypatch):
+def test_a_packed_pass_is_a_padded_one(world, before):
     """Hidden states of real tokens, and everything that later passes read from the cache."""
     generator = torch.Generator().manual_seed(0)
     counts = [3, 9, 1, 0, 6, 2]
