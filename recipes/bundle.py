@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from reasonrec.data_gen.alignment import Renderer
 from reasonrec.data_gen.prompts import Prompter
@@ -19,11 +18,12 @@ from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.models.load import (
     Method,
     add_code_rows,
-    fingerprint,
     load_base,
     load_tokenizer,
     resize,
+    stored_fingerprint,
 )
+from reasonrec.recipes.models.precision import Precision, choose
 from reasonrec.tokenizers.artefact import Manifest, check_input, read_manifest
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
@@ -113,12 +113,13 @@ class Bundle:
         return [". ".join(filter(None, parts)) for parts in items.select("title", "category", "brand").iter_rows()]
 
 
-def load_with_rows(setting: Setting, bundle: Bundle, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, str]:
+def load_with_rows(
+    setting: Setting, bundle: Bundle, precision: Precision | None = None
+) -> tuple[PreTrainedModel, str]:
     """The base model with freshly started code rows, and the fingerprint of its weights."""
-    model = load_base(
-        setting.base_model, method=setting.method, dtype=dtype, trust_remote_code=setting.trust_remote_code
-    )
-    print_of_base = fingerprint(model)
+    trust = setting.trust_remote_code
+    model = load_base(setting.base_model, method=setting.method, precision=precision, trust_remote_code=trust)
+    print_of_base = stored_fingerprint(model, setting.base_model, trust_remote_code=trust)
     add_code_rows(model, bundle.tokenizer, bundle.vocabulary, bundle.index.codes, bundle.row_texts())
     return model, print_of_base
 
@@ -128,7 +129,7 @@ def load_trained(
     *,
     dataset: str | Path | None = None,
     index: str | Path | None = None,
-    dtype: torch.dtype | None = None,
+    precision: Precision | None = None,
     trainable: bool = False,
 ) -> tuple[Bundle, Any, Setting, Manifest]:
     """Load a trained model with all that belongs to it, to recommend with or to train on.
@@ -137,8 +138,8 @@ def load_trained(
         path: Folder of the adapter or model.
         dataset: Its dataset; where the training found it by default.
         index: Its item index; likewise.
-        dtype: Overrides the dtype, which is otherwise that of training: float32 for a full model, else bfloat16.
-        trainable: Let its adapter train on.
+        precision: What is computed in, and where; as the hardware is if unset.
+        trainable: To train on: its adapter takes gradients, or the whole model is in float32.
 
     Returns:
         Dataset, index and tokenizer; the model (a `PeftModel` for an adapter); what it was trained with; its manifest.
@@ -149,7 +150,7 @@ def load_trained(
     """
     from peft import PeftModel
 
-    path = Path(path)
+    path, precision = Path(path), precision or choose()
     manifest = read_manifest(path)
     if manifest.kind not in ("adapter", "model"):
         raise UserError(f"{path} is a {manifest.kind}, not a trained model: give the output folder of recipes/sft.py")
@@ -166,9 +167,10 @@ def load_trained(
     if manifest.kind == "model":
         from transformers import AutoModelForCausalLM
 
-        return bundle, AutoModelForCausalLM.from_pretrained(path, dtype=dtype or torch.float32), setting, manifest
+        dtype = precision.weights("full") if trainable else precision.dtype
+        return bundle, AutoModelForCausalLM.from_pretrained(path, dtype=dtype), setting, manifest
     base = load_base(
-        setting.base_model, method=setting.method, dtype=dtype, trust_remote_code=setting.trust_remote_code
+        setting.base_model, method=setting.method, precision=precision, trust_remote_code=setting.trust_remote_code
     )
     check_base(manifest, base, setting)
     resize(base, bundle.vocabulary)
@@ -181,7 +183,7 @@ def check_base(manifest: Manifest, base: PreTrainedModel, setting: Setting) -> N
     Raises:
         UserError: If the weights differ; the message gives both fingerprints and the reference used in training.
     """
-    actual = fingerprint(base)
+    actual = stored_fingerprint(base, setting.base_model, trust_remote_code=setting.trust_remote_code)
     if actual != setting.fingerprint:
         raise UserError(
             f"this {manifest.kind} was trained on base weights {setting.fingerprint[:12]}… ({setting.base_model}), "

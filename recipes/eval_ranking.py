@@ -15,6 +15,7 @@ from accelerate import PartialState
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.comparison import evaluate_rows
+from reasonrec.recipes.models.precision import HELP, Asked
 from reasonrec.recipes.reasoning import Thinking
 from reasonrec.recipes.report import examples, print_table, write_report
 from reasonrec.recipes.table import KS, Table
@@ -59,7 +60,7 @@ class EvalConfig:
         default=None, metadata={"help": "published semantic IDs (JSON) for a column that counts IDs"}
     )
     max_rows: int | None = field(default=None, metadata={"help": "evaluate a seeded sample of the cases"})
-    dtype: Literal["bfloat16", "float32"] = field(default="bfloat16", metadata={"help": "dtype of the models"})
+    precision: Asked = field(default="auto", metadata={"help": HELP})
     device: str | None = field(
         default=None, metadata={"help": "device of the models; the accelerator if there is one"}
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from reasonrec.data_gen.rl_prompts import PromptWindow, RlPrompts
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.bundle import load_trained, setting_facts
 from reasonrec.recipes.model_card import write_card
+from reasonrec.recipes.models.precision import load_finite
 from reasonrec.recipes.trainers.groups import Advantage, Loss
 from reasonrec.recipes.trainers.item_grpo import BEST, GrpoArguments, ItemGRPOTrainer, RolloutSettings
 from reasonrec.recipes.trainers.item_sft import save_weights
@@ -32,6 +34,7 @@ from reasonrec.rewards.registry import load_rewards
 from reasonrec.tokenizers.artefact import (
     check_output,
     partial_folder,
+    read_manifest,
     staged,
     write_json,
 )
@@ -81,12 +84,18 @@ def main() -> None:
     rewards = load_rewards(stage.rewards)
     config = stage_config(stage, args)
     with state.main_process_first():  # one process unpacks a packaged model, the others find it
-        bundle, model, setting, start = load_trained(
-            stage.model, dataset=stage.dataset, index=stage.index, trainable=True
+        (bundle, model, setting, start), precision = load_finite(
+            lambda chosen: load_trained(
+                stage.model, dataset=stage.dataset, index=stage.index, precision=chosen, trainable=True
+            ),
+            args.chosen,
+            itemgetter(1),
+            autocast=read_manifest(stage.model).kind == "model",
         )
+    precision.apply(args)
     config |= {name: config[name] or start.config[name] for name in ("dataset", "index")}  # for those who load it
     inputs = {"dataset": start.inputs["dataset"], "index": start.inputs["index"], "model": start.hash}
-    keep_or_clear(out, config, inputs)
+    keep_or_clear(out, config, inputs, precision)
     renderer, set_order = bundle.renderer, bundle.dataset.facts["order"] == "set"
     closing = close_ids(renderer) if stage.chain else ()
 
@@ -118,6 +127,7 @@ def main() -> None:
     )
     if state.is_main_process:
         print(f"{len(prompts)} prompts, {args.num_generations} rollouts each, {state.num_processes} process(es)")
+        print(precision)
     result = train_or_resume(trainer, out)
     if not state.is_main_process:
         return

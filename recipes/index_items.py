@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
 from reasonrec.data_gen.schema import ITEM_TEXT, Dataset
 from reasonrec.recipes.args import parse, run
+from reasonrec.recipes.models.precision import HELP, Asked, choose
 from reasonrec.tokenizers.artefact import check_input, check_output, read_manifest, staged, write_json
-from reasonrec.tokenizers.embed import JOINED, embed_items, with_joined
+from reasonrec.tokenizers.embed import JOINED, Compute, embed_items, with_joined
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.health import format_report, health_report, plot_report
 from reasonrec.tokenizers.index import (
@@ -64,6 +66,7 @@ class IndexConfig:
     max_tokens: int = field(default=64, metadata={"help": "cut each field after so many tokens"})
     batch_size: int = field(default=64, metadata={"help": "texts per forward pass"})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, …; found out by default"})
+    precision: Asked = field(default="auto", metadata={"help": HELP})
     embeddings_from: str | None = field(
         default=None, metadata={"help": "index of the same dataset and text settings: take its embeddings"}
     )
@@ -85,6 +88,16 @@ class IndexConfig:
             )
 
 
+def compute(config: IndexConfig) -> Compute:
+    """What weights of an encoder are computed in, by the dtype that they are stored in.
+
+    Float32 stays as it is with `auto`: the same codes on every machine are worth more than seconds. Many encoders are
+    stored in bf16, though, and would crawl on hardware without it.
+    """
+    chosen = choose(config.precision, config.device)
+    return lambda stored: stored if config.precision == "auto" and stored == torch.float32 else chosen.dtype
+
+
 def item_embeddings(config: IndexConfig, dataset: Dataset) -> np.ndarray:
     """Embed the items, or take the embeddings of another index of the same dataset and text settings.
 
@@ -103,6 +116,7 @@ def item_embeddings(config: IndexConfig, dataset: Dataset) -> np.ndarray:
             config.embedding_model,
             batch_size=config.batch_size,
             device=config.device,
+            compute=compute(config),
             max_tokens=config.max_tokens,
         )
     made = read_manifest(config.embeddings_from, "index")

@@ -19,6 +19,7 @@ from accelerate import PartialState
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
+from reasonrec.recipes.models.precision import HELP, Asked
 from reasonrec.recipes.reasoning import Reasoner, Thinking
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.errors import UserError
@@ -50,6 +51,7 @@ class RecommendConfig:
     )
     dataset: str | None = field(default=None, metadata={"help": "dataset folder, if it moved since the training"})
     index: str | None = field(default=None, metadata={"help": "item index folder, if it moved since the training"})
+    precision: Asked = field(default="auto", metadata={"help": HELP})
     device: str | None = field(default=None, metadata={"help": "device; the accelerator if there is one"})
 
     def __post_init__(self) -> None:
@@ -109,7 +111,10 @@ def main() -> None:
     (config,) = parse([RecommendConfig])
     if not PartialState().is_main_process:
         return
-    recommender = Recommender.load(config.model, dataset=config.dataset, index=config.index, device=config.device)
+    recommender = Recommender.load(
+        config.model, dataset=config.dataset, index=config.index, dtype=config.precision, device=config.device
+    )
+    print(recommender.precision)
     dataset = recommender.bundle.dataset
     history = (
         known_history(dataset, config.user)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from reasonrec.recipes.bundle import Bundle, Setting, load_trained
+from reasonrec.recipes.models.precision import Asked, Precision, choose, load_finite
 from reasonrec.tokenizers.decode import beam_search
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.prefix import padded
@@ -28,12 +30,16 @@ class Recommender:
         bundle: Dataset, index and tokenizer.
         model: The causal LM, adapter included.
         setting: What it was trained with.
+        precision: What it computes in, and why; None if the model was not loaded here.
         trie: Trie of the items, on the model's device.
     """
 
-    def __init__(self, bundle: Bundle, model: PreTrainedModel, setting: Setting) -> None:
+    def __init__(
+        self, bundle: Bundle, model: PreTrainedModel, setting: Setting, precision: Precision | None = None
+    ) -> None:
         self.bundle = bundle
         self.setting = setting
+        self.precision = precision
         self.model = model.get_base_model() if hasattr(model, "peft_config") else model
         self.model.eval()
         self.trie = bundle.trie.to(self.model.device)
@@ -45,7 +51,7 @@ class Recommender:
         *,
         dataset: str | Path | None = None,
         index: str | Path | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | Asked | None = None,
         device: str | None = None,
     ) -> Recommender:
         """Load what `recipes/sft.py` wrote.
@@ -54,19 +60,21 @@ class Recommender:
             path: Folder of the adapter or model.
             dataset: Its dataset; where the training found it by default.
             index: Its item index; likewise.
-            dtype: Overrides the dtype (bfloat16).
+            dtype: A dtype or its name (bf16, fp16, fp32); what the hardware is fast in if unset.
             device: Overrides the device (the accelerator if there is one).
 
         Raises:
             UserError: If dataset, index or base model are not those of the training; the message names the hashes and
                 the command that mends it.
         """
-        bundle, model, setting, manifest = load_trained(
-            path, dataset=dataset, index=index, dtype=dtype or torch.bfloat16
+        (bundle, model, setting, manifest), precision = load_finite(
+            lambda chosen: load_trained(path, dataset=dataset, index=index, precision=chosen),
+            choose(dtype, device or ("cuda" if torch.cuda.is_available() else "cpu")),
+            itemgetter(1),
         )
         if setting.method != "qlora" or manifest.kind == "model":
-            model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(bundle, model, setting)
+            model = model.to(precision.device)
+        return cls(bundle, model, setting, precision)
 
     def prompts(self, histories: Sequence[Sequence[int] | np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """Left-padded prompts: input_ids and attention_mask, each (users, length)."""

@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.bundle import Bundle, Setting, setting_facts
 from reasonrec.recipes.model_card import write_card
 from reasonrec.recipes.models.load import LoraSettings, Method
+from reasonrec.recipes.models.precision import load_finite
 from reasonrec.recipes.plans import TaskChoice, build_eval, build_plan, load_traces, plot_curriculum
 from reasonrec.recipes.start import agreed_setting, earlier_training, load_start
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments, save_weights
@@ -107,7 +109,7 @@ def main() -> None:
         batch_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * state.num_processes,
         seed=args.data_seed if args.data_seed is not None else args.seed,
     )
-    keep_or_clear(out, config, inputs)
+    keep_or_clear(out, config, inputs, args.chosen)
     if state.is_main_process:
         plot_curriculum(stage, plan, work / "curriculum.png")
     torch.manual_seed(args.seed)
@@ -115,7 +117,13 @@ def main() -> None:
     lora = LoraSettings(
         stage.lora_r, stage.lora_alpha, stage.lora_dropout, targets if "," not in targets else targets.split(",")
     )
-    model, setting = load_start(stage, setting, bundle, lora, earlier)
+    (model, setting), precision = load_finite(
+        lambda chosen: load_start(stage, setting, bundle, lora, earlier, chosen),
+        args.chosen,
+        itemgetter(0),
+        autocast=stage.method == "full",
+    )
+    precision.apply(args)
     args.output_dir, args.remove_unused_columns, args.num_train_epochs = str(work), False, 1
     args.dataset_kwargs = {"skip_prepare_dataset": True}
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / "logs")  # else a folder named after this machine
@@ -133,6 +141,7 @@ def main() -> None:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         batches = math.ceil(len(plan) / (args.train_batch_size * state.num_processes))
         print(f"{len(plan)} examples, {batches} batches, {trained:,} trainable weights")
+        print(precision)
     result = train_or_resume(trainer, out)
     if not state.is_main_process:
         return

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from reasonrec.recipes.bundle import Bundle, Setting, load_trained, load_with_rows
 from reasonrec.recipes.models.load import LoraSettings, add_adapter
+from reasonrec.recipes.models.precision import Precision
 from reasonrec.tokenizers.artefact import MANIFEST, Manifest, read_manifest
 from reasonrec.tokenizers.errors import UserError
 
@@ -69,7 +70,12 @@ class Start(Protocol):
 
 
 def load_start(
-    stage: Start, setting: Setting, bundle: Bundle, lora: LoraSettings, earlier: Manifest | None
+    stage: Start,
+    setting: Setting,
+    bundle: Bundle,
+    lora: LoraSettings,
+    earlier: Manifest | None,
+    precision: Precision | None = None,
 ) -> tuple[Any, Setting]:
     """The model to train, and the setting with its base's fingerprint.
 
@@ -79,10 +85,12 @@ def load_start(
         bundle: Dataset, index and tokenizer.
         lora: Shape of a fresh adapter.
         earlier: What the training goes on from.
+        precision: What is computed in; as the hardware is if unset.
     """
     if earlier is not None:
-        return load_trained(stage.model, dataset=stage.dataset, index=stage.index, trainable=True)[1], setting
-    loaded, fingerprint = load_with_rows(setting, bundle)
+        options: dict[str, Any] = {"dataset": stage.dataset, "index": stage.index, "precision": precision}
+        return load_trained(stage.model, **options, trainable=True)[1], setting
+    loaded, fingerprint = load_with_rows(setting, bundle, precision)
     if setting.method != "full":
         loaded = add_adapter(loaded, bundle.vocabulary, lora)
     return loaded, replace(setting, fingerprint=fingerprint)

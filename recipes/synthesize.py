@@ -61,7 +61,8 @@ def build(config: SynthesizeConfig, dataset: Dataset, bundle: Bundle | None, fol
     # Validation chains are not chosen by their targets, or they would leak in a way that no chain of the model can.
     parts = {"train": work(train, "train", config.on_miss), "valid": work(valid, "valid", "keep")}
     if config.filter_model is not None:
-        gain = ChainGain(Recommender.load(config.filter_model, dataset=config.dataset), config.mention)
+        model = Recommender.load(config.filter_model, dataset=config.dataset, dtype=config.precision)
+        gain = ChainGain(model, config.mention)
         kept = parts["train"].traces
         for trace, value in zip(kept, gain(kept), strict=True):
             trace.gain, trace.filtered = value, value > 0

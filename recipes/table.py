@@ -11,12 +11,12 @@ from typing import Protocol
 
 import numpy as np
 import polars as pl
-import torch
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes import baselines, sasrec
 from reasonrec.recipes.comparison import BASELINE, CONTROL, Row
 from reasonrec.recipes.donors import other_histories
+from reasonrec.recipes.models.precision import Asked
 from reasonrec.recipes.reasoning import Reasoned, Reasoner, Thinking, control_chains
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.errors import UserError
@@ -35,7 +35,7 @@ class RankingOptions(Protocol):
     baselines: bool
     window: int
     sasrec_trials: int
-    dtype: str
+    precision: Asked
     device: str | None
     seed: int
 
@@ -139,8 +139,10 @@ class Table:
             self.claims.append((name, self.rows[-1].name))
 
     def _load(self, path: str) -> Recommender:
-        dtype = torch.bfloat16 if self.options.dtype == "bfloat16" else torch.float32
-        recommender = Recommender.load(path, dataset=self.dataset.path, dtype=dtype, device=self.options.device)
+        recommender = Recommender.load(
+            path, dataset=self.dataset.path, dtype=self.options.precision, device=self.options.device
+        )
+        print(f"{path}: {recommender.precision}")
         if recommender.bundle.dataset.manifest.hash != self.dataset.manifest.hash:
             raise UserError(f"{path} belongs to another dataset than {self.dataset.path}")
         return recommender

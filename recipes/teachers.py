@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from reasonrec.data_gen.teacher_prompts import Asker
 from reasonrec.data_gen.trace_cases import Selection
 from reasonrec.data_gen.traces import Teacher
 from reasonrec.recipes.models.load import load_base, load_tokenizer
+from reasonrec.recipes.models.precision import HELP, Asked, choose, load_finite
 from reasonrec.tokenizers.errors import UserError
 
 
@@ -71,6 +73,7 @@ class SynthesizeConfig:
         default=None,
         metadata=_help("trained model (sft.py) under which a chain has to raise the target's probability"),
     )
+    precision: Asked = field(default="auto", metadata=_help(HELP))
     seed: int = field(default=0, metadata=_help("draws the cases"))
     overwrite: bool = field(default=False, metadata=_help("move an existing output_dir aside"))
 
@@ -109,7 +112,13 @@ def build_teacher(
             **{name: getattr(config, name) for name in names},
         )
         return EndpointTeacher(asker, settings, log, config.hindsight)
-    model = load_base(config.teacher_model, method="lora").eval()
+    (model,), precision = load_finite(
+        lambda chosen: (load_base(str(config.teacher_model), method="lora", precision=chosen),),
+        choose(config.precision),
+        itemgetter(0),
+    )
+    model = model.to(precision.device).eval()
+    print(f"{config.teacher_model}: {precision}")
     tokenizer = load_tokenizer(config.teacher_model)
     return LocalTeacher(
         asker, model, tokenizer, config.teacher_model, log, config.hindsight, config.concurrency, config.max_new_tokens

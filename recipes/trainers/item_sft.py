@@ -13,6 +13,7 @@ from trl import SFTConfig, SFTTrainer
 
 from reasonrec.recipes.models.load import restore_trainable, trainable_values
 from reasonrec.recipes.models.policy import install_item_policy
+from reasonrec.recipes.models.precision import HELP, Asked, decide
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
@@ -23,6 +24,7 @@ class SftArguments(SFTConfig):
     """TRL's SFTConfig; `num_train_epochs` are passes over the interactions and may be a fraction."""
 
     output_dir: str | None = field(default=None, metadata={"help": "folder of the trained model"})
+    precision: Asked = field(default="auto", metadata={"help": HELP})
     report_to: str | list[str] = field(
         default="tensorboard", metadata={"help": "where to log: tensorboard, wandb, none …"}
     )
@@ -40,9 +42,9 @@ class SftArguments(SFTConfig):
                 raise UserError(
                     f"{name}={getattr(self, name)} is not supported here: the plan decides order, loss and steps"
                 )
-        # transformers refuses bf16 without an accelerator unless it is told that the CPU is meant.
-        self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
+        self.chosen = decide(self)
         super().__post_init__()
+        self.chosen.apply(self)
 
 
 class ItemSFTTrainer(SFTTrainer):

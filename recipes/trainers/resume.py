@@ -9,11 +9,14 @@ from typing import Any
 
 from accelerate import PartialState
 
+from reasonrec.recipes.models.precision import Precision
 from reasonrec.recipes.trainers.item_sft import last_checkpoint
 from reasonrec.tokenizers.artefact import disk_full_is_clear, keep_if_same, partial_folder
 
 # These may change between an interrupted run and the one that goes on: they say what is written, not what is learned.
 INDECISIVE = {"overwrite", "report_to", "run_name", "disable_tqdm", "logging_steps", "save_steps", "save_total_limit"}
+# So may these: another machine computes in something else, on another device. What trains is float32 everywhere.
+HARDWARE = {"precision", "bf16", "fp16", "use_cpu"}
 
 
 def stage_config(stage: Any, args: Any) -> dict[str, Any]:
@@ -26,19 +29,24 @@ def stage_config(stage: Any, args: Any) -> dict[str, Any]:
     return {**asdict(stage), **{k: v for k, v in args.to_sanitized_dict().items() if "token" not in k}}
 
 
-def keep_or_clear(out: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+def keep_or_clear(out: Path, config: Mapping[str, Any], inputs: Mapping[str, str], precision: Precision) -> None:
     """Keep what an interrupted run of the same settings left behind, or clear it away and say why.
 
     Args:
         out: Folder of the finished artefact.
         config: From `stage_config`.
         inputs: Hashes of what is read.
+        precision: What this run computes in; the interrupted one may have computed in another, which is said.
     """
     state = PartialState()
     if state.is_main_process:
-        decisive = {name: value for name, value in config.items() if name not in INDECISIVE}
-        if other := keep_if_same(out, {**decisive, **inputs, "processes": state.num_processes}):
-            print(f"{partial_folder(out)} was begun with other settings ({', '.join(other)}): starting anew")
+        decisive = {name: value for name, value in config.items() if name not in INDECISIVE | HARDWARE}
+        settings = {**decisive, **inputs, "processes": state.num_processes}
+        cleared, changed = keep_if_same(out, settings, free={"precision": precision.name})
+        if cleared:
+            print(f"{partial_folder(out)} was begun with other settings ({', '.join(cleared)}): starting anew")
+        for name, (before, now) in changed.items():
+            print(f"{partial_folder(out)} was begun with {name} {before}: going on with {now}")
     state.wait_for_everyone()
 
 

@@ -23,7 +23,7 @@ import resource
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from reasonrec.data_gen.prompts import HISTORY
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.bundle import Bundle, Setting, load_with_rows
+from reasonrec.recipes.models.precision import Asked, choose
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.rewards.metrics import per_row
 from reasonrec.tokenizers.artefact import write_json
@@ -96,8 +97,9 @@ def load_base_model(options: argparse.Namespace) -> Recommender:
     """SmolLM2 with freshly started code rows, unsure of everything: the search can skip least."""
     setting = Setting(options.model, "full", HISTORY, False, None, 10)
     bundle = Bundle.build(Dataset.load(options.dataset), ItemIndex.load(options.index), setting)
-    model, _ = load_with_rows(setting, bundle, dtype=torch.bfloat16)
-    return Recommender(bundle, model.to(options.device), setting)
+    precision = choose(options.precision, options.device)
+    model, _ = load_with_rows(setting, bundle, precision)
+    return Recommender(bundle, model.to(device=options.device, dtype=precision.dtype), setting, precision)
 
 
 def is_model(path: str) -> bool:
@@ -105,7 +107,7 @@ def is_model(path: str) -> bool:
     return (Path(path) / "manifest.json").is_file()
 
 
-def load_trained(options: argparse.Namespace, path: str, dtype: torch.dtype) -> Recommender:
+def load_trained(options: argparse.Namespace, path: str, dtype: Asked) -> Recommender:
     """A model that was trained on the data set."""
     return Recommender.load(path, dataset=options.dataset, index=options.index, dtype=dtype, device=options.device)
 
@@ -126,7 +128,7 @@ def measure_trained(options: argparse.Namespace) -> dict[str, Any]:
 
 def measure_speed(options: argparse.Namespace, *, trained: bool = False) -> dict[str, Any]:
     """Users per second of the search, of `generate` in two ways, and of a bare prefill of the same batches."""
-    recommender = load_trained(options, options.trained, torch.bfloat16) if trained else load_base_model(options)
+    recommender = load_trained(options, options.trained, options.precision) if trained else load_base_model(options)
     bundle, model, device = recommender.bundle, recommender.model, options.device
     vocabulary, eos = bundle.vocabulary, bundle.tokenizer.eos_token_id
     trie = bundle.trie.to(device)
@@ -235,7 +237,7 @@ def measure_agreement(options: argparse.Namespace) -> dict[str, Any]:
         if not is_model(path):
             print(f"skipped: {path} is no trained model, see --help", flush=True)
             continue
-        recommender = load_trained(options, path, torch.bfloat16 if options.dtype == "bfloat16" else torch.float32)
+        recommender = load_trained(options, path, options.agreement_precision)
         cases = recommender.bundle.dataset.rows("test")
         if users is not None and users < cases.height:
             cases = cases.sample(users, seed=options.seed)
@@ -258,7 +260,7 @@ def measure_agreement(options: argparse.Namespace) -> dict[str, Any]:
                     "same_top_10_set": round(float((np.sort(items, 1) == best).all(1).mean()), 4),
                 }
             )
-    return {"dtype": options.dtype, "rows": rows}
+    return {"precision": options.agreement_precision, "rows": rows}
 
 
 def print_rows(section: str, result: dict[str, Any]) -> None:
@@ -281,7 +283,8 @@ def main() -> None:
     parser.add_argument("--agreement_users", type=int, default=200)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**4, 10**5, 10**6, 10**7], help="catalogues")
     parser.add_argument("--trie_sizes", type=int, nargs="+", default=[10**6, 10**7], help="catalogues to build")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32", help="of the agreement")
+    parser.add_argument("--precision", choices=get_args(Asked), default="auto", help="of speed and latency")
+    parser.add_argument("--agreement_precision", choices=get_args(Asked), default="fp32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="runs/bench/decoding.json")
@@ -290,7 +293,10 @@ def main() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
     machine = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
-    about = {"machine": f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}"}
+    about = {
+        "machine": f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "precision": str(choose(options.precision, options.device)),
+    }
     needs_industrial = {
         "speed": measure_speed,
         "trained": measure_trained,

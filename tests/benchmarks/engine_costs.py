@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from reasonrec.recipes.models import precision
 from reasonrec.recipes.models.load import resolve_model
 from reasonrec.tokenizers.attention import additive, branch_attention
 from reasonrec.tokenizers.beams import Beams, choose
@@ -101,7 +102,8 @@ def measure_processor(options: argparse.Namespace) -> dict[str, Any]:
 def measure_choice(options: argparse.Namespace) -> dict[str, Any]:
     """Choosing among legal codes beside the model's forward pass of the same 400 beams."""
     device = options.device
-    model = AutoModelForCausalLM.from_pretrained(resolve_model(options.model), dtype=torch.bfloat16).to(device).eval()
+    dtype = precision.choose(options.precision, device).dtype
+    model = AutoModelForCausalLM.from_pretrained(resolve_model(options.model), dtype=dtype).to(device).eval()
     beams = ROWS // USERS
     prompts = torch.randint(10, 1000, (USERS, 32), device=device)
     prefix = read(model, prompts, torch.ones_like(prompts), room=beams)

@@ -10,8 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from reasonrec.recipes.models import quantized
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 Stage = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def expanded_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """4-bit weights stay 4 bit, as on a GPU, or on a CPU whose memory is too small to expand them once."""
+    monkeypatch.setattr(quantized, "free_memory", lambda: 0)
 
 
 @pytest.fixture(scope="session")

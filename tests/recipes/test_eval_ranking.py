@@ -27,7 +27,7 @@ NAMES = {f"{metric}@{k}" for metric in ("hr", "ndcg") for k in (1, 5, 10, 20)} |
 
 @pytest.fixture(scope="module")
 def flags(tiny_dataset: Path, adapter: Path) -> list[str]:
-    return ["--dataset", str(tiny_dataset), "--models", str(adapter), "--dtype", "float32"]
+    return ["--dataset", str(tiny_dataset), "--models", str(adapter), "--precision", "fp32"]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from reasonrec.data_gen.schema import Dataset
+from reasonrec.recipes.models.precision import choose
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.artefact import MANIFEST, read_manifest
 from reasonrec.tokenizers.errors import UserError
@@ -37,6 +38,10 @@ def test_it_comes_back_as_it_was_trained(recommender: Recommender, adapter: Path
     assert recommender.bundle.vocabulary.size == read_manifest(adapter).facts["rows"]
     assert not recommender.model.training
     assert next(recommender.model.parameters()).dtype == torch.float32
+    assert str(recommender.precision) == "precision: fp32 on cpu (as asked)"
+    other = Recommender.load(adapter, dtype="bf16")
+    assert next(other.model.parameters()).dtype == torch.bfloat16
+    assert Recommender.load(adapter).precision == choose("auto", "cpu")
 
 
 def test_batch_size_and_padding_do_not_change_the_ranking(

@@ -218,6 +218,23 @@ def test_other_settings_start_anew(
     assert not same_bits(weights(out), weights(adapter))
 
 
+def test_another_machine_goes_on_in_its_own_precision(
+    left: tuple[Path, list[str]], adapter: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, flags = left
+    begun = flags.index("--bf16")
+    here(monkeypatch, *flags[:begun], *flags[begun + 2 :], "--precision", "bf16")
+    printed = capsys.readouterr().out
+    assert f"{partial_folder(out)} was begun with precision fp32: going on with bf16" in printed
+    assert f"going on from {partial_folder(out) / 'checkpoint-10'}" in printed
+    assert "precision: bf16 on cpu (as asked" in printed
+    ours, theirs = weights(out), weights(adapter)
+    assert not same_bits(ours, theirs)
+    for name, value in ours.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, theirs[name], rtol=0.2, atol=0.05)
+
+
 # --- (e) two processes ------------------------------------------------------------------------------------------
 
 WORKER = '''

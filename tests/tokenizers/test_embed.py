@@ -2,6 +2,7 @@ import importlib.util
 
 import numpy as np
 import pytest
+import torch
 
 from reasonrec.tokenizers.embed import (
     check_fields,
@@ -148,3 +149,18 @@ def test_minilm_knows_what_is_alike(monkeypatch):
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
     again = embed_items(fields, weights, MINILM, device="cpu", max_tokens=16, progress=False)
     np.testing.assert_array_equal(vectors, again)
+
+
+@needs_minilm
+def test_minilm_computes_in_what_it_is_told(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    stored = []
+    half, full = (
+        load_encoder(MINILM, device="cpu", compute=lambda dtype, d=d: stored.append(dtype) or d, progress=False)(
+            ["oak"]
+        )
+        for d in (torch.bfloat16, torch.float32)
+    )
+    assert stored == [torch.float32] * 2
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - full).max() < 0.05

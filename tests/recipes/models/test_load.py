@@ -24,7 +24,9 @@ from reasonrec.recipes.models.load import (
     load_tokenizer,
     resize,
     resolve_model,
+    stored_fingerprint,
 )
+from reasonrec.recipes.models.precision import choose
 from reasonrec.recipes.trainers.item_sft import save_weights
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.rows import new_rows, text_rows
@@ -139,17 +141,24 @@ def test_a_tokenizer_without_padding_gets_eos(tiny_base, tmp_path):
     assert tokenizer.pad_token == tokenizer.eos_token == "<|im_end|>"
 
 
-@pytest.mark.parametrize(("method", "dtype"), [("full", torch.float32), ("lora", torch.bfloat16)])
-def test_dtypes(tiny_base, method, dtype):
-    assert {p.dtype for p in load_base(str(tiny_base), method=method).parameters()} == {dtype}
-    other = load_base(str(tiny_base), method=method, dtype=torch.float16)
-    assert other.dtype == torch.float16
+@pytest.mark.parametrize("asked", ["bf16", "fp32"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_dtypes(tiny_base, method, asked):
+    precision = choose(asked, "cpu")
+    dtype = torch.float32 if method == "full" else precision.dtype
+    assert {p.dtype for p in load_base(str(tiny_base), method=method, precision=precision).parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_the_hardware_decides_where_nothing_is_said(tiny_base, method):
+    model = load_base(str(tiny_base), method=method)
+    assert {p.dtype for p in model.parameters()} == {choose().dtype}
 
 
 @both
-def test_qlora_loads_nf4_with_double_quantisation(base):
+def test_qlora_loads_nf4_with_double_quantisation(base, expanded_at_every_step):
     """Quantised in `from_pretrained`: a trainer given a model instance would ignore the configuration."""
-    model = load_base(str(base), method="qlora")
+    model = load_base(str(base), method="qlora", precision=choose("bf16", "cpu"))
     assert model.is_loaded_in_4bit
     settings = model.config.quantization_config
     assert settings.bnb_4bit_quant_type == "nf4"
@@ -169,6 +178,17 @@ def test_qlora_loads_nf4_with_double_quantisation(base):
 def test_the_fingerprint_is_that_of_the_weights_however_loaded(base):
     prints = {method: fingerprint(load_base(str(base), method=method)) for method in ("full", "lora", "qlora")}
     assert len(set(prints.values())) == 1, prints
+
+
+def test_the_fingerprint_survives_float16(tiny_base, tmp_path):
+    """Whose smallest number is 6e-8: weights that it cannot hold are read once more as they are stored."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[3] = 1e-9
+    model.save_pretrained(tmp_path)
+    as_stored, half = (AutoModelForCausalLM.from_pretrained(tmp_path, dtype=d) for d in (torch.float32, torch.float16))
+    assert fingerprint(half) != fingerprint(as_stored)
+    assert stored_fingerprint(half, str(tmp_path)) == stored_fingerprint(as_stored, str(tmp_path))
 
 
 def test_the_fingerprint_of_other_weights_differs(tiny_base, untied_base):
@@ -215,7 +235,7 @@ def test_spare_rows_are_used_and_nothing_is_ever_cut_off(tiny_base, tmp_path):
 @both
 @adapters
 def test_everything_that_trains_is_float32_and_starts_as_the_base(base, method):
-    model, _, vocabulary = with_rows(base, method)
+    model, _, vocabulary = with_rows(base, method, precision=choose("bf16", "cpu"))
     ids = some_ids(vocabulary)
     before = model(input_ids=ids).logits
     wrapped = add_adapter(model, vocabulary, LORA)
@@ -227,7 +247,7 @@ def test_everything_that_trains_is_float32_and_starts_as_the_base(base, method):
     assert [tuple(p.shape) for p in rows] == [(1 + sum(SIZES), 64)] * (1 if tied else 2)
     assert sum("lora_A" in name for name in trained) == 2 * 7, "each linear layer of two blocks, and not the head"
     frozen = [p for p in wrapped.parameters() if not p.requires_grad]
-    assert torch.float32 not in {p.dtype for p in frozen}
+    assert {p.dtype for p in frozen} == {torch.bfloat16}
     torch.testing.assert_close(wrapped(input_ids=ids).logits.float(), before.float(), atol=0.02, rtol=0.02)
 
 

@@ -54,12 +54,18 @@ class Problem:
     rewards: dict[str, Any] = field(default_factory=lambda: {"exact": 1.0})
 
 
+@pytest.fixture(autouse=True)
+def _four_bit(expanded_at_every_step: None) -> None:
+    """What is said of qlora here is said of 4-bit weights; that expanding them once changes nothing is one test."""
+
+
 @pytest.fixture
 def make_kit() -> Callable[..., Kit]:
     """Builds the same model whenever it is called: `full`, `lora` or `qlora`, adapters as trained before."""
 
     def make(base: Path, method: str = "full", scale: float = 1.0) -> Kit:
         from reasonrec.recipes.models.load import LoraSettings, add_adapter, add_code_rows, load_base, load_tokenizer
+        from reasonrec.recipes.models.precision import choose
         from reasonrec.tokenizers.index import ItemIndex
         from reasonrec.tokenizers.trie import Trie
         from reasonrec.tokenizers.vocabulary import Vocabulary
@@ -67,7 +73,7 @@ def make_kit() -> Callable[..., Kit]:
         set_seed(0)
         tokenizer = load_tokenizer(str(base))
         vocabulary = Vocabulary.extend(tokenizer, SIZES)
-        model = load_base(str(base), method=method, dtype=torch.float32)
+        model = load_base(str(base), method=method, precision=choose("fp32", "cpu"))
         add_code_rows(model, tokenizer, vocabulary, CODES, TEXTS)
         with torch.no_grad():  # rows far enough apart that choices are not all alike
             model.get_input_embeddings().weight[vocabulary.first_id :] *= 1 + 6 * scale
@@ -77,9 +83,6 @@ def make_kit() -> Callable[..., Kit]:
                 for parameter in model.parameters():
                     if parameter.requires_grad:
                         parameter += 0.02 * torch.randn_like(parameter)
-        for module in model.modules():  # 4-bit weights, but sums in float32, so that differences are not rounding
-            if hasattr(module, "compute_dtype"):
-                module.compute_dtype, module.compute_type_is_set = torch.float32, True
         index = ItemIndex(CODES.astype(np.int32), SIZES)
         return Kit(model, tokenizer, vocabulary, Trie.from_codes(CODES, SIZES), index)
 

@@ -120,8 +120,8 @@ def test_configuration_fields_exist(name):
     assert name in {f.name for f in fields(GRPOConfig)}
 
 
-def test_our_arguments_add_no_field(tmp_path):
-    assert {f.name for f in fields(GrpoArguments)} == {f.name for f in fields(GRPOConfig)}
+def test_our_arguments_add_the_precision_only(tmp_path):
+    assert {f.name for f in fields(GrpoArguments)} == {f.name for f in fields(GRPOConfig)} | {"precision"}
     args = GrpoArguments(output_dir=str(tmp_path), bf16=False, per_device_train_batch_size=8)
     for name, wanted in item_grpo._FIXED.items():
         assert getattr(args, name) == wanted
@@ -130,7 +130,7 @@ def test_our_arguments_add_no_field(tmp_path):
 
 
 def test_4_bit_weights_would_be_packed_in_evaluation_mode():
-    """The reason for `keep_differentiable`; the flag that it sets is the one that is asked."""
+    """The reason for `keep_unpacked`; the flag that it sets is the one that is asked."""
     bnb = pytest.importorskip("bitsandbytes")
     source = inspect.getsource(bnb.nn.Linear4bit.forward)
     assert "self.support_avx512bf16_for_cpu" in source
