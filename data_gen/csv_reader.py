@@ -100,7 +100,10 @@ class CsvFile:
         for _, block in self._blocks():
             self.columns = self._header(block)[0]
             return
-        raise UserError(f"{self.path} cannot be read as a table: it is empty; its first line has to name the columns")
+        raise self._empty()
+
+    def _empty(self) -> UserError:
+        return UserError(f"{self.path} cannot be read as a table: it is empty; its first line has to name the columns")
 
     def read(self, columns: list[str]) -> pl.DataFrame:
         """Read some columns as text, with the line each row starts in (column `LINE`).
@@ -128,7 +131,8 @@ class CsvFile:
         if start[:2] == b"\x1f\x8b":
             return gzip.open(self.path)  # type: ignore[return-value]
         if start == b"\x28\xb5\x2f\xfd":
-            import pyarrow  # comes with datasets; the standard library reads zstd from Python 3.14 on
+            # Comes with datasets; the standard library reads zstd from Python 3.14 on.
+            import pyarrow  # type: ignore[import-untyped]
 
             stream: IO[bytes] = pyarrow.input_stream(str(self.path), compression="zstd")
             return stream
@@ -216,7 +220,7 @@ class CsvFile:
             if record.strip():
                 break
             if end >= len(text):
-                raise UserError(f"{self.path} cannot be read as a table: it is empty; its first line has to name columns")
+                raise self._empty()
             at = end
         if b"\r" in record.rstrip(b"\r\n"):
             self._old_mac()
@@ -226,11 +230,11 @@ class CsvFile:
             words = record.decode().rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise self._not_utf8(record, first, error) from None
-        quoting = csv.QUOTE_MINIMAL if self.quote else csv.QUOTE_NONE
-        names = next(csv.reader([words], delimiter=separator.decode(), quotechar=self.quote or None, quoting=quoting))
+        cut = separator.decode()
+        names = next(csv.reader([words], delimiter=cut, quotechar=self.quote)) if self.quote else words.split(cut)
         # In the block as it was, the header is as much longer as its separators are.
         written = end + text.count(separator, 0, end) * (len(self.separator.encode()) - 1)
-        return [name.replace(separator.decode(), self.separator) for name in names], written, lines
+        return [name.replace(cut, self.separator) for name in names], written, lines
 
     def _record_end(self, text: bytes, start: int) -> int:
         quote, end = self.quote.encode(), start
@@ -250,7 +254,7 @@ class CsvFile:
             ends = breaks[np.searchsorted(quotes, breaks) & 1 == 0]
             outside = cuts[np.searchsorted(quotes, cuts) & 1 == 0]
         starts = np.r_[0, ends[:-1] + 1]
-        lines = line + (np.arange(len(ends)) if len(ends) == len(breaks) else np.searchsorted(breaks, starts))
+        lines = np.asarray(np.searchsorted(breaks, starts)) + line
         fields = np.diff(np.searchsorted(outside, ends), prepend=0) + 1
         odd = np.flatnonzero(fields != len(self.columns))
         blank = np.array([i for i in odd if not block[starts[i] : ends[i]].strip()], dtype=np.int64)
@@ -329,15 +333,15 @@ class CsvFile:
         shown = _shown(block[start : end if end >= 0 else len(block)])
         return UserError(
             f"{self.path}: a quote ({self.quote}) in line {line + block.count(_NEWLINE, 0, at)} "
-            f"{what or 'is never closed'}: {shown}; set quote_char: '' if the file does not quote, or put the field in "
-            f"quotes and double those inside ({self.quote * 2})"
+            f"{what or 'is never closed'}: {shown}; set quote_char: '' if the file does not quote, or put the "
+            f"field in quotes and double those inside ({self.quote * 2})"
         )
 
     def _ragged(self, record: bytes, line: int, fields: int) -> UserError:
         return UserError(
             f"{self.path}: line {line} has {fields} fields where the header has {len(self.columns)} "
-            f"(separator={self.separator!r}): {_shown(record)}; mend the line: a separator inside a field needs quotes "
-            "around the field, and what is not there still needs its separator"
+            f"(separator={self.separator!r}): {_shown(record)}; mend the line: a separator inside a field needs "
+            "quotes around the field, and what is not there still needs its separator"
         )
 
     def _check_spanning(

@@ -21,7 +21,7 @@ EXACT = 1 << 53  # integers up to here are exact in a float of 64 bits
 _EXACT_32 = 1 << 24
 # 7.0 and 7.00, but neither 007.0 nor 7.10; up to 15 digits, which a float surely holds.
 _WHOLE = r"^(-?(?:0|[1-9]\d{0,14}))\.0+$"
-# The same with more digits, and what R, Python, Java and spreadsheets write: 1e+05, 1.0E5. (1e5 and 1E5 may be a hash.)
+# The same with more digits, and what R, Python, Java and spreadsheets write: 1e+05, 1.0E5. (1e5 may be a hash.)
 _LARGE = r"^-?(?:[1-9]\d{15,}\.0+|\d(?:\.\d+)?[eE]\+\d{2,3}|\d\.\d+E\d{1,3})$"
 
 
@@ -87,4 +87,3 @@ def respelled(values: pl.Series, ids: pl.Series) -> int:
     if values.dtype.is_float():
         return 0
     return int((values.cast(pl.String).str.strip_chars() != ids).sum() or 0)
-

@@ -125,7 +125,7 @@ def test_long_text_is_cut_between_words() -> None:
     ],
 )
 def test_join_listed(raw: str | None, expected: str) -> None:
-    assert join_listed(raw) == expected
+    assert join_listed(raw, " ") == expected
 
 
 def test_clean_items_fills_missing_columns() -> None:

@@ -23,10 +23,11 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_columns_are_mapped_and_ratings_filtered(ratings: Path) -> None:
-    log, facts = read_interactions(ratings, columns=COLUMNS, min_rating=3)
+    log, facts, read = read_interactions(ratings, columns=COLUMNS, min_rating=3)
     assert log.rows() == [("01", "7", 10_000), ("2", "7", 12_000)]
     assert (facts[0]["step"], facts[0]["rows_before"], facts[0]["rows_after"]) == ("min_rating", 3, 2)
-    everything, none = read_interactions(ratings, columns=COLUMNS)
+    assert (read["rows"], read["kept"], read["dropped"]) == (3, 2, {"rated lower": 1, "without a rating": 0})
+    everything, none, _ = read_interactions(ratings, columns=COLUMNS)
     assert everything.height == 3
     assert none == []
 
@@ -108,7 +109,7 @@ def test_reviews_are_cleaned_and_only_of_training_interactions(tmp_path: Path) -
 def test_list_columns_of_parquet_items_are_joined(tmp_path: Path) -> None:
     path = tmp_path / "items.parquet"
     pl.DataFrame({"item_id": [1], "title": ["A"], "category": [["Toys", "Games"]]}).write_parquet(path)
-    assert read_items(path, columns={})["category"].to_list() == ["Toys, Games"]
+    assert read_items(path, columns={})[0]["category"].to_list() == ["Toys, Games"]
 
 
 def test_movielens_small_through_the_generic_reader(benchmark_data: Path) -> None:

@@ -30,10 +30,10 @@ DAY = 86_400_000
     ids=str,
 )
 def test_known_spellings(values: list[object], expected: list[int]) -> None:
-    parsed, wrong = parse_timestamps(pl.Series(values))
-    assert parsed.to_list() == expected
-    assert parsed.dtype == pl.Int64
-    assert wrong is None
+    parsed = parse_timestamps(pl.Series(values))
+    assert parsed.values.to_list() == expected
+    assert parsed.values.dtype == pl.Int64
+    assert parsed.wrong is None
 
 
 @pytest.mark.parametrize(
@@ -51,11 +51,11 @@ def test_known_spellings(values: list[object], expected: list[int]) -> None:
     ids=str,
 )
 def test_the_first_wrong_value_is_named(values: list[object], wrong: int) -> None:
-    assert parse_timestamps(pl.Series(values))[1] == wrong
+    assert parse_timestamps(pl.Series(values)).wrong == wrong
 
 
 @given(st.datetimes(min_value=dt.datetime(1900, 1, 1), timezones=st.just(dt.UTC)))
 def test_iso_round_trip(moment: dt.datetime) -> None:
-    parsed, wrong = parse_timestamps(pl.Series([moment.isoformat()]))
+    parsed = parse_timestamps(pl.Series([moment.isoformat()]))
     exact = (moment - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(milliseconds=1)
-    assert (parsed.to_list(), wrong) == ([exact], None)
+    assert (parsed.values.to_list(), parsed.wrong) == ([exact], None)
