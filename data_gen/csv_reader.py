@@ -330,7 +330,7 @@ class CsvFile:
 
     def _stray(self, block: bytes, at: int, line: int, what: str) -> UserError:
         start, end = block.rfind(b"\n", 0, at) + 1, block.find(b"\n", at)
-        shown = _shown(block[start : end if end >= 0 else len(block)])
+        shown = self._shown(block[start : end if end >= 0 else len(block)])
         return UserError(
             f"{self.path}: a quote ({self.quote}) in line {line + block.count(_NEWLINE, 0, at)} "
             f"{what or 'is never closed'}: {shown}; set quote_char: '' if the file does not quote, or put the "
@@ -340,7 +340,7 @@ class CsvFile:
     def _ragged(self, record: bytes, line: int, fields: int) -> UserError:
         return UserError(
             f"{self.path}: line {line} has {fields} fields where the header has {len(self.columns)} "
-            f"(separator={self.separator!r}): {_shown(record)}; mend the line: a separator inside a field needs "
+            f"(separator={self.separator!r}): {self._shown(record)}; mend the line: a separator inside a field needs "
             "quotes around the field, and what is not there still needs its separator"
         )
 
@@ -367,10 +367,11 @@ class CsvFile:
         if len(suspect):
             record = suspect[0]
             top, bottom = int(first[record]) + line, int(np.searchsorted(breaks, ends[record])) + line
+            shown = self._shown(marks[starts[record] : ends[record]].tobytes())
             raise UserError(
                 f"{self.path}: a quote ({self.quote}) makes lines {top} to {bottom} one row, though each looks like a "
-                f"row of its own: {_shown(marks[starts[record] : ends[record]].tobytes())}; set quote_char: '' if "
-                f"the file does not quote, or quote_char: '{self.quote}' if that really is one row"
+                f"row of its own: {shown}; set quote_char: '' if the file does not quote, or quote_char: "
+                f"'{self.quote}' if that really is one row"
             )
 
     def _not_utf8(self, block: bytes, line: int, error: UnicodeDecodeError) -> UserError:
@@ -380,8 +381,9 @@ class CsvFile:
             f"{self.path.name} > utf8.csv` converts it"
         )
 
-
-def _shown(record: bytes) -> str:
-    """The beginning of a record, on one line."""
-    text = record.decode(errors="replace").strip()
-    return repr(text if len(text) <= 80 else text[:79] + "…")
+    def _shown(self, record: bytes) -> str:
+        """The beginning of a record, on one line."""
+        text = record.decode(errors="replace").strip("\r\n")
+        if len(self.separator.encode()) > 1:  # one byte stands for it
+            text = "".join(self.separator if char.encode() in _STAND_INS else char for char in text)
+        return repr(text if len(text) <= 80 else text[:79] + "…")

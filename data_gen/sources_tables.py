@@ -147,7 +147,9 @@ def _read(
             frame = lazy.select(pl.col(theirs).alias(ours) for ours, theirs in picked.items()).collect()
         except pl.exceptions.PolarsError as error:
             raise UserError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
-        if frame.height != rows or not rows:
+        if not rows:
+            raise UserError(f"{path} cannot be read as a table: it has no rows")
+        if frame.height != rows:
             raise UserError(f"{path}: {frame.height} rows were read of {rows}; write the file again")
         return Table(path, frame.with_row_index(LINE, offset=1), mapped, key, {"rows": rows, "blank_lines": 0})
     meant = read_separator(path, separator)
@@ -235,9 +237,9 @@ def _times(table: Table) -> Timestamps:
     column, shown, where = table.mapped["timestamp"], table.shown("timestamp", times.wrong), table.where(times.wrong)
     if times.other is not None:
         raise UserError(
-            f"{table.path}: column {column!r} holds more than one unit of time: {shown} in {where} {times.why} as "
-            f"{table.shown('timestamp', times.other)} in {table.where(times.other)}; write all rows in one unit, and "
-            "remove or fill those without a time"
+            f"{table.path}: column {column!r} holds more than one kind of time: {shown} in {where} {times.why}, but "
+            f"{table.shown('timestamp', times.other)} in {table.where(times.other)} as {times.kind}; write all "
+            "rows in one unit, and remove or fill those without a time"
         )
     bad = times.values.null_count()
     seen = f" beside {times.kind}" if times.kind and bad < len(times.values) else ""

@@ -140,8 +140,8 @@ def _from_epochs(values: pl.Series) -> Timestamps:
             wrong = outside.fill_null(False).arg_max()
             assert wrong is not None
             mixed = next((name for name in found[:-1] if windows[name][wrong]), None)
-            why = f"reads as {mixed}" if mixed else "is no time between 1973 and 2103"
-            return Timestamps(_milliseconds(values, unit), f"epoch {unit}", wrong, f"{why}, not {unit}", other)
+            why = f"reads as epoch {mixed}" if mixed else f"is no time between 1973 and 2103 in epoch {unit}"
+            return Timestamps(_milliseconds(values, unit), f"epoch {unit}", wrong, why, other)
         return _complete(_milliseconds(values, unit), f"epoch {unit}")
     largest = float(values.cast(pl.Float64).abs().max() or 0)  # type: ignore[arg-type]
     unit = next((name for bound, name, _ in _UNITS if largest >= bound), "seconds")

@@ -55,8 +55,7 @@ def as_ids(values: pl.Series) -> tuple[pl.Series, int | None]:
     if values.dtype.is_float():
         lost = values.is_finite() & (values.abs() > (EXACT if values.dtype == pl.Float64 else _EXACT_32))
         return text, _first(lost)
-    text = text.str.replace(_WHOLE, "$1")
-    text = pl.select(pl.when(text == "-0").then(pl.lit("0")).otherwise(text).alias(values.name)).to_series()
+    text = text.str.replace(r"^-0\.0+$", "0").str.replace(_WHOLE, "$1")
     large = text.str.contains(_LARGE)
     if not large.any():
         return text, None

@@ -131,6 +131,26 @@ def test_row_order_never_matters(rows: list[Row], duplicates: str, draw: random.
     assert duplicates != "keep" or n_targets == len(rows)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("vwxyz"), st.integers(0, 2)), max_size=30))
+def test_a_file_that_has_an_order_keeps_it(rows: list[Row]) -> None:
+    log = source(rows, ordered=True).interactions.with_row_index("at")
+    by_hand = sorted(range(len(rows)), key=lambda at: (rows[at][0], rows[at][2], at))
+    for seed in (0, 1):
+        assert sort_log(log, seed)["at"].to_list() == by_hand
+
+
+def test_interactions_that_share_a_time_are_counted() -> None:
+    rows = [("1", "a", 5), ("1", "b", 5), ("1", "c", 6), ("1", "d", 7), ("2", "a", 7), ("2", "b", 8), ("2", "c", 8)]
+    ordered = build_tables(source(rows, ordered=True), LogOptions())
+    assert ordered.facts["ties"] == {"interactions": 4, "of": 7, "order": "they stand as in the file"}
+    assert ordered.test.join(ordered.items, left_on="target", right_on="item", maintain_order="left")[
+        "item_id"
+    ].to_list() == ["d", "c"]
+    hashed = build_tables(source(rows), LogOptions(seed=3))
+    assert hashed.facts["ties"]["order"] == "a hash of seed 3 orders them"
+
+
 def test_facts_and_numbers_by_hand() -> None:
     rows = [
         *[("10", item, n) for n, item in enumerate(["2", "10", "9"])],
