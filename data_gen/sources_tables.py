@@ -25,7 +25,7 @@ from reasonrec.tokenizers.errors import UserError
 INTERACTION_COLUMNS = {"user_id": True, "item_id": True, "timestamp": True, "rating": False, "review": False}
 ITEM_COLUMNS = {"item_id": True, "title": True, "description": False, "category": False, "brand": False}
 MAX_REVIEW_CHARS = 2000
-_CSV, _PARQUET = {".csv", ".tsv", ".tab", ".txt"}, {".parquet", ".pq"}
+_CSV, _PARQUET = {".csv", ".tsv", ".tab", ".txt", ".dat"}, {".parquet", ".pq"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class Table:
 
     def shown(self, name: str, position: int) -> str:
         """A value as the file has it."""
-        return repr(self.frame[name][position])
+        value = self.frame[name][position]
+        return "nothing" if value is None else repr(value)
 
 
 def _is_parquet(path: Path) -> bool:
@@ -145,6 +146,7 @@ def _read(
             picked = {ours: theirs for ours, theirs in mapped.items() if ours not in unread}
             rows = lazy.select(pl.len()).collect().item()
             frame = lazy.select(pl.col(theirs).alias(ours) for ours, theirs in picked.items()).collect()
+            frame = frame.with_columns(pl.col(pl.Binary).cast(pl.String))  # text without a mark that it is some
         except pl.exceptions.PolarsError as error:
             raise UserError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
         if not rows:
@@ -154,17 +156,17 @@ def _read(
         return Table(path, frame.with_row_index(LINE, offset=1), mapped, key, {"rows": rows, "blank_lines": 0})
     meant = read_separator(path, separator)
     table = CsvFile(path, meant, read_quote(quote_char, meant), trusted=quote_char is not None)
-    mapped = map_columns(path, table.columns, mapping, known, key, _other_separator(table))
+    mapped = map_columns(path, table.columns, mapping, known, key, _header_advice(table))
     picked = {ours: theirs for ours, theirs in mapped.items() if ours not in unread}
     frame = table.read(list(picked.values()))
     frame.columns = [LINE, *picked]
     return Table(path, frame, mapped, key, {"rows": table.rows, "blank_lines": table.blank})
 
 
-def _other_separator(table: CsvFile) -> str:
-    """A hint for a header that was not cut at all."""
-    if len(table.columns) > 1:
-        return ""
+def _header_advice(table: CsvFile) -> str:
+    """A hint for a header that was not cut at all, or is none."""
+    if any(name.strip().isdigit() for name in table.columns):
+        return "; the first line has to name the columns, and this one looks like a row: write the names above it"
     found = next((word for word in ("\t", "::", ";", "|", ",") if word in table.columns[0]), None)
     return f"; or set separator: {found!r} (it is {table.separator!r} now)" if found else ""
 
@@ -178,7 +180,7 @@ def _ids(table: Table, names: tuple[str, ...]) -> tuple[pl.DataFrame, dict[str, 
     frame, key, written = table.frame, table.key, {}
     for name in names:
         raw = frame[name]
-        if raw.dtype.is_nested() or raw.dtype == pl.Binary:
+        if raw.dtype.is_nested():
             raise UserError(f"{table.path}: column {table.mapped[name]!r} holds {raw.dtype}, no ids; set {key}.{name}")
         ids, lost = as_ids(raw)
         if lost is not None:

