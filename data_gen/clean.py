@@ -7,16 +7,17 @@ tokens of models that do not exist yet are covered too.
 
 from __future__ import annotations
 
-import ast
 import html
 import re
 import unicodedata
-import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import polars as pl
 
+from reasonrec.data_gen.listed import list_words
 from reasonrec.data_gen.schema import ITEM_TEXT
+from reasonrec.data_gen.values import is_nothing
 
 MAX_TITLE_CHARS = 300
 MAX_FIELD_CHARS = 200
@@ -31,8 +32,6 @@ _SCRIPTS = re.compile(r"<(script|style)\b[^<>]*>.*?</\1\s*>", re.IGNORECASE | re
 _COMMENTS = re.compile(r"<!--.*?-->", re.DOTALL)
 _TAGS = re.compile(rf"</?(?:{_ELEMENTS})(?:\s[^<>]*|/)?/?>", re.IGNORECASE)
 _TAG_TAIL = re.compile(r"""["']?\s*/>""")  # what scraping a page's <meta content="…" /> leaves behind
-_LISTED = re.compile(r"\[(?:(['\"]).*['\"])?\]$", re.DOTALL)
-_BETWEEN = re.compile(r"['\"]\s*,\s*['\"]")
 _SPACES = re.compile(r"\s+")
 # Compatibility forms which NFKC (a normaliser of many tokenizers) would turn back into the plain brackets.
 _PLAIN = str.maketrans("＜﹤＞﹥［］[]", "<<>>()()")
@@ -124,33 +123,31 @@ def clean_text(text: str | None, limit: int) -> str:
     return _SPACES.sub(" ", neutralise(text)).strip()
 
 
-def join_listed(text: str | None) -> str:
-    r"""Turn a list that was written as text, such as "['first', 'second']", into its parts.
+def join_listed(value: Any, between: str, *, bare: bool = False) -> str:
+    """Turn a list, or the spelling of one, into its words; other text comes back as it is.
 
-    Text that is no such list comes back as it is. The text is parsed as a literal, never run; where its
-    quotes do not match (a bare apostrophe inside), it is cut at the commas between quotes.
+    Args:
+        value: Text, a list, or None.
+        between: What stands between two words.
+        bare: See `list_words`.
 
     Example:
-        >>> join_listed("['a lamp', '', 'it\\'s warm']"), join_listed("['it's warm', 'a lamp']")
-        ("a lamp it's warm", "it's warm a lamp")
+        >>> join_listed("['a lamp', 'a shade']", ", "), join_listed(["a lamp", "a shade"], " ")
+        ('a lamp, a shade', 'a lamp a shade')
     """
-    text = (text or "").strip()
-    if not _LISTED.match(text):
-        return text
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd backslashes in a description are no news
-            parts = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        parts = [part.replace("\\n", " ").replace("\\'", "'") for part in _BETWEEN.split(text[2:-2])]
-    return " ".join(str(part).strip() for part in parts if str(part).strip())
+    if is_nothing(value):
+        return ""
+    words = list_words(value, bare=bare)
+    return str(value).strip() if words is None else between.join(words)
 
 
 def clean_items(items: pl.DataFrame, max_description_chars: int) -> pl.DataFrame:
     """Clean the four text columns of an item table.
 
+    Lists become words: those of a description are sentences, with a space between them, all others stand with commas.
+
     Args:
-        items: Columns `item_id`, `title` and any of `description`, `category`, `brand`.
+        items: Columns `item_id`, `title` and any of `description`, `category`, `brand`: text or lists.
         max_description_chars: Length cap of the description.
 
     Returns:
@@ -164,7 +161,9 @@ def clean_items(items: pl.DataFrame, max_description_chars: int) -> pl.DataFrame
     }
     columns = []
     for name in ITEM_TEXT:
-        raw = items[name].cast(pl.String).to_list() if name in items.columns else [""] * items.height
-        texts = map(join_listed, raw) if name in ("description", "category") else raw
+        column = items[name] if name in items.columns else pl.Series(name, [""] * items.height)
+        raw = (column if column.dtype.is_nested() else column.cast(pl.String)).to_list()
+        between, bare = " " if name == "description" else ", ", name == "category"
+        texts = [join_listed(value, between, bare=bare) for value in raw]
         columns.append(pl.Series(name, [clean_text(text, limits[name]) for text in texts], dtype=pl.String))
     return items.select("item_id").with_columns(columns)

@@ -32,7 +32,9 @@ def filter_fact(step: str, before: pl.DataFrame, after: pl.DataFrame, **details:
 def describe_filters(filters: list[dict[str, Any]]) -> str:
     """One line saying what each filter removed."""
     return "; ".join(
-        f"{f['step']} removed {f['rows_before'] - f['rows_after']} of {f['rows_before']} interactions" for f in filters
+        f"{f['step']} removed {f['rows_before'] - f['rows_after']} of {f['rows_before']} interactions"
+        + (f" ({f['missing']} of them without a rating)" if f.get("missing") else "")
+        for f in filters
     )
 
 
@@ -131,8 +133,8 @@ def require_text(log: pl.DataFrame, items: pl.DataFrame, *, drop: bool, where: s
         examples = ", ".join(repr(name) for name in names.head(3))
         raise UserError(
             f"{without.height} interactions are with {len(names)} items that have no title in {where}, e.g. "
-            f"item_id {examples}; add these items, or set drop_items_without_text: true to leave the "
-            "interactions out"
+            f"item_id {examples} (nan, NULL and the like are no titles); add these items, or set "
+            "drop_items_without_text: true to leave the interactions out"
         )
     return log.join(known, on="item_id", how="semi", maintain_order="left")
 

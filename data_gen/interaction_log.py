@@ -28,12 +28,14 @@ class InteractionLog:
 
     Attributes:
         name: Name of the data.
-        interactions: `user_id`, `item_id` (strings), `timestamp` (epoch milliseconds), possibly `review`; any
-            order.
+        interactions: `user_id`, `item_id` (strings), `timestamp` (epoch milliseconds), possibly `review`.
         items: `item_id` and the four cleaned text columns.
         items_name: How to call the item table in messages.
         files: The raw files by role, for their hashes.
         filters: What the reader filtered already.
+        ordered: Rows of one time stamp stand in the order in which things happened, as in a log that somebody wrote
+            line by line; False if the file's order means nothing.
+        read: What the reader read of each table: rows of the file, kept, dropped and why.
     """
 
     name: str
@@ -42,6 +44,8 @@ class InteractionLog:
     items_name: str
     files: Mapping[str, Path] = field(default_factory=dict)
     filters: Sequence[dict[str, Any]] = field(default_factory=list)
+    ordered: bool = True
+    read: Sequence[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class LogOptions:
         UserError: If the options contradict each other.
 
     Attributes:
-        seed: Orders interactions of one user at one time.
+        seed: Orders interactions of one user at one time where the file has no order.
         user_k: Fewest interactions of a user.
         item_k: Fewest interactions of an item.
         duplicates: Policy on repeated interactions.
@@ -97,15 +101,28 @@ class LogOptions:
             splits.date_cuts(self.valid_from, self.test_from)
 
 
-def sort_log(interactions: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """Sort by user and time; inside one user's time stamp by a seeded hash, whatever the order of the "
-    "file.
+def sort_log(interactions: pl.DataFrame, seed: int, *, ordered: bool = True) -> pl.DataFrame:
+    """Sort by user and time; inside one user's time stamp the order of the file stays, if it has one.
+
+    Args:
+        interactions: The log.
+        seed: Orders a time stamp where the file does not, by hash, whatever the order of the file.
+        ordered: Whether the order of the file means something.
     """
+    if ordered:
+        return interactions.sort("user_id", "timestamp", maintain_order=True)
     tie = seeded_hash(seed, interactions["user_id"], interactions["timestamp"], interactions["item_id"])
     # A review is the last resort: rows that agree in everything else have to come in one order, too.
     last = [name for name in ("review",) if name in interactions.columns]
     by = ["user_id", "timestamp", "tie", "item_id", *last]
     return interactions.with_columns(tie=tie).sort(by).drop("tie")
+
+
+def count_ties(log: pl.DataFrame) -> int:
+    """How many interactions share their user's time stamp with another one, in a sorted log."""
+    same = (pl.col("user") == pl.col("user").shift()) & (pl.col("timestamp") == pl.col("timestamp").shift())
+    tied = log.select(same=same.fill_null(False)).select(pl.col("same") | pl.col("same").shift(-1).fill_null(False))
+    return int(tied["same"].sum())
 
 
 def filter_log(source: InteractionLog, options: LogOptions) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
@@ -119,7 +136,7 @@ def filter_log(source: InteractionLog, options: LogOptions) -> tuple[pl.DataFram
     """
     filters.check_unique_items(source.items, source.items_name)
     facts = list(source.filters)
-    log = sort_log(source.interactions, options.seed)
+    log = sort_log(source.interactions, options.seed, ordered=source.ordered)
     filters.check_not_empty(log, facts, "check the input and min_rating")
 
     def record(step: str, after: pl.DataFrame, **details: Any) -> pl.DataFrame:
@@ -189,10 +206,16 @@ def build_tables(source: InteractionLog, options: LogOptions) -> Tables:
             "mask_history": options.mask_history,
             "order": "sequence",
             "repeats": options.duplicates != "keep_first",
+            "read": list(source.read),
             "filters": filter_facts,
+            "ties": {"interactions": count_ties(log), "of": log.height, "order": _tie_order(source, options)},
             "notes": notes,
         },
     )
+
+
+def _tie_order(source: InteractionLog, options: LogOptions) -> str:
+    return "they stand as in the file" if source.ordered else f"a hash of seed {options.seed} orders them"
 
 
 def number_log(log: pl.DataFrame, user_ids: list[str], item_ids: list[str]) -> pl.DataFrame:

@@ -49,6 +49,8 @@ def movie_title(title: str, year: str | None = None) -> str:
 def read_movielens_100k(path: str | None) -> InteractionLog:
     """Read MovieLens-100K; all ratings count as positive.
 
+    Its README says of u.data: "The data is randomly ordered"; so what happens in one second has no order.
+
     Args:
         path: GroupLens' folder with `u.data` and `u.item`, or any folder with `ml-100k.inter` and
             `ml-100k.item`; the installed package `recbole` by default.
@@ -77,7 +79,7 @@ def read_movielens_100k(path: str | None) -> InteractionLog:
         raise UserError(f"path={folder} holds neither u.data and u.item nor ml-100k.inter and ml-100k.item")
     log = log.with_columns(timestamp=pl.col("timestamp").cast(pl.Float64).cast(pl.Int64) * 1000)
     items = clean_items(items, max_description_chars=0)
-    return InteractionLog("MovieLens-100K", log, items, items_name=files["items"].name, files=files)
+    return InteractionLog("MovieLens-100K", log, items, files["items"].name, files=files, ordered=False)
 
 
 def _read_grouplens(interactions: Path, items: Path) -> tuple[pl.DataFrame, pl.DataFrame]:

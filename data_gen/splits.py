@@ -1,8 +1,8 @@
 """Splits that do not leak: which interaction is for training, which for validation, which for the test.
 
 A log is one row per interaction, sorted by user and time; ties inside a user's time stamp are ordered already
-(by seeded hash). A split only labels rows; `held_out_rows` and `train_sequences` then build the tables from
-the labels.
+(`interaction_log.sort_log`). A split only labels rows; `held_out_rows` and `train_sequences` then build the
+tables from the labels.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ accelerate launch recipes/prepare.py --config recipes/configs/demo/prepare.yaml
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -29,8 +30,8 @@ Source = Literal["tables", "movielens_100k", "complete_journey", "industrial", "
 # Which keys each source reads; another one that is set is a mistake, not a default.
 _LOG_KEYS = "seed user_k item_k duplicates split split_ratios valid_from test_from mask_history max_history"
 _TABLE_KEYS = (
-    "name interactions items interaction_columns item_columns separator min_rating drop_items_without_text "
-    "max_description_chars"
+    "name interactions items interaction_columns item_columns separator quote_char min_rating "
+    "drop_items_without_text max_description_chars"
 )
 _READS: dict[str, set[str]] = {
     "tables": {*_LOG_KEYS.split(), *_TABLE_KEYS.split()},
@@ -69,7 +70,13 @@ class PrepareConfig:
         default_factory=dict, metadata=_help("YAML only; our name: the file's name")
     )
     item_columns: dict[str, str] = field(default_factory=dict, metadata=_help("YAML only; our name: the file's name"))
-    separator: str = field(default=",", metadata=_help("separator of CSV files"))
+    separator: str | None = field(
+        default=None,
+        metadata=_help("separator of CSV files, one or more characters; .tsv: tab, else comma, if unset"),
+    )
+    quote_char: str | None = field(
+        default=None, metadata=_help("quote of CSV files, '' if they do not quote; a double quote if unset")
+    )
     min_rating: float | None = field(default=None, metadata=_help("keep interactions rated at least this"))
     drop_items_without_text: bool = field(default=False, metadata=_help("leave out interactions with untitled items"))
     max_description_chars: int = field(default=2000, metadata=_help("cut longer descriptions"))
@@ -102,6 +109,8 @@ class PrepareConfig:
                     f"(read are {', '.join(sorted(_READS[self.source]))})"
                 )
         self._check_numbers()
+        if self.min_rating is not None and not math.isfinite(self.min_rating):
+            raise UserError(f"min_rating={self.min_rating} has to be a number, e.g. 4")
         if self.source == "tables" and not (self.interactions and self.items):
             raise UserError("source: tables needs both `interactions` and `items` (paths of CSV or Parquet files)")
         if self.source == "industrial" and not self.path:
@@ -148,6 +157,7 @@ def build(config: PrepareConfig) -> tuple[Tables, Mapping[str, Path]]:
             interaction_columns=config.interaction_columns,
             item_columns=config.item_columns,
             separator=config.separator,
+            quote_char=config.quote_char,
             min_rating=config.min_rating,
             max_description_chars=config.max_description_chars,
         )

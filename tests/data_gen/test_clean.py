@@ -125,7 +125,7 @@ def test_long_text_is_cut_between_words() -> None:
     ],
 )
 def test_join_listed(raw: str | None, expected: str) -> None:
-    assert join_listed(raw) == expected
+    assert join_listed(raw, " ") == expected
 
 
 def test_clean_items_fills_missing_columns() -> None:
@@ -136,3 +136,13 @@ def test_clean_items_fills_missing_columns() -> None:
     assert cleaned.to_dicts() == [
         {"item_id": "1", "title": "A‹|a_1|›", "description": "one t", "category": "", "brand": ""}
     ]
+
+
+def test_lists_read_the_same_as_text_and_as_lists() -> None:
+    words = ["Toys & Games", "Puzzles"]
+    items = pl.DataFrame({"item_id": ["1"], "title": ["A"]})
+    for value in (words, [words], "['Toys & Games' 'Puzzles']", "[['Toys & Games', 'Puzzles']]"):
+        columns = [pl.Series(name, [value]) for name in ("category", "description", "brand")]
+        row = clean_items(items.with_columns(columns), 100).row(0, named=True)
+        assert (row["category"], row["description"]) == ("Toys & Games, Puzzles", "Toys & Games Puzzles")
+        assert row["brand"] == "Toys & Games, Puzzles"

@@ -1,4 +1,4 @@
-"""From a log to a dataset: nothing leaks, nothing depends on the order of the file."""
+"""From a log to a dataset: nothing leaks, nothing depends on an order of the file that means nothing."""
 
 import random
 from pathlib import Path
@@ -16,12 +16,12 @@ from reasonrec.tokenizers.errors import UserError
 Row = tuple[str, str, int]
 
 
-def source(rows: list[Row]) -> InteractionLog:
+def source(rows: list[Row], *, ordered: bool = False) -> InteractionLog:
     schema = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64}
     ids = sorted({item for _, item, _ in rows})
     items = pl.DataFrame({"item_id": ids, "title": [f"item {item}" for item in ids]})
     log = pl.DataFrame(rows, schema=schema, orient="row")
-    return InteractionLog("test", log, clean_items(items, 100), items_name="items.csv")
+    return InteractionLog("test", log, clean_items(items, 100), items_name="items.csv", ordered=ordered)
 
 
 def some_rows(seed: int, n_users: int = 30, n_items: int = 20, per_user: int = 8) -> list[Row]:
@@ -96,7 +96,7 @@ def test_same_seed_same_bytes_whatever_the_order_of_the_file(split: str, tmp_pat
 
 def test_another_seed_orders_a_timestamp_otherwise() -> None:
     log = source([("u", str(item), 7) for item in range(20)]).interactions
-    orders = {tuple(sort_log(log, seed)["item_id"].to_list()) for seed in range(5)}
+    orders = {tuple(sort_log(log, seed, ordered=False)["item_id"].to_list()) for seed in range(5)}
     assert len(orders) == 5
     assert tuple(str(item) for item in range(20)) not in orders
 
@@ -129,6 +129,26 @@ def test_row_order_never_matters(rows: list[Row], duplicates: str, draw: random.
     assert all(a.equals(b) for a, b in zip(one, other, strict=True))
     n_targets = one[0]["items"].list.len().sum() + one[1].height + one[2].height
     assert duplicates != "keep" or n_targets == len(rows)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("vwxyz"), st.integers(0, 2)), max_size=30))
+def test_a_file_that_has_an_order_keeps_it(rows: list[Row]) -> None:
+    log = source(rows, ordered=True).interactions.with_row_index("at")
+    by_hand = sorted(range(len(rows)), key=lambda at: (rows[at][0], rows[at][2], at))
+    for seed in (0, 1):
+        assert sort_log(log, seed)["at"].to_list() == by_hand
+
+
+def test_interactions_that_share_a_time_are_counted() -> None:
+    rows = [("1", "a", 5), ("1", "b", 5), ("1", "c", 6), ("1", "d", 7), ("2", "a", 7), ("2", "b", 8), ("2", "c", 8)]
+    ordered = build_tables(source(rows, ordered=True), LogOptions())
+    assert ordered.facts["ties"] == {"interactions": 4, "of": 7, "order": "they stand as in the file"}
+    assert ordered.test.join(ordered.items, left_on="target", right_on="item", maintain_order="left")[
+        "item_id"
+    ].to_list() == ["d", "c"]
+    hashed = build_tables(source(rows), LogOptions(seed=3))
+    assert hashed.facts["ties"]["order"] == "a hash of seed 3 orders them"
 
 
 def test_facts_and_numbers_by_hand() -> None:

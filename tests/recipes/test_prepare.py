@@ -94,6 +94,10 @@ def test_a_kill_in_the_middle_leaves_no_half_dataset(shop: Path, monkeypatch: py
         (["--items", "nowhere.csv"], r"nowhere\.csv: no such file"),
         (["--usr_k", "3"], "did you mean 'user_k'"),
         (["--split", "random"], "random"),
+        (["--separator", ""], r"separator='' is empty: write one such as"),
+        (["--separator", "::"], "has no column 'item_id'.*or set separator: ','"),
+        (["--quote_char", "''"], "quote_char=.* has to be one character"),
+        (["--min_rating", "nan"], "min_rating=nan has to be a number"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
@@ -123,6 +127,52 @@ def test_bytes_do_not_depend_on_the_number_of_threads(shop: Path) -> None:
         subprocess.run([sys.executable, script, *flags], check=True, env=environment, capture_output=True)
         written.append(Dataset.load(f"out/{threads}").manifest.files)
     assert written[0] == written[1]
+
+
+def test_rows_are_counted_and_ties_are_told(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        f"{user}.0;{(user + step) % 6};2024-01-01;{'nan' if step == 2 else 5}"
+        for user in range(5)
+        for step in range(6)
+    ]
+    Path("log.csv").write_text("customer;item_id;timestamp;rating\n\n" + "\n".join(lines) + "\n")
+    Path("items.csv").write_text("item_id;title;category\n" + "".join(f"{n};t{n};['a' 'b, c']\n" for n in range(6)))
+    launch(monkeypatch, "--separator", ";", "--min_rating", "4")
+    dataset = Dataset.load("out/dataset")
+    read = dataset.facts["read"][0]
+    assert (read["rows"], read["kept"], read["blank_lines"]) == (30, 25, 1)
+    assert read["dropped"] == {"rated lower": 0, "without a rating": 5}
+    assert dataset.facts["ties"] == {"interactions": 25, "of": 25, "order": "they stand as in the file"}
+    assert dataset.test["target"].to_list() == [5, 0, 1, 2, 3]  # the last line of each user
+    assert dataset.users["user_id"].to_list() == ["0", "1", "2", "3", "4"]
+    assert dataset.items["category"].unique().to_list() == ["a, b, c"]
+    printed = capsys.readouterr().out
+    assert "30 rows, 25 kept, 5 without a rating; 1 blank lines" in printed
+    assert "5 of 30 interactions removed, 5 of them without a rating" in printed
+    assert "25 of 25 interactions share their user's time stamp; they stand as in the file" in printed
+    assert "30 of interactions.user_id are written as floats" in printed
+
+
+def test_separators_and_quotes_from_the_command_line(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Path("log.csv").read_text(), Path("items.csv").read_text()
+    launch(monkeypatch)
+    expected = Dataset.load("out/dataset").manifest.files
+    for separator, flags in (("::", ["--separator", "::"]), ("\t", ["--separator", r"\t"])):
+        for name, text in zip(("log.csv", "items.csv"), before, strict=True):
+            Path(name).write_text(text.replace(",", separator))
+        launch(monkeypatch, *flags, "--overwrite")
+        assert Dataset.load("out/dataset").manifest.files == expected
+    for name in ("log", "items"):
+        Path(f"{name}.csv").rename(f"{name}.tsv")
+    launch(monkeypatch, "--interactions", "log.tsv", "--items", "items.tsv", "--overwrite")
+    assert Dataset.load("out/dataset").manifest.files == expected
+    Path("items.tsv").write_text(before[1].replace(",", "\t").replace("pan", '10" pan'))
+    with pytest.raises(UserError, match=r"line 3 does not stand around a whole field.*set quote_char: ''"):
+        launch(monkeypatch, "--interactions", "log.tsv", "--items", "items.tsv", "--overwrite")
+    launch(monkeypatch, "--interactions", "log.tsv", "--items", "items.tsv", "--overwrite", "--quote_char", "")
+    assert Dataset.load("out/dataset").items["title"][1] == '10" pan'
 
 
 @pytest.mark.parametrize("recipe", ["demo", "industrial", "basket", "synthetic", "example"])
