@@ -3,8 +3,8 @@
 A reader that only cuts out the columns it needs does not see a stray quote or a missing field in the others, and loses
 rows in silence. So each block is checked here as bytes (with numpy, no loop over lines) before polars cuts it: quotes
 stand around whole fields, every record has the fields of the header. What passes has one meaning only, and the number
-of records that were checked is the number of rows that have to come out. Never more
-than a few blocks are in memory beside the columns that were asked for.
+of records that were checked is the number of rows that have to come out. Never more than a few blocks are in memory
+beside the columns that were asked for.
 """
 
 from __future__ import annotations
