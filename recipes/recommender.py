@@ -154,7 +154,7 @@ class Recommender:
         items = np.full((len(histories), k), -1, dtype=np.int64)
         scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
         chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        for chunk in tqdm(chunks, desc="recommending", unit="batch", disable=not progress):
+        for chunk in tqdm(chunks, desc="recommending", unit="batch", disable=None if progress else True):
             input_ids, mask = self.prompts([histories[i] for i in chunk])
             found = beam_search(
                 self.model,

@@ -13,6 +13,7 @@ from trl import SFTConfig, SFTTrainer
 
 from reasonrec.recipes.models.load import restore_trainable, trainable_values
 from reasonrec.recipes.models.policy import install_item_policy
+from reasonrec.recipes.trainers.keys import check_reports, prepare_arguments
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
@@ -31,18 +32,21 @@ class SftArguments(SFTConfig):
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints to keep"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "learning-rate schedule"})
     warmup_steps: float = field(default=0.05, metadata={"help": "warm-up: steps, or a share of them"})
+    activation_checkpointing: bool | None = field(
+        default=None, metadata={"help": "compute activations twice instead of keeping them; on if unset"}
+    )
+    disable_tqdm: bool | None = field(
+        default=None, metadata={"help": "no progress bars; if unset, bars where stderr is a terminal"}
+    )
 
     def __post_init__(self) -> None:
         if not self.output_dir:
             raise UserError("output_dir is required: set it in the YAML file or pass --output_dir")
-        for name, wanted in (("packing", False), ("assistant_only_loss", False), ("max_steps", -1)):
-            if getattr(self, name) != wanted:
-                raise UserError(
-                    f"{name}={getattr(self, name)} is not supported here: the plan decides order, loss and steps"
-                )
+        prepare_arguments(self, "sft")
         # transformers refuses bf16 without an accelerator unless it is told that the CPU is meant.
         self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
+        check_reports(self.report_to)
 
 
 class ItemSFTTrainer(SFTTrainer):

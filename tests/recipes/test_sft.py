@@ -333,7 +333,7 @@ def mistake(
         (["--tasks", "{seqrec: -1}"], ["weights must be at least 0"]),
         (["--max_history", "0"], ["max_history=0"]),
         (["--history_prompt", "Past:"], ["'Past:'", "{history}"]),
-        (["--packing", "true"], ["packing=True", "not supported"]),
+        (["--packing", "true"], ["--packing is not supported here", "max_history"]),
         (["--method", "full", "--row_learning_rate", "1"], ["row_learning_rate", "lora and qlora"]),
         (["--model", "/nowhere/model"], ["model=/nowhere/model", "a local folder"]),
         (["--dataset", "nowhere"], ["nowhere", "run its stage"]),
