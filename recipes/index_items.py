@@ -60,12 +60,14 @@ class IndexConfig:
     )
     joined_weight: float = field(
         default=1.0,
-        metadata={"help": "weight in the sum of unit vectors: title, category and brand as one text"},
+        metadata={"help": "weight in the sum of unit vectors: title, category and brand as one text", "at_least": 0},
     )
-    title_weight: float = field(default=0.0, metadata={"help": "the same for the title by itself"})
-    description_weight: float = field(default=0.5, metadata={"help": "the same for the description"})
-    category_weight: float = field(default=0.0, metadata={"help": "the same for the category by itself"})
-    brand_weight: float = field(default=0.0, metadata={"help": "the same for the brand by itself"})
+    title_weight: float = field(default=0.0, metadata={"help": "the same for the title by itself", "at_least": 0})
+    description_weight: float = field(default=0.5, metadata={"help": "the same for the description", "at_least": 0})
+    category_weight: float = field(
+        default=0.0, metadata={"help": "the same for the category by itself", "at_least": 0}
+    )
+    brand_weight: float = field(default=0.0, metadata={"help": "the same for the brand by itself", "at_least": 0})
     max_tokens: int = field(default=64, metadata={"help": "cut each field after so many tokens", "at_least": 1})
     batch_size: int = field(default=64, metadata={"help": "texts per forward pass", "at_least": 1})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, …; found out by default"})
