@@ -101,7 +101,7 @@ def main() -> None:
 
     args = build(GrpoArguments, given)
     state = PartialState()
-    out = check_output(args.output_dir, overwrite=stage.overwrite)
+    out = check_output(given["output_dir"], overwrite=stage.overwrite)
     work = partial_folder(out)
     rewards = load_rewards(stage.rewards)
     config = stage_config(stage, args)

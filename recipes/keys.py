@@ -82,7 +82,7 @@ class Key:
         Raises:
             UserError: If it breaks a rule.
         """
-        self._check(value)
+        self._check(self.name, value)
         return self._expand(value) if self.rules.get("path") else value
 
     def _expand(self, value: Any) -> Any:
@@ -94,17 +94,17 @@ class Key:
             return {self._expand(name): element for name, element in value.items()}
         return value
 
-    def _check(self, value: Any) -> None:
+    def _check(self, name: str, value: Any) -> None:
         if isinstance(value, list | dict):
-            for element in value.values() if isinstance(value, dict) else value:
-                self._check(element)
+            for place, element in value.items() if isinstance(value, dict) else enumerate(value):
+                self._check(f"{name}[{place}]", element)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return
         if not math.isfinite(value):
-            raise UserError(f"{self.name}={value} has to be a finite number")
+            raise UserError(f"{name}={value} has to be a finite number")
         for rule, (words, holds) in _BOUNDS.items():
             if rule in self.rules and not holds(value, self.rules[rule]):
-                raise UserError(f"{self.name}={value} has to be {words} {self.rules[rule]}")
+                raise UserError(f"{name}={value} has to be {words} {self.rules[rule]}")
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,8 @@ def _misfit(key: Key, text: str) -> str:
     kinds = [option for option in key.options if option is not type(None)]
     choices = [choice for option in kinds for choice in _choices(option)]
     if choices:
-        return f"invalid choice: {text!r}{nearest(text, choices)}"
+        among = f" (choose from {', '.join(choices)})" if len(choices) <= 8 else nearest(text, choices)
+        return f"invalid choice: {text!r}{among}"
     if key.takes(dict):
         return f"{text!r} does not fit, expected {describe(key.annotation)}, written as '{{name: value, …}}'"
     if key.takes(bool):

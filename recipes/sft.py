@@ -89,7 +89,7 @@ def main() -> None:
             "validation loss reported, such as --valid_rows 500 --eval_strategy steps --eval_steps 100"
         )
     state = PartialState()
-    out = check_output(args.output_dir, overwrite=stage.overwrite)
+    out = check_output(given["output_dir"], overwrite=stage.overwrite)
     work = partial_folder(out)
     config = stage_config(stage, args)
     asked = Setting(

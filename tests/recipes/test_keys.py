@@ -54,10 +54,10 @@ def config(*argv: str) -> Config:
         (["--k", "0"], "k=0 has to be at least 1"), (["--k", "-1"], "k=-1 has to be at least 1"),
         (["--rate", "0"], "rate=0.0 has to be above 0"), (["--rate", "nan"], "rate=nan has to be a finite number"),
         (["--rate=-inf"], "rate=-inf has to be a finite number"), (["--share", "1"], "share=1.0 has to be below 1"),
-        (["--sizes", "64", "1"], "sizes=1 has to be at least 2"),
-        (["--sizes", "100"], "sizes=100 has to be at most 99"),
-        (["--tasks", "{a: 1, b: -0.5}"], "tasks=-0.5 has to be at least 0"),
-        (["--ratios", "0.5", "nan"], "ratios=nan has to be a finite number"),
+        (["--sizes", "64", "1"], r"sizes\[1\]=1 has to be at least 2"),
+        (["--sizes", "100"], r"sizes\[0\]=100 has to be at most 99"),
+        (["--tasks", "{a: 1, b: -0.5}"], r"tasks\[b\]=-0\.5 has to be at least 0"),
+        (["--ratios", "0.5", "nan"], r"ratios\[1\]=nan has to be a finite number"),
     ],
 )  # fmt: skip
 def test_a_number_out_of_range(argv: list[str], message: str, tmp_path: Path) -> None:
