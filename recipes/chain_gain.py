@@ -44,7 +44,7 @@ class ChainGain:
             examples += [(prompt + answer, len(prompt)) for prompt in (direct, reasoned)]
         order = sorted(range(len(examples)), key=lambda i: len(examples[i][0]))
         scores = [0.0] * len(examples)
-        for begin in tqdm(range(0, len(order), self.batch_size), desc="gain of chains", unit="batch"):
+        for begin in tqdm(range(0, len(order), self.batch_size), desc="gain of chains", unit="batch", disable=None):
             chosen = order[begin : begin + self.batch_size]
             for i, score in zip(chosen, self._score([examples[i] for i in chosen]), strict=True):
                 scores[i] = score

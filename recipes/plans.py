@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-from datasets import Dataset as HfDataset
 
 from reasonrec.data_gen.alignment import Material, PlanConfig, make_plan
 from reasonrec.data_gen.curriculum import make_curriculum, parse_phases, plot_plan
 from reasonrec.data_gen.reasoning_tasks import REASONING_TASKS, Mention, ReasoningRenderer
 from reasonrec.data_gen.traces import Arm, Traces
-from reasonrec.recipes.bundle import Bundle
 from reasonrec.tokenizers.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset as HfDataset
+
+    from reasonrec.recipes.bundle import Bundle
 
 SEQREC_ONLY = {"seqrec": 1.0}
 
@@ -25,15 +29,21 @@ class TaskChoice:
 
     tasks: dict[str, float] = field(
         default_factory=lambda: dict(SEQREC_ONLY),
-        metadata={"help": "weights of seqrec, item2index, index2item, fusionseqrec and of tasks made of traces"},
+        metadata={
+            "help": "weights of seqrec, item2index, index2item, fusionseqrec and of tasks made of traces",
+            "at_least": 0,
+        },
     )
     curriculum: dict[str, dict[str, float]] = field(
-        default_factory=dict, metadata={"help": "phases: {name: {share: 1, task: ratio, …}, …}, instead of tasks"}
+        default_factory=dict,
+        metadata={"help": "phases: {name: {share: 1, task: ratio, …}, …}, instead of tasks", "at_least": 0},
     )
-    traces: str | None = field(default=None, metadata={"help": "folder of reasoning traces (synthesize.py)"})
+    traces: str | None = field(
+        default=None, metadata={"help": "folder of reasoning traces (synthesize.py)", "path": True}
+    )
     trace_arm: Arm = field(default="all", metadata={"help": "all traces, or those that passed the likelihood filter"})
     mention: Mention = field(default="codes", metadata={"help": "how chains name items: codes, titles, or both"})
-    max_history: int = field(default=20, metadata={"help": "longest history in items"})
+    max_history: int = field(default=20, metadata={"help": "longest history in items", "at_least": 1})
     one_per_prefix: bool = field(default=False, metadata={"help": "one example per prefix instead of whole histories"})
 
     def check_tasks(self) -> None:
@@ -102,6 +112,8 @@ def plot_curriculum(choice: TaskChoice, plan: pl.DataFrame, path: Path) -> None:
 
 def build_eval(bundle: Bundle, n_rows: int, max_history: int) -> HfDataset | None:
     """Validation cases in the layout of direct inference; None for no rows."""
+    from datasets import Dataset as HfDataset
+
     if n_rows == 0:
         return None
     rows = bundle.dataset.valid.sample(min(n_rows, bundle.dataset.valid.height), seed=0)

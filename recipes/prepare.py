@@ -5,13 +5,12 @@ accelerate launch recipes/prepare.py --config recipes/configs/demo/prepare.yaml
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from reasonrec.data_gen.baskets import read_complete_journey
 from reasonrec.data_gen.filters import Duplicates
@@ -42,8 +41,8 @@ _READS: dict[str, set[str]] = {
 }
 
 
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
+def _help(text: str, **rules: Any) -> dict[str, Any]:
+    return {"help": text, **rules}
 
 
 @dataclass
@@ -55,16 +54,16 @@ class PrepareConfig:
     """
 
     source: Source = field(metadata=_help("which reader: your own tables, a public data set, or the synthetic world"))
-    output_dir: str = field(metadata=_help("folder of the dataset"))
+    output_dir: str = field(metadata=_help("folder of the dataset", path=True))
     name: str = field(default="my data", metadata=_help("name in tables and reports"))
     path: str | None = field(
-        default=None, metadata=_help("folder of a public data set; the installed package if unset")
+        default=None, metadata=_help("folder of a public data set; the installed package if unset", path=True)
     )
     interactions: str | None = field(
-        default=None, metadata=_help("CSV or Parquet: user_id, item_id, timestamp (+ rating, review)")
+        default=None, metadata=_help("CSV or Parquet: user_id, item_id, timestamp (+ rating, review)", path=True)
     )
     items: str | None = field(
-        default=None, metadata=_help("CSV or Parquet: item_id, title (+ description, category, brand)")
+        default=None, metadata=_help("CSV or Parquet: item_id, title (+ description, category, brand)", path=True)
     )
     interaction_columns: dict[str, str] = field(
         default_factory=dict, metadata=_help("YAML only; our name: the file's name")
@@ -79,23 +78,35 @@ class PrepareConfig:
     )
     min_rating: float | None = field(default=None, metadata=_help("keep interactions rated at least this"))
     drop_items_without_text: bool = field(default=False, metadata=_help("leave out interactions with untitled items"))
-    max_description_chars: int = field(default=2000, metadata=_help("cut longer descriptions"))
-    user_k: int = field(default=1, metadata=_help("fewest interactions of a user"))
-    item_k: int = field(default=1, metadata=_help("fewest interactions of an item"))
+    max_description_chars: int = field(default=2000, metadata=_help("cut longer descriptions", at_least=0))
+    user_k: int = field(default=1, metadata=_help("fewest interactions of a user", at_least=1))
+    item_k: int = field(default=1, metadata=_help("fewest interactions of an item", at_least=1))
     duplicates: Duplicates = field(
         default="keep_first", metadata=_help("repeated interactions of one user with one item")
     )
     split: Split = field(default="leave_one_out", metadata=_help("how to hold out"))
-    split_ratios: list[float] | None = field(default=None, metadata=_help("train, validation, test of a time split"))
+    split_ratios: list[float] | None = field(
+        default=None, metadata=_help("train, validation, test of a time split", at_least=0, at_most=1)
+    )
     valid_from: str | None = field(default=None, metadata=_help("ISO date (UTC) at which validation starts"))
     test_from: str | None = field(default=None, metadata=_help("ISO date (UTC) at which the test starts"))
     mask_history: bool = field(default=False, metadata=_help("never recommend what the user had already"))
-    max_history: int | None = field(default=None, metadata=_help("most recent items of a held-out history"))
-    earlier_types: int = field(default=0, metadata=_help("baskets: types bought earlier, put before the context"))
-    train_users: int = field(default=4000, metadata=_help("synthetic: users to train on"))
-    held_out_users: int = field(default=2000, metadata=_help("synthetic: users of validation, and of the test"))
-    exposure_bias: float = field(default=0.0, metadata=_help("synthetic: share of targets that are promoted items"))
-    seed: int = field(default=0, metadata=_help("orders what the data leave open; draws the synthetic world"))
+    max_history: int | None = field(
+        default=None, metadata=_help("most recent items of a held-out history", at_least=1)
+    )
+    earlier_types: int = field(
+        default=0, metadata=_help("baskets: types bought earlier, put before the context", at_least=0)
+    )
+    train_users: int = field(default=4000, metadata=_help("synthetic: users to train on", at_least=1))
+    held_out_users: int = field(
+        default=2000, metadata=_help("synthetic: users of validation, and of the test", at_least=1)
+    )
+    exposure_bias: float = field(
+        default=0.0, metadata=_help("synthetic: share of targets that are promoted items", at_least=0, below=1)
+    )
+    seed: int = field(
+        default=0, metadata=_help("orders what the data leave open; draws the synthetic world", at_least=0)
+    )
     overwrite: bool = field(default=False, metadata=_help("move an existing output_dir to <output_dir>.old"))
 
     def __post_init__(self) -> None:
@@ -108,23 +119,11 @@ class PrepareConfig:
                     f"{f.name}={getattr(self, f.name)!r} is not read with source: {self.source}; remove it "
                     f"(read are {', '.join(sorted(_READS[self.source]))})"
                 )
-        self._check_numbers()
-        if self.min_rating is not None and not math.isfinite(self.min_rating):
-            raise UserError(f"min_rating={self.min_rating} has to be a number, e.g. 4")
         if self.source == "tables" and not (self.interactions and self.items):
             raise UserError("source: tables needs both `interactions` and `items` (paths of CSV or Parquet files)")
         if self.source == "industrial" and not self.path:
             raise UserError("source: industrial needs `path`, the folder of the published split")
         self.log_options()  # checks the split
-
-    def _check_numbers(self) -> None:
-        least = {"user_k": 1, "item_k": 1, "max_history": 1, "earlier_types": 0, "max_description_chars": 0}
-        for name, bound in (least | {"train_users": 1, "held_out_users": 1, "seed": 0}).items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise UserError(f"{name}={value} has to be at least {bound}")
-        if not 0 <= self.exposure_bias < 1:
-            raise UserError(f"exposure_bias={self.exposure_bias} is a share: 0 <= exposure_bias < 1")
 
     def log_options(self) -> LogOptions:
         """The part that says how a log becomes a dataset."""

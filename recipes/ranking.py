@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from reasonrec.rewards.metrics import Lists, flatten
 from reasonrec.tokenizers.errors import UserError
 
+KS = (1, 5, 10, 20)  # lengths of the lists that an evaluation reports
 _CHUNK_CELLS = 4_000_000
 
 

@@ -243,7 +243,7 @@ class Reasoner:
         items = np.full((len(known), self.k), -1, dtype=np.int64)
         scores = np.full((len(known), self.k), -np.inf, dtype=np.float32)
         starts = range(0, len(order), self.batch_size)
-        for start in tqdm(starts, desc="reasoning", unit="batch", disable=not self.progress):
+        for start in tqdm(starts, desc="reasoning", unit="batch", disable=None if self.progress else True):
             chunk = order[start : start + self.batch_size]
             with torch.no_grad():
                 found = search_chains(

@@ -15,13 +15,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import polars as pl
-from accelerate import PartialState
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.models.precision import HELP, Asked
-from reasonrec.recipes.reasoning import Reasoner, Thinking
-from reasonrec.recipes.recommender import Recommender
+from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
 from reasonrec.tokenizers.errors import UserError
 
 
@@ -29,19 +26,21 @@ from reasonrec.tokenizers.errors import UserError
 class RecommendConfig:
     """Configuration of one recommendation."""
 
-    model: str = field(metadata={"help": "folder of the trained model (sft.py)"})
+    model: str = field(metadata={"help": "folder of the trained model (sft.py)", "path": True})
     user: str | None = field(default=None, metadata={"help": "raw id of a user of the data set"})
     history: str | None = field(default=None, metadata={"help": "raw item ids, oldest first, joined by commas"})
-    k: int = field(default=10, metadata={"help": "items to recommend"})
-    num_beams: int = field(default=50, metadata={"help": "width of the item search"})
+    k: int = field(default=10, metadata={"help": "items to recommend", "at_least": 1})
+    num_beams: int = field(default=50, metadata={"help": "width of the item search", "at_least": 1})
     exhaustive: bool = field(
         default=False, metadata={"help": "score the whole catalogue instead of searching it; for small ones"}
     )
     mode: Literal["direct", "reasoning"] = field(
         default="direct", metadata={"help": "items at once, or behind chains of thought"}
     )
-    chains: int = field(default=1, metadata={"help": "chains in reasoning mode: one greedy, or several sampled"})
-    max_chain: int = field(default=128, metadata={"help": "longest chain in tokens"})
+    chains: int = field(
+        default=1, metadata={"help": "chains in reasoning mode: one greedy, or several sampled", "at_least": 1}
+    )
+    max_chain: int = field(default=128, metadata={"help": "longest chain in tokens", "at_least": 1})
     strict: bool = field(
         default=False, metadata={"help": "refuse unknown items and an empty history instead of warning about them"}
     )
@@ -49,9 +48,13 @@ class RecommendConfig:
         default=None,
         metadata={"help": "may items of the history be recommended? As the data set says if unset"},
     )
-    dataset: str | None = field(default=None, metadata={"help": "dataset folder, if it moved since the training"})
-    index: str | None = field(default=None, metadata={"help": "item index folder, if it moved since the training"})
-    precision: Asked = field(default="auto", metadata={"help": HELP})
+    dataset: str | None = field(
+        default=None, metadata={"help": "dataset folder, if it moved since the training", "path": True}
+    )
+    index: str | None = field(
+        default=None, metadata={"help": "item index folder, if it moved since the training", "path": True}
+    )
+    precision: PrecisionName = field(default="auto", metadata={"help": PRECISION_HELP})
     device: str | None = field(default=None, metadata={"help": "device; the accelerator if there is one"})
 
     def __post_init__(self) -> None:
@@ -109,6 +112,13 @@ def given_history(dataset: Dataset, text: str, *, strict: bool) -> list[int]:
 def main() -> None:
     """Parse, load, recommend, print."""
     (config,) = parse([RecommendConfig])
+
+    # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
+    from accelerate import PartialState
+
+    from reasonrec.recipes.reasoning import Reasoner, Thinking
+    from reasonrec.recipes.recommender import Recommender
+
     if not PartialState().is_main_process:
         return
     recommender = Recommender.load(

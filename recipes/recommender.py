@@ -13,7 +13,8 @@ import torch
 from tqdm import tqdm
 
 from reasonrec.recipes.bundle import Bundle, Setting, load_trained
-from reasonrec.recipes.models.precision import Asked, Precision, choose, load_finite
+from reasonrec.recipes.keys import PrecisionName
+from reasonrec.recipes.models.precision import Precision, choose, load_finite
 from reasonrec.tokenizers.decode import beam_search
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.prefix import padded
@@ -51,7 +52,7 @@ class Recommender:
         *,
         dataset: str | Path | None = None,
         index: str | Path | None = None,
-        dtype: torch.dtype | Asked | None = None,
+        dtype: torch.dtype | PrecisionName | None = None,
         device: str | None = None,
     ) -> Recommender:
         """Load what `recipes/sft.py` wrote.
@@ -162,7 +163,7 @@ class Recommender:
         items = np.full((len(histories), k), -1, dtype=np.int64)
         scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
         chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        for chunk in tqdm(chunks, desc="recommending", unit="batch", disable=not progress):
+        for chunk in tqdm(chunks, desc="recommending", unit="batch", disable=None if progress else True):
             input_ids, mask = self.prompts([histories[i] for i in chunk])
             found = beam_search(
                 self.model,

@@ -213,7 +213,7 @@ def fit(dataset: Dataset, config: SasrecConfig | None = None, *, device: str = "
         model = Sasrec(network, config, popularity)
         optimizer, step, best = _optimizer(network, config), 0, copy.deepcopy(network.state_dict())
         warm_up = max(1, dataset.train.height // config.batch_size)
-        bar = tqdm(range(config.epochs), desc="SASRec", unit="epoch", disable=not progress)
+        bar = tqdm(range(config.epochs), desc="SASRec", unit="epoch", disable=None if progress else True)
         for epoch in bar:
             network.train()
             losses = []

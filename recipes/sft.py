@@ -13,28 +13,14 @@ import shutil
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
-
-import torch
-from accelerate import PartialState
-from datasets import Dataset as HfDataset
+from typing import Literal
 
 from reasonrec.data_gen.prompts import HISTORY, check_history_prompt
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.bundle import Bundle, Setting, setting_facts
-from reasonrec.recipes.model_card import write_card
-from reasonrec.recipes.models.load import LoraSettings, Method
-from reasonrec.recipes.models.precision import load_finite
+from reasonrec.recipes.args import build, parse, run
 from reasonrec.recipes.plans import TaskChoice, build_eval, build_plan, load_traces, plot_curriculum
-from reasonrec.recipes.start import agreed_setting, earlier_training, load_start
-from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments, save_weights
-from reasonrec.recipes.trainers.resume import keep_or_clear, stage_config, train_or_resume
-from reasonrec.tokenizers.artefact import (
-    check_output,
-    partial_folder,
-    staged,
-    write_json,
-)
+from reasonrec.recipes.trainers.keys import inherited
+from reasonrec.tokenizers.artefact import check_output, partial_folder, staged, write_json
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
 
@@ -43,28 +29,33 @@ from reasonrec.tokenizers.index import ItemIndex
 class SftStage(TaskChoice):
     """What this stage adds to TRL's SFTConfig."""
 
-    dataset: str = field(metadata={"help": "dataset folder (prepare.py)"})
-    index: str = field(metadata={"help": "item index folder (index_items.py)"})
+    dataset: str = field(metadata={"help": "dataset folder (prepare.py)", "path": True})
+    index: str = field(metadata={"help": "item index folder (index_items.py)", "path": True})
     model: str = field(
         metadata={
             "help": "base model (Hub id, folder, or package:NAME for one inside an installed package), or the folder "
-            "of an earlier training to go on from"
+            "of an earlier training to go on from",
+            "path": True,
         }
     )
-    method: Method = field(default="qlora", metadata={"help": "full, lora, or qlora (LoRA on a 4-bit NF4 base)"})
+    method: Literal["full", "lora", "qlora"] = field(
+        default="qlora", metadata={"help": "full, lora, or qlora (LoRA on a 4-bit NF4 base)"}
+    )
     history_prompt: str = field(default=HISTORY, metadata={"help": "prompt with the place {history}"})
     chat: bool = field(default=False, metadata={"help": "put prompts into the model's chat template"})
     system: str | None = field(default=None, metadata={"help": "system message of the chat template"})
-    lora_r: int = field(default=16, metadata={"help": "LoRA rank"})
-    lora_alpha: int = field(default=32, metadata={"help": "LoRA scaling"})
-    lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout"})
+    lora_r: int = field(default=16, metadata={"help": "LoRA rank", "at_least": 1})
+    lora_alpha: int = field(default=32, metadata={"help": "LoRA scaling", "at_least": 1})
+    lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout", "at_least": 0, "below": 1})
     lora_target_modules: str = field(default="all-linear", metadata={"help": "all-linear, or names joined by commas"})
     row_learning_rate: float | None = field(
-        default=None, metadata={"help": "learning rate of the code rows under LoRA; learning_rate if unset"}
+        default=None,
+        metadata={"help": "learning rate of the code rows under LoRA; learning_rate if unset", "at_least": 0},
     )
     overwrite: bool = field(default=False, metadata={"help": "move an existing output_dir aside"})
     valid_rows: int = field(
-        default=0, metadata={"help": "validation cases whose loss is reported at eval_steps; 0 for none"}
+        default=0,
+        metadata={"help": "validation cases whose loss is reported at eval_steps; 0 for none", "at_least": 0},
     )
 
     def __post_init__(self) -> None:
@@ -78,14 +69,29 @@ class SftStage(TaskChoice):
 
 def main() -> None:
     """Parse, build, train, save."""
-    stage, args = parse([SftStage, SftArguments])
+    stage, given = parse([SftStage, inherited("sft")])
+
+    # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
+    import torch
+    from accelerate import PartialState
+    from datasets import Dataset as HfDataset
+
+    from reasonrec.recipes.bundle import Bundle, Setting, setting_facts
+    from reasonrec.recipes.model_card import write_card
+    from reasonrec.recipes.models.load import LoraSettings
+    from reasonrec.recipes.models.precision import load_finite
+    from reasonrec.recipes.start import agreed_setting, earlier_training, load_start
+    from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments, save_weights
+    from reasonrec.recipes.trainers.resume import keep_or_clear, stage_config, train_or_resume
+
+    args = build(SftArguments, given)
     if (stage.valid_rows > 0) != (args.eval_strategy != "no"):
         raise UserError(
             f"valid_rows={stage.valid_rows} and eval_strategy={args.eval_strategy} go together: set both to have the "
             "validation loss reported, such as --valid_rows 500 --eval_strategy steps --eval_steps 100"
         )
     state = PartialState()
-    out = check_output(args.output_dir, overwrite=stage.overwrite)
+    out = check_output(given["output_dir"], overwrite=stage.overwrite)
     work = partial_folder(out)
     config = stage_config(stage, args)
     asked = Setting(

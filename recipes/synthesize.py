@@ -13,9 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from reasonrec.data_gen.label_statistics import ItemLabels, LabelStatistics
 from reasonrec.data_gen.reasoning_tasks import ReasoningRenderer
@@ -25,17 +23,20 @@ from reasonrec.data_gen.trace_cases import Selection, select_train, select_valid
 from reasonrec.data_gen.trace_checks import Checker
 from reasonrec.data_gen.traces import Reply, Trace, to_frame
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.bundle import Bundle, Setting
-from reasonrec.recipes.chain_gain import ChainGain
-from reasonrec.recipes.leak import describe_leak, leak_test
-from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.teachers import SynthesizeConfig, build_teacher
 from reasonrec.tokenizers.artefact import check_output, read_manifest, staged, write_json
 from reasonrec.tokenizers.index import ItemIndex
 
+if TYPE_CHECKING:
+    from reasonrec.recipes.bundle import Bundle
+
 
 def build(config: SynthesizeConfig, dataset: Dataset, bundle: Bundle | None, folder: Path) -> dict[str, Any]:
     """Write the traces and the report; the report comes back."""
+    from tqdm import tqdm
+
+    from reasonrec.recipes.leak import leak_test
+
     labels = ItemLabels.of(dataset.items, config.label_field)
     statistics = LabelStatistics(dataset, labels)
     train = select_train(
@@ -53,7 +54,7 @@ def build(config: SynthesizeConfig, dataset: Dataset, bundle: Bundle | None, fol
 
     def work(selection: Selection, name: str, on_miss: OnMiss) -> Synthesis:
         def bar(replies: Iterable[Reply]) -> Iterable[Reply]:
-            return tqdm(replies, desc=name, total=len(selection.cases), unit="case")
+            return tqdm(replies, desc=name, total=len(selection.cases), unit="case", disable=None)
 
         options = {"guesses": config.guesses, "max_tokens": config.max_tokens, "length": length, "progress": bar}
         return synthesize(teacher, selection, checker, statistics, on_miss=on_miss, **options)  # type: ignore[arg-type]
@@ -61,6 +62,9 @@ def build(config: SynthesizeConfig, dataset: Dataset, bundle: Bundle | None, fol
     # Validation chains are not chosen by their targets, or they would leak in a way that no chain of the model can.
     parts = {"train": work(train, "train", config.on_miss), "valid": work(valid, "valid", "keep")}
     if config.filter_model is not None:
+        from reasonrec.recipes.chain_gain import ChainGain
+        from reasonrec.recipes.recommender import Recommender
+
         model = Recommender.load(config.filter_model, dataset=config.dataset, dtype=config.precision)
         gain = ChainGain(model, config.mention)
         kept = parts["train"].traces
@@ -85,6 +89,8 @@ def build(config: SynthesizeConfig, dataset: Dataset, bundle: Bundle | None, fol
 
 def describe(report: dict[str, Any]) -> str:
     """What a person looks at first."""
+    from reasonrec.recipes.leak import describe_leak
+
     lines = []
     for name in ("train", "valid"):
         part = report[name]
@@ -106,6 +112,8 @@ def main() -> None:
     inputs = {"dataset": dataset.manifest.hash}
     bundle = None
     if config.index is not None and config.model is not None:
+        from reasonrec.recipes.bundle import Bundle, Setting
+
         index = ItemIndex.load(config.index)
         setting = Setting(config.model, "lora", "{history}", chat=False, system=None, max_history=config.max_history)
         bundle = Bundle.build(dataset, index, setting)

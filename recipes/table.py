@@ -16,12 +16,11 @@ from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes import baselines, sasrec
 from reasonrec.recipes.comparison import BASELINE, CONTROL, Row
 from reasonrec.recipes.donors import other_histories
-from reasonrec.recipes.models.precision import Asked
+from reasonrec.recipes.keys import PrecisionName
+from reasonrec.recipes.ranking import KS
 from reasonrec.recipes.reasoning import Reasoned, Reasoner, Thinking, control_chains
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.errors import UserError
-
-KS = (1, 5, 10, 20)
 
 
 class RankingOptions(Protocol):
@@ -35,7 +34,7 @@ class RankingOptions(Protocol):
     baselines: bool
     window: int
     sasrec_trials: int
-    precision: Asked
+    precision: PrecisionName
     device: str | None
     seed: int
 

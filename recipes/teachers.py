@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from reasonrec.data_gen.label_statistics import LabelField, LabelStatistics
 from reasonrec.data_gen.reasoning_tasks import Mention
@@ -20,13 +20,12 @@ from reasonrec.data_gen.teacher_local import LocalTeacher
 from reasonrec.data_gen.teacher_prompts import Asker
 from reasonrec.data_gen.trace_cases import Selection
 from reasonrec.data_gen.traces import Teacher
-from reasonrec.recipes.models.load import load_base, load_tokenizer
-from reasonrec.recipes.models.precision import HELP, Asked, choose, load_finite
+from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
 from reasonrec.tokenizers.errors import UserError
 
 
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
+def _help(text: str, **rules: Any) -> dict[str, Any]:
+    return {"help": text, **rules}
 
 
 @dataclass
@@ -37,50 +36,53 @@ class SynthesizeConfig:
         UserError: If values contradict each other.
     """
 
-    dataset: str = field(metadata=_help("dataset folder (prepare.py)"))
-    output_dir: str = field(metadata=_help("folder of the traces"))
-    index: str | None = field(default=None, metadata=_help("item index; with model: measures chains in tokens"))
-    model: str | None = field(default=None, metadata=_help("whose tokenizer measures chains"))
+    dataset: str = field(metadata=_help("dataset folder (prepare.py)", path=True))
+    output_dir: str = field(metadata=_help("folder of the traces", path=True))
+    index: str | None = field(
+        default=None, metadata=_help("item index; with model: measures chains in tokens", path=True)
+    )
+    model: str | None = field(default=None, metadata=_help("whose tokenizer measures chains", path=True))
     teacher: Literal["grounded", "endpoint", "local"] = field(
         default="grounded", metadata=_help("statistics, an OpenAI-compatible endpoint, or a model that runs here")
     )
-    rows: int = field(default=3000, metadata=_help("moments of the training sequences"))
-    valid_rows: int = field(default=1000, metadata=_help("validation cases, for the leak test only"))
-    min_history: int = field(default=4, metadata=_help("shortest history in items"))
-    max_history: int = field(default=15, metadata=_help("longest history in items"))
+    rows: int = field(default=3000, metadata=_help("moments of the training sequences", at_least=1))
+    valid_rows: int = field(default=1000, metadata=_help("validation cases, for the leak test only", at_least=1))
+    min_history: int = field(default=4, metadata=_help("shortest history in items", at_least=1))
+    max_history: int = field(default=15, metadata=_help("longest history in items", at_least=1))
     label_field: LabelField = field(default="auto", metadata=_help("what kinds of items are: category or brand"))
-    guesses: int = field(default=2, metadata=_help("labels of the blind guess"))
-    evidence_items: int = field(default=3, metadata=_help("grounded: items named as evidence"))
-    kept_items: int = field(default=4, metadata=_help("grounded: most items of the rewritten history"))
+    guesses: int = field(default=2, metadata=_help("labels of the blind guess", at_least=1))
+    evidence_items: int = field(default=3, metadata=_help("grounded: items named as evidence", at_least=1))
+    kept_items: int = field(default=4, metadata=_help("grounded: most items of the rewritten history", at_least=1))
     on_miss: OnMiss = field(
         default="strip", metadata=_help("formulation without a label of the target: strip, drop or keep")
     )
     mention: Mention = field(default="codes", metadata=_help("how chains name items: codes, titles, or both"))
-    max_tokens: int = field(default=48, metadata=_help("longest chain, if index and model are given"))
+    max_tokens: int = field(default=48, metadata=_help("longest chain, if index and model are given", at_least=1))
     hindsight: bool = field(default=False, metadata=_help("show the LLM what was chosen, and mark its traces"))
-    teacher_model: str | None = field(default=None, metadata=_help("the LLM: name at the endpoint, or as `model`"))
+    teacher_model: str | None = field(
+        default=None, metadata=_help("the LLM: name at the endpoint, or as `model`", path=True)
+    )
     endpoint: str = field(default="http://localhost:8000/v1", metadata=_help("base URL"))
     api_key_env: str = field(default="OPENAI_API_KEY", metadata=_help("environment variable that holds the key"))
-    concurrency: int = field(default=8, metadata=_help("requests under way, or cases generated together"))
-    requests_per_minute: float = field(default=600.0, metadata=_help("limit over all requests"))
-    timeout_s: float = field(default=60.0, metadata=_help("patience with one request"))
-    retries: int = field(default=5, metadata=_help("further attempts"))
-    pause_s: float = field(default=1.0, metadata=_help("pause before the second attempt; it doubles"))
-    temperature: float = field(default=0.7, metadata=_help("sampling temperature of the endpoint"))
-    max_new_tokens: int = field(default=300, metadata=_help("longest reply of an LLM"))
-    replies: str | None = field(default=None, metadata=_help("log of replies; <output_dir>.replies.jsonl if unset"))
+    concurrency: int = field(default=8, metadata=_help("requests under way, or cases generated together", at_least=1))
+    requests_per_minute: float = field(default=600.0, metadata=_help("limit over all requests", above=0))
+    timeout_s: float = field(default=60.0, metadata=_help("patience with one request", above=0))
+    retries: int = field(default=5, metadata=_help("further attempts", at_least=0))
+    pause_s: float = field(default=1.0, metadata=_help("pause before the second attempt; it doubles", at_least=0))
+    temperature: float = field(default=0.7, metadata=_help("sampling temperature of the endpoint", at_least=0))
+    max_new_tokens: int = field(default=300, metadata=_help("longest reply of an LLM", at_least=1))
+    replies: str | None = field(
+        default=None, metadata=_help("log of replies; <output_dir>.replies.jsonl if unset", path=True)
+    )
     filter_model: str | None = field(
         default=None,
-        metadata=_help("trained model (sft.py) under which a chain has to raise the target's probability"),
+        metadata=_help("trained model (sft.py) under which a chain has to raise the target's probability", path=True),
     )
-    precision: Asked = field(default="auto", metadata=_help(HELP))
-    seed: int = field(default=0, metadata=_help("draws the cases"))
+    precision: PrecisionName = field(default="auto", metadata=_help(PRECISION_HELP))
+    seed: int = field(default=0, metadata=_help("draws the cases", at_least=0))
     overwrite: bool = field(default=False, metadata=_help("move an existing output_dir aside"))
 
     def __post_init__(self) -> None:
-        for name in ("min_history", "max_history", "guesses", "evidence_items", "kept_items", "max_tokens", "rows"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} has to be at least 1")
         if self.min_history > self.max_history:
             raise UserError(f"min_history={self.min_history} is above max_history={self.max_history}")
         if (self.index is None) != (self.model is None):
@@ -112,13 +114,16 @@ def build_teacher(
             **{name: getattr(config, name) for name in names},
         )
         return EndpointTeacher(asker, settings, log, config.hindsight)
+    # PyTorch, for this teacher only
+    from reasonrec.recipes.models.load import load_base, load_tokenizer
+    from reasonrec.recipes.models.precision import choose, load_finite
+
+    name = config.teacher_model
     (model,), precision = load_finite(
-        lambda chosen: (load_base(str(config.teacher_model), method="lora", precision=chosen),),
-        choose(config.precision),
-        itemgetter(0),
+        lambda chosen: (load_base(name, method="lora", precision=chosen),), choose(config.precision), itemgetter(0)
     )
     model = model.to(precision.device).eval()
-    print(f"{config.teacher_model}: {precision}")
+    print(f"{name}: {precision}")
     tokenizer = load_tokenizer(config.teacher_model)
     return LocalTeacher(
         asker, model, tokenizer, config.teacher_model, log, config.hindsight, config.concurrency, config.max_new_tokens

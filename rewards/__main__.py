@@ -18,6 +18,7 @@ import yaml
 from reasonrec.rewards.calling import CONTEXT, KEYWORDS, REQUIRABLE, ROWS
 from reasonrec.rewards.check import Finding, check_reward
 from reasonrec.rewards.registry import RewardSpec, load_reward, names
+from reasonrec.tokenizers.environment import expand_home, wait_passively
 from reasonrec.tokenizers.errors import UserError
 
 
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 for a reward that breaks a rule, 2 for one that cannot be loaded.
     """
+    wait_passively()  # a reward of the user's may import PyTorch
     parser = argparse.ArgumentParser(prog="python -m reasonrec.rewards", description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="registered rewards, and what a reward can ask for")
@@ -78,8 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             ) from error
         if not isinstance(own, dict):
             raise UserError(f"--options {options.options!r}: write a mapping, such as '{{n: 4}}'")
-        spec = RewardSpec.read(options.reward, {"weight": 1.0, **own})
-        reward = load_reward(options.reward, spec.options)
+        name = expand_home(options.reward, "reward")
+        spec = RewardSpec.read(name, {"weight": 1.0, **own})
+        reward = load_reward(name, spec.options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -16,7 +16,10 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from reasonrec.recipes.args import parse
+from reasonrec.recipes.args import build, parse
+from reasonrec.recipes.keys import KeyTable
+from reasonrec.recipes.trainers.item_grpo import GrpoArguments
+from reasonrec.recipes.trainers.item_sft import SftArguments
 from reasonrec.tokenizers.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -45,10 +48,10 @@ class Asked(Exception):
 
 
 @pytest.fixture
-def classes(path: Path, monkeypatch: pytest.MonkeyPatch) -> Sequence[type]:
+def classes(path: Path, monkeypatch: pytest.MonkeyPatch) -> Sequence[type | KeyTable]:
     """What the stage of a configuration itself asks `parse` for."""
 
-    def ask(wanted: Sequence[type], argv: Sequence[str] | None = None) -> None:
+    def ask(wanted: Sequence[type | KeyTable], argv: Sequence[str] | None = None) -> None:
         raise Asked(wanted)
 
     stage = importlib.import_module(f"reasonrec.recipes.{launch_line(path)[2]}")
@@ -73,13 +76,17 @@ def test_the_first_line_launches_this_file(path: Path) -> None:
 
 
 @every_config
-def test_it_parses(path: Path, classes: Sequence[type], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_parses(
+    path: Path, classes: Sequence[type | KeyTable], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     parsed = parse(classes, ["--config", str(path)])
+    arguments = {"sft": SftArguments, "grpo": GrpoArguments}.get(path.stem.removeprefix("reason_"))
+    built = [build(arguments, part) if isinstance(part, dict) and arguments else part for part in parsed]
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert values["output_dir"].startswith(f"runs/{path.parent.name}/")
     for key, value in values.items():
-        held = [getattr(part, key) for part in parsed if hasattr(part, key)]
+        held = [getattr(part, key) for part in built if hasattr(part, key)]
         assert held, f"{key} is read by nobody"
         if isinstance(value, int | float | str):
             assert value in held, f"{key} was given as {value!r} and became {held}"
@@ -87,7 +94,7 @@ def test_it_parses(path: Path, classes: Sequence[type], tmp_path: Path, monkeypa
 
 
 @every_config
-def test_help_is_printed(path: Path, classes: Sequence[type], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_is_printed(path: Path, classes: Sequence[type | KeyTable], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         parse(classes, ["--help"])
     assert ended.value.code == 0
@@ -95,7 +102,7 @@ def test_help_is_printed(path: Path, classes: Sequence[type], capsys: pytest.Cap
 
 
 @every_config
-def test_a_misspelt_key_is_refused(path: Path, classes: Sequence[type], tmp_path: Path) -> None:
+def test_a_misspelt_key_is_refused(path: Path, classes: Sequence[type | KeyTable], tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for key in list(yaml.safe_load(text))[:3]:
         wrong = tmp_path / "wrong.yaml"

@@ -12,6 +12,7 @@ that; this text counts as one more field, `joined`.
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,7 +133,7 @@ def load_encoder(
         vectors = model.encode(
             texts,
             batch_size=batch_size,
-            show_progress_bar=progress,
+            show_progress_bar=progress and sys.stderr.isatty(),
             convert_to_numpy=True,
             normalize_embeddings=False,
         )

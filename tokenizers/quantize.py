@@ -104,7 +104,7 @@ class ResidualKMeans:
         self.codebooks = []
         with threadpool_limits(limits=1):
             for level, size in enumerate(
-                tqdm(self.codebook_sizes, desc="quantizing", unit="level", disable=not self.progress)
+                tqdm(self.codebook_sizes, desc="quantizing", unit="level", disable=None if self.progress else True)
             ):
                 codes[:, level] = self._cluster(residual, int(size), self.seed + level)
                 centroids = _means(residual, codes[:, level], int(size))

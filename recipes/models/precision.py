@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from accelerate.utils import parse_flag_from_env
 
+from reasonrec.recipes.keys import PrecisionName
 from reasonrec.tokenizers.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Asked = Literal["auto", "bf16", "fp16", "fp32"]
 Name = Literal["bf16", "fp16", "fp32"]
 Loaded = TypeVar("Loaded")
 DTYPES: dict[Name, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-HELP = "what is computed in: auto (as the hardware is fast), bf16, fp16 or fp32"
 _AMPERE = (8, 0)  # compute capability of the first CUDA cards with bf16
 
 
@@ -62,7 +61,7 @@ class Precision:
         return f"precision: {self.name} on {self.device} ({self.why})"
 
 
-def asked_for(precision: Asked, *, bf16: bool | None = None, fp16: bool = False) -> Asked:
+def asked_for(precision: PrecisionName, *, bf16: bool | None = None, fp16: bool = False) -> PrecisionName:
     """What transformers' own flags say in our word, for those who know them by heart.
 
     Args:
@@ -98,7 +97,7 @@ def decide(args: Any) -> Precision:
     return chosen
 
 
-def choose(asked: Asked | torch.dtype | None = "auto", device: torch.device | str | None = None) -> Precision:
+def choose(asked: PrecisionName | torch.dtype | None = "auto", device: torch.device | str | None = None) -> Precision:
     """What to compute in.
 
     Args:
@@ -165,6 +164,16 @@ def default_device(*, use_cpu: bool = False) -> torch.device:
     kind = torch.accelerator.current_accelerator()
     assert kind is not None  # one is available
     return torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def of_encoder(asked: PrecisionName, device: str | None) -> Callable[[torch.dtype], torch.dtype]:
+    """What the weights of a text encoder are computed in, by the dtype that they are stored in.
+
+    Float32 stays as it is with `auto`: the same codes on every machine are worth more than seconds. Many encoders are
+    stored in bf16, though, and would crawl on hardware without it.
+    """
+    chosen = choose(asked, device)
+    return lambda stored: stored if asked == "auto" and stored == torch.float32 else chosen.dtype
 
 
 def load_finite(

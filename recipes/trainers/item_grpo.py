@@ -25,12 +25,14 @@ from transformers import TrainerControl
 from trl import GRPOConfig, GRPOTrainer
 
 from reasonrec.data_gen.rl_prompts import RlPrompts, blocks_per_pass, prompt_block
+from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
 from reasonrec.recipes.models.load import restore_trainable, trainable_values
 from reasonrec.recipes.models.policy import install_item_policy
-from reasonrec.recipes.models.precision import HELP, Asked, decide
+from reasonrec.recipes.models.precision import decide
 from reasonrec.recipes.trainers.advantages import permuted_rows
 from reasonrec.recipes.trainers.groups import Advantage, Pool, alive, choose, telemetry
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, save_weights
+from reasonrec.recipes.trainers.keys import check_reports, prepare_arguments
 from reasonrec.recipes.trainers.rollout import Sampler, noise, roll_out
 from reasonrec.recipes.trainers.scoring import Scorer
 from reasonrec.tokenizers.errors import UserError
@@ -39,19 +41,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BEST = "best"  # folder of the weights that did best on validation, inside the working folder
-# What the rollouts rely on; TRL would do something else with other values, or nothing.
-_FIXED: dict[str, Any] = {
-    "use_vllm": False,
-    "top_p": 1.0,
-    "top_k": 0,
-    "min_p": None,
-    "repetition_penalty": 1.0,
-    "disable_dropout": True,
-    "mask_truncated_completions": False,
-    "multi_objective_aggregation": "sum_then_normalize",
-    "reward_weights": None,
-    "cast_lm_head_to_fp32": False,
-}
 
 
 @dataclass
@@ -59,7 +48,7 @@ class GrpoArguments(GRPOConfig):
     """TRL's GRPOConfig; `num_train_epochs` are passes over the prompts, those that are not trained on included."""
 
     output_dir: str | None = field(default=None, metadata={"help": "folder of the trained model"})
-    precision: Asked = field(default="auto", metadata={"help": HELP})
+    precision: PrecisionName = field(default="auto", metadata={"help": PRECISION_HELP})
     report_to: str | list[str] = field(
         default="tensorboard", metadata={"help": "where to log: tensorboard, wandb, none …"}
     )
@@ -70,26 +59,22 @@ class GrpoArguments(GRPOConfig):
     lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "learning-rate schedule"})
     warmup_steps: float = field(default=0, metadata={"help": "warm-up: steps, or a share of them"})
     beta: float = field(default=0.001, metadata={"help": "weight of the KL divergence from the model started from"})
+    activation_checkpointing: bool | None = field(
+        default=None, metadata={"help": "compute activations twice instead of keeping them; on if unset"}
+    )
+    disable_tqdm: bool | None = field(
+        default=None, metadata={"help": "no progress bars; if unset, bars where stderr is a terminal"}
+    )
     num_generations_eval: int | None = field(default=1, metadata={"help": "not used: validation is searched"})
     disable_dropout: bool = field(default=True, metadata={"help": "has to be on: sampler and trainer must agree"})
 
     def __post_init__(self) -> None:
         if not self.output_dir:
             raise UserError("output_dir is required: set it in the YAML file or pass --output_dir")
-        for name, wanted in _FIXED.items():
-            if getattr(self, name) != wanted:
-                raise UserError(
-                    f"{name}={getattr(self, name)} is not supported here: leave it out (it is {wanted}), so that "
-                    "completions are drawn from the policy that is trained"
-                )
+        prepare_arguments(self, "grpo")
         if self.scale_rewards == "batch":
             raise UserError("scale_rewards=batch is not supported here: choose group or none")
         steps = self.steps_per_generation or self.gradient_accumulation_steps
-        if self.generation_batch_size is not None:
-            raise UserError(
-                f"generation_batch_size={self.generation_batch_size} depends on the number of processes: set "
-                "steps_per_generation instead"
-            )
         if steps % self.gradient_accumulation_steps:
             raise UserError(
                 f"steps_per_generation={steps} has to be a multiple of "
@@ -112,6 +97,7 @@ class GrpoArguments(GRPOConfig):
         self.chosen = decide(self)
         super().__post_init__()
         self.chosen.apply(self)
+        check_reports(self.report_to)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ import torch
 from torch.utils.data import Sampler, SequentialSampler
 from trl import SFTConfig, SFTTrainer
 
+from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
 from reasonrec.recipes.models.load import restore_trainable, trainable_values
 from reasonrec.recipes.models.policy import install_item_policy
-from reasonrec.recipes.models.precision import HELP, Asked, decide
+from reasonrec.recipes.models.precision import decide
+from reasonrec.recipes.trainers.keys import check_reports, prepare_arguments
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
@@ -24,7 +26,7 @@ class SftArguments(SFTConfig):
     """TRL's SFTConfig; `num_train_epochs` are passes over the interactions and may be a fraction."""
 
     output_dir: str | None = field(default=None, metadata={"help": "folder of the trained model"})
-    precision: Asked = field(default="auto", metadata={"help": HELP})
+    precision: PrecisionName = field(default="auto", metadata={"help": PRECISION_HELP})
     report_to: str | list[str] = field(
         default="tensorboard", metadata={"help": "where to log: tensorboard, wandb, none …"}
     )
@@ -33,18 +35,21 @@ class SftArguments(SFTConfig):
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints to keep"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "learning-rate schedule"})
     warmup_steps: float = field(default=0.05, metadata={"help": "warm-up: steps, or a share of them"})
+    activation_checkpointing: bool | None = field(
+        default=None, metadata={"help": "compute activations twice instead of keeping them; on if unset"}
+    )
+    disable_tqdm: bool | None = field(
+        default=None, metadata={"help": "no progress bars; if unset, bars where stderr is a terminal"}
+    )
 
     def __post_init__(self) -> None:
         if not self.output_dir:
             raise UserError("output_dir is required: set it in the YAML file or pass --output_dir")
-        for name, wanted in (("packing", False), ("assistant_only_loss", False), ("max_steps", -1)):
-            if getattr(self, name) != wanted:
-                raise UserError(
-                    f"{name}={getattr(self, name)} is not supported here: the plan decides order, loss and steps"
-                )
+        prepare_arguments(self, "sft")
         self.chosen = decide(self)
         super().__post_init__()
         self.chosen.apply(self)
+        check_reports(self.report_to)
 
 
 class ItemSFTTrainer(SFTTrainer):

@@ -34,7 +34,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from reasonrec.data_gen.prompts import HISTORY
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.bundle import Bundle, Setting, load_with_rows
-from reasonrec.recipes.models.precision import Asked, choose
+from reasonrec.recipes.keys import PrecisionName
+from reasonrec.recipes.models.precision import choose
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.rewards.metrics import per_row
 from reasonrec.tokenizers.artefact import write_json
@@ -107,7 +108,7 @@ def is_model(path: str) -> bool:
     return (Path(path) / "manifest.json").is_file()
 
 
-def load_trained(options: argparse.Namespace, path: str, dtype: Asked) -> Recommender:
+def load_trained(options: argparse.Namespace, path: str, dtype: PrecisionName) -> Recommender:
     """A model that was trained on the data set."""
     return Recommender.load(path, dataset=options.dataset, index=options.index, dtype=dtype, device=options.device)
 
@@ -283,8 +284,8 @@ def main() -> None:
     parser.add_argument("--agreement_users", type=int, default=200)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**4, 10**5, 10**6, 10**7], help="catalogues")
     parser.add_argument("--trie_sizes", type=int, nargs="+", default=[10**6, 10**7], help="catalogues to build")
-    parser.add_argument("--precision", choices=get_args(Asked), default="auto", help="of speed and latency")
-    parser.add_argument("--agreement_precision", choices=get_args(Asked), default="fp32")
+    parser.add_argument("--precision", choices=get_args(PrecisionName), default="auto", help="of speed and latency")
+    parser.add_argument("--agreement_precision", choices=get_args(PrecisionName), default="fp32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="runs/bench/decoding.json")

@@ -35,8 +35,9 @@ from transformers import TrainerCallback
 from reasonrec.data_gen.prompts import HISTORY
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.bundle import Bundle, Setting, load_with_rows
+from reasonrec.recipes.keys import PrecisionName
 from reasonrec.recipes.models.load import LoraSettings, add_adapter
-from reasonrec.recipes.models.precision import Asked, choose, default_device
+from reasonrec.recipes.models.precision import choose, default_device
 from reasonrec.recipes.plans import TaskChoice, build_plan
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments
@@ -76,7 +77,7 @@ class Clock(TrainerCallback):
         control.should_training_stop = len(self.times) > 2 and sum(self.times) > self.budget
 
 
-def precisions() -> list[Asked]:
+def precisions() -> list[PrecisionName]:
     """What this machine can be asked for."""
     native = choose("auto").name
     return ["auto", "fp32", "bf16", *(["fp16"] if native == "fp16" else [])]  # type: ignore[list-item]
@@ -93,7 +94,7 @@ def demo(options: argparse.Namespace) -> Bundle:
     return Bundle.build(Dataset.load(options.dataset), ItemIndex.load(options.index), setting)
 
 
-def load(options: argparse.Namespace, bundle: Bundle, method: Any, asked: Asked) -> Any:
+def load(options: argparse.Namespace, bundle: Bundle, method: Any, asked: PrecisionName) -> Any:
     """The demo's model in one precision, freshly started."""
     setting = Setting(options.model, method, HISTORY, False, None, 15)
     return load_with_rows(setting, bundle, choose(asked))[0]
@@ -112,7 +113,7 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
                 model = add_adapter(model, bundle.vocabulary, LoraSettings(16, 32, 0.0, "all-linear"))
             args = SftArguments(
                 output_dir=folder, precision=asked, per_device_train_batch_size=8, learning_rate=1e-4,
-                num_train_epochs=1, gradient_checkpointing=False, report_to="none", disable_tqdm=True,
+                num_train_epochs=1, activation_checkpointing=False, report_to="none", disable_tqdm=True,
                 remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True}, save_strategy="no",
             )  # fmt: skip
             clock = Clock(options.budget)

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-import torch
 
 from reasonrec.data_gen.schema import ROWS, Dataset, Tables, write_dataset
 from reasonrec.recipes import index_items
@@ -213,13 +212,3 @@ def test_minilm_separates_kinds_of_items(tmp_path, monkeypatch):
     )  # fmt: skip
     codes = ItemIndex.load(tmp_path / "index").codes
     assert len({(i % 4, int(code)) for i, code in enumerate(codes[:, 0])}) == 4
-
-
-def test_an_encoder_keeps_float32_and_follows_the_hardware_in_less(monkeypatch):
-    """The same codes on every machine; yet half precision where it would crawl is float32."""
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    auto, asked = (
-        index_items.compute(IndexConfig("data", "out", device="cpu", precision=name)) for name in ("auto", "bf16")
-    )
-    assert [auto(stored) for stored in (torch.float32, torch.bfloat16, torch.float16)] == [torch.float32] * 3
-    assert asked(torch.float32) == torch.bfloat16

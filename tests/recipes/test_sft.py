@@ -244,8 +244,9 @@ from pathlib import Path
 from accelerate import PartialState
 from safetensors.torch import save_file
 from reasonrec.recipes import sft
+from reasonrec.recipes.trainers import item_sft
 
-class Watched(sft.ItemSFTTrainer):
+class Watched(item_sft.ItemSFTTrainer):
     def train(self, *args, **kwargs):
         state = PartialState()
         assert state.num_processes == 2, state
@@ -253,7 +254,7 @@ class Watched(sft.ItemSFTTrainer):
         save_file(start, Path(sys.argv[0]).with_name(f"{Path(self.args.output_dir).stem}-{state.process_index}.start"))
         return super().train(*args, **kwargs)
 
-sft.ItemSFTTrainer = Watched
+item_sft.ItemSFTTrainer = Watched
 for flags in json.loads(Path(sys.argv[1]).read_text()):
     sys.argv[1:] = flags
     sft.run(sft.main)()
@@ -347,10 +348,10 @@ def mistake(
         (["--learning_rat", "1"], ["--learning_rat", "'learning_rate'"]),
         (["--method", "lorra"], ["lorra", "full", "lora", "qlora"]),
         (["--tasks", "{seqrek: 1}"], ["'seqrek'", "seqrec, item2index"]),
-        (["--tasks", "{seqrec: -1}"], ["weights must be at least 0"]),
+        (["--tasks", "{seqrec: -1}"], ["tasks[seqrec]=-1 has to be at least 0"]),
         (["--max_history", "0"], ["max_history=0"]),
         (["--history_prompt", "Past:"], ["'Past:'", "{history}"]),
-        (["--packing", "true"], ["packing=True", "not supported"]),
+        (["--packing", "true"], ["--packing is not supported here", "max_history"]),
         (["--method", "full", "--row_learning_rate", "1"], ["row_learning_rate", "lora and qlora"]),
         (["--model", "/nowhere/model"], ["model=/nowhere/model", "a local folder"]),
         (["--dataset", "nowhere"], ["nowhere", "run its stage"]),

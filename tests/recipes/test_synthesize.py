@@ -17,7 +17,7 @@ import pytest
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.data_gen.traces import STAGES, Traces
-from reasonrec.recipes import sft, synthesize
+from reasonrec.recipes import model_card, sft, synthesize
 from reasonrec.recipes.leak import chain_items, chain_words, describe_leak, leak_test
 from reasonrec.recipes.plans import TaskChoice
 from reasonrec.tokenizers.artefact import partial_folder, write_manifest
@@ -245,7 +245,7 @@ def test_a_run_killed_in_the_middle_of_a_phase_ends_the_same(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sft, "save_weights", killed)
+        patch.setattr(model_card, "write_card", killed)  # training is done, the artefact is not
         with pytest.raises(KeyboardInterrupt):
             train(out, patch, tiny_dataset, tiny_index, tiny_base, *flags, "--save_total_limit", "99")
     steps = sorted(int(path.name.split("-")[1]) for path in partial_folder(out).glob("checkpoint-*"))

@@ -12,7 +12,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from reasonrec.recipes.models import precision
-from reasonrec.recipes.models.precision import asked_for, choose, decide, default_device, finite_logits, load_finite
+from reasonrec.recipes.models.precision import (
+    asked_for,
+    choose,
+    decide,
+    default_device,
+    finite_logits,
+    load_finite,
+    of_encoder,
+)
 from reasonrec.tokenizers.errors import UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -136,6 +144,14 @@ def test_the_cpu_is_where_training_runs_if_it_is_asked_for(monkeypatch):
     assert default_device(use_cpu=True) == CPU
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert default_device() == CPU
+
+
+def test_an_encoder_keeps_float32_and_follows_the_hardware_in_less(monkeypatch):
+    """The same codes on every machine; yet half precision where it would crawl is float32."""
+    machine(monkeypatch)
+    auto, asked = (of_encoder(name, "cpu") for name in ("auto", "bf16"))
+    assert [auto(stored) for stored in (torch.float32, torch.bfloat16, torch.float16)] == [torch.float32] * 3
+    assert asked(torch.float32) == torch.bfloat16
 
 
 def loud(base, scale: float):

@@ -12,8 +12,8 @@ from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer import grpo_trainer
 
-from reasonrec.recipes.trainers import item_grpo
 from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer
+from reasonrec.recipes.trainers.keys import REFUSED
 
 OVERRIDDEN = {
     "__init__", "create_optimizer", "_save", "_generate_and_score_completions", "_calculate_rewards", "evaluate",
@@ -107,10 +107,18 @@ def test_the_start_is_evaluated_through_the_method_that_is_overridden():
     assert "eval_on_start" in inspect.getsource(Trainer)
 
 
+# What the rollouts rely on; TRL would do something else with other values, or nothing.
+RELIED_ON = {
+    "use_vllm": False, "top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "disable_dropout": True,
+    "mask_truncated_completions": False, "multi_objective_aggregation": "sum_then_normalize", "reward_weights": None,
+    "cast_lm_head_to_fp32": False,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        *item_grpo._FIXED, "num_generations", "steps_per_generation", "generation_batch_size", "num_iterations",
+        *RELIED_ON, "num_generations", "steps_per_generation", "generation_batch_size", "num_iterations",
         "beta",
         "temperature", "max_completion_length", "eval_on_start", "eval_strategy", "eval_steps", "scale_rewards",
         "num_generations_eval", "gradient_accumulation_steps", "save_steps", "save_strategy",
@@ -123,8 +131,9 @@ def test_configuration_fields_exist(name):
 def test_our_arguments_add_the_precision_only(tmp_path):
     assert {f.name for f in fields(GrpoArguments)} == {f.name for f in fields(GRPOConfig)} | {"precision"}
     args = GrpoArguments(output_dir=str(tmp_path), bf16=False, per_device_train_batch_size=8)
-    for name, wanted in item_grpo._FIXED.items():
+    for name, wanted in RELIED_ON.items():
         assert getattr(args, name) == wanted
+        assert name in REFUSED["grpo"]
     assert args.importance_sampling_level == "token"
     assert args.generation_batch_size == 8
 

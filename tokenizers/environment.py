@@ -1,0 +1,39 @@
+"""What a process takes from its surroundings: the home folder in paths, and how its threads wait."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from reasonrec.tokenizers.errors import UserError
+
+_HOME = re.compile(r"~[\w.-]*(/|$)")
+
+
+def expand_home(path: str, name: str) -> str:
+    """A path with `~` or `~user` in front written out, as a shell does it; anything else comes back as it is.
+
+    Args:
+        path: A path, or a name that may stand in its place (a Hub id, `package:NAME`): those do not begin with `~`.
+        name: What it is called in a message.
+
+    Raises:
+        UserError: If there is no such home folder.
+    """
+    if not _HOME.match(path):
+        return path
+    home, expanded = path.split("/", 1)[0], os.path.expanduser(path)  # noqa: PTH111 (Path would raise, and drop a slash)
+    if home == "~" and (expanded == path or os.environ.get("HOME") == ""):
+        raise UserError(f"{name}={path}: HOME is not set; write the whole path")
+    if expanded == path:
+        raise UserError(f"{name}={path}: there is no user {home[1:]!r} here; write the whole path")
+    return expanded
+
+
+def wait_passively() -> None:
+    """Let OpenMP's threads sleep where they wait for each other, unless the user has set OMP_WAIT_POLICY.
+
+    By default they spin at every barrier. On a core that a busy neighbour holds, each step then waits for a thread
+    that cannot run. The policy is read when a library with OpenMP is loaded, so call this before PyTorch is imported.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
