@@ -24,7 +24,6 @@ from reasonrec.recipes.bundle import load_trained, setting_facts
 from reasonrec.recipes.model_card import write_card
 from reasonrec.recipes.trainers.groups import Advantage, Loss
 from reasonrec.recipes.trainers.item_grpo import BEST, GrpoArguments, ItemGRPOTrainer, RolloutSettings
-from reasonrec.recipes.trainers.item_sft import save_weights
 from reasonrec.recipes.trainers.probe import build_probe
 from reasonrec.recipes.trainers.resume import keep_or_clear, stage_config, train_or_resume
 from reasonrec.recipes.trainers.scoring import build_scorer
@@ -133,7 +132,7 @@ def main() -> None:
                 print("no step ranks the validation cases better than the start: the start's weights are kept")
         else:
             chosen = trainer.state.global_step
-            save_weights(trainer.accelerator.unwrap_model(trainer.model), folder)
+            trainer.write_weights(folder)
         bundle.tokenizer.save_pretrained(folder)
         facts.update(setting_facts(setting), rows=bundle.vocabulary.size, train=result.metrics, step=chosen)
         facts["reinforced"] = {"mode": stage.mode, "algorithm": stage.algorithm, "rewards": stage.rewards}
