@@ -22,6 +22,7 @@ from reasonrec.data_gen.rl_prompts import PromptWindow, RlPrompts
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.bundle import load_trained, setting_facts
 from reasonrec.recipes.model_card import write_card
+from reasonrec.recipes.models.context import check_context
 from reasonrec.recipes.trainers.groups import Advantage, Loss
 from reasonrec.recipes.trainers.item_grpo import BEST, GrpoArguments, ItemGRPOTrainer, RolloutSettings
 from reasonrec.recipes.trainers.probe import build_probe
@@ -83,6 +84,7 @@ def main() -> None:
         bundle, model, setting, start = load_trained(
             stage.model, dataset=stage.dataset, index=stage.index, trainable=True
         )
+    check_context(model, bundle, setting.max_history, trained=True, max_chain=stage.chain, end=1)
     config |= {name: config[name] or start.config[name] for name in ("dataset", "index")}  # for those who load it
     inputs = {"dataset": start.inputs["dataset"], "index": start.inputs["index"], "model": start.hash}
     keep_or_clear(out, config, inputs)

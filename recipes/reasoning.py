@@ -20,6 +20,7 @@ from tqdm import tqdm
 from reasonrec.data_gen.histories import Items, UserHistory
 from reasonrec.data_gen.reasoning_tasks import close_ids, reason_prompt_ids
 from reasonrec.recipes.donors import donors
+from reasonrec.recipes.models.context import check_context
 from reasonrec.recipes.recommender import History, Recommender
 from reasonrec.recipes.trainers.rollout import Sampler, noise, write_chains
 from reasonrec.tokenizers.chains import chains_room, search_chains
@@ -121,6 +122,9 @@ class Reasoner:
         recommender, bundle = self.recommender, self.recommender.bundle
         users = recommender.known(histories, strict=strict)
         known, excluded = self._shown(users), recommender.excluded(users, repeats, exclude)
+        check_context(
+            recommender.model, bundle, recommender.setting.max_history, trained=True, max_chain=thinking.max_chain
+        )
         sampler, n = thinking.sampler(self.close_ids), thinking.chains
         room = chains_room(recommender.trie, self.num_beams, n)
         chains: list[list[list[int]]] = [[] for _ in known]

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from reasonrec.data_gen.histories import Items, UserHistory
 from reasonrec.recipes.bundle import Bundle, Setting, load_trained
+from reasonrec.recipes.models.context import check_context
 from reasonrec.tokenizers.decode import Found, beam_search
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.prefix import padded
@@ -35,6 +36,9 @@ class Recommender:
         model: The causal LM, adapter included.
         setting: What it was trained with.
         trie: Trie of the items, on the model's device.
+
+    Raises:
+        UserError: If the model does not see a prompt of `max_history` items.
     """
 
     def __init__(self, bundle: Bundle, model: PreTrainedModel, setting: Setting) -> None:
@@ -42,6 +46,7 @@ class Recommender:
         self.setting = setting
         self.model = model.get_base_model() if hasattr(model, "peft_config") else model
         self.model.eval()
+        check_context(self.model, bundle, setting.max_history, trained=True)
         self.trie = bundle.trie.to(self.model.device)
 
     @classmethod

@@ -22,8 +22,9 @@ from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.bundle import Bundle, Setting, setting_facts
 from reasonrec.recipes.model_card import write_card
+from reasonrec.recipes.models.context import check_context
 from reasonrec.recipes.models.load import LoraSettings, Method
-from reasonrec.recipes.plans import TaskChoice, build_eval, build_plan, load_traces, plot_curriculum
+from reasonrec.recipes.plans import TaskChoice, build_eval, build_plan, check_texts, load_traces, plot_curriculum
 from reasonrec.recipes.start import agreed_setting, earlier_training, load_start
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments, save_weights
 from reasonrec.recipes.trainers.resume import keep_or_clear, stage_config, train_or_resume
@@ -116,6 +117,8 @@ def main() -> None:
         stage.lora_r, stage.lora_alpha, stage.lora_dropout, targets if "," not in targets else targets.split(",")
     )
     model, setting = load_start(stage, setting, bundle, lora, earlier)
+    limit = check_context(model, bundle, stage.max_history, trained=False)
+    check_texts(plan, bundle.renderer, limit)
     args.output_dir, args.remove_unused_columns, args.num_train_epochs = str(work), False, 1
     args.dataset_kwargs = {"skip_prepare_dataset": True}
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / "logs")  # else a folder named after this machine

@@ -98,10 +98,24 @@ def _convert_gguf(source: Path, target: Path) -> None:
 
 
 def load_tokenizer(reference: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Tokenizer of a base model, with a padding token."""
+    """Tokenizer of a base model, with a padding token: its own, or the token that ends answers.
+
+    Args:
+        reference: Hub id, folder, or `package:NAME`.
+        trust_remote_code: Run code that comes with it; off unless the user asks.
+
+    Raises:
+        UserError: If it cannot be loaded, or has no token that ends answers.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = _from_pretrained(AutoTokenizer, resolve_model(reference), trust_remote_code=trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        own = ", ".join(list(tokenizer.get_added_vocab())[:4]) or "one of its words"
+        raise UserError(
+            f'model={reference}: the tokenizer has no eos token, which ends answers: set "eos_token" in its '
+            f"tokenizer_config.json to one of its tokens (it has {own}), or take another model"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
