@@ -35,6 +35,9 @@ class EvalConfig:
     reasoning_models: list[str] = field(
         default_factory=list, metadata={"help": "folders of models that think first (trained on traces)"}
     )
+    base_model: str | None = field(
+        default=None, metadata={"help": "the adapters' base model (Hub id or folder), if it moved since the training"}
+    )
     chains: int = field(default=1, metadata={"help": "chains per user: one greedy, or several sampled and merged"})
     max_chain: int = field(default=128, metadata={"help": "longest chain in tokens"})
     chain_temperature: float = field(default=1.0, metadata={"help": "temperature of sampled chains"})

@@ -44,6 +44,9 @@ class GrpoStage:
     model: str = field(metadata={"help": "folder of the model to start from (sft.py, or an earlier grpo.py)"})
     dataset: str | None = field(default=None, metadata={"help": "its dataset; where its training found it if unset"})
     index: str | None = field(default=None, metadata={"help": "its item index; likewise"})
+    base_model: str | None = field(
+        default=None, metadata={"help": "its base model (Hub id or folder), if it moved since the training"}
+    )
     rewards: dict[str, Any] = field(
         default_factory=lambda: {"rsvr": 1.0},
         metadata={"help": "rewards by name or path/to/file.py:function, each with its weight; weight 0 only logs"},
@@ -82,7 +85,7 @@ def main() -> None:
     config = stage_config(stage, args)
     with state.main_process_first():  # one process unpacks a packaged model, the others find it
         bundle, model, setting, start = load_trained(
-            stage.model, dataset=stage.dataset, index=stage.index, trainable=True
+            stage.model, dataset=stage.dataset, index=stage.index, base_model=stage.base_model, trainable=True
         )
     check_context(model, bundle, setting.max_history, trained=True, max_chain=stage.chain, end=1)
     config |= {name: config[name] or start.config[name] for name in ("dataset", "index")}  # for those who load it

@@ -51,6 +51,9 @@ class RecommendConfig:
     )
     dataset: str | None = field(default=None, metadata={"help": "dataset folder, if it moved since the training"})
     index: str | None = field(default=None, metadata={"help": "item index folder, if it moved since the training"})
+    base_model: str | None = field(
+        default=None, metadata={"help": "an adapter's base model (Hub id or folder), if it moved since the training"}
+    )
     device: str | None = field(default=None, metadata={"help": "device; the accelerator if there is one"})
 
     def __post_init__(self) -> None:
@@ -104,7 +107,9 @@ def main() -> None:
     (config,) = parse([RecommendConfig])
     if not PartialState().is_main_process:
         return
-    recommender = Recommender.load(config.model, dataset=config.dataset, index=config.index, device=config.device)
+    recommender = Recommender.load(
+        config.model, dataset=config.dataset, index=config.index, base_model=config.base_model, device=config.device
+    )
     dataset = recommender.bundle.dataset
     if config.user is not None:
         history = known_history(dataset, config.user)

@@ -56,6 +56,7 @@ class Recommender:
         *,
         dataset: str | Path | None = None,
         index: str | Path | None = None,
+        base_model: str | None = None,
         dtype: torch.dtype | None = None,
         device: str | None = None,
     ) -> Recommender:
@@ -65,6 +66,7 @@ class Recommender:
             path: Folder of the adapter or model.
             dataset: Its dataset; where the training found it by default.
             index: Its item index; likewise.
+            base_model: Where an adapter's base model is now; likewise. A fully trained model needs none.
             dtype: Overrides the dtype (bfloat16).
             device: Overrides the device (the accelerator if there is one).
 
@@ -73,7 +75,7 @@ class Recommender:
                 the command that mends it.
         """
         bundle, model, setting, manifest = load_trained(
-            path, dataset=dataset, index=index, dtype=dtype or torch.bfloat16
+            path, dataset=dataset, index=index, base_model=base_model, dtype=dtype or torch.bfloat16
         )
         if setting.method != "qlora" or manifest.kind == "model":
             model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

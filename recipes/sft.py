@@ -20,7 +20,7 @@ from datasets import Dataset as HfDataset
 from reasonrec.data_gen.prompts import HISTORY, check_history_prompt
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.bundle import Bundle, Setting, setting_facts
+from reasonrec.recipes.bundle import Bundle, Setting, setting_facts, trained_tokenizer
 from reasonrec.recipes.model_card import write_card
 from reasonrec.recipes.models.context import check_context
 from reasonrec.recipes.models.load import LoraSettings, Method
@@ -49,6 +49,12 @@ class SftStage(TaskChoice):
             "help": "base model (Hub id, folder, or package:NAME for one inside an installed package), or the folder "
             "of an earlier training to go on from"
         }
+    )
+    base_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "when going on: the adapter's base model (Hub id or folder), if it moved since the training"
+        },
     )
     method: Method = field(default="qlora", metadata={"help": "full, lora, or qlora (LoRA on a 4-bit NF4 base)"})
     history_prompt: str = field(default=HISTORY, metadata={"help": "prompt with the place {history}"})
@@ -94,7 +100,8 @@ def main() -> None:
     earlier = earlier_training(stage.model)
     setting = agreed_setting(asked, config, earlier)
     with state.main_process_first():  # one process unpacks a packaged model, the others find it
-        bundle = Bundle.build(Dataset.load(stage.dataset), ItemIndex.load(stage.index), setting)
+        tokenizer = None if earlier is None else trained_tokenizer(stage.model, earlier, setting)
+        bundle = Bundle.build(Dataset.load(stage.dataset), ItemIndex.load(stage.index), setting, tokenizer)
     assert bundle.index.manifest is not None  # it was loaded; this tells the type checker
     inputs = {"dataset": bundle.dataset.manifest.hash, "index": bundle.index.manifest.hash}
     if earlier is not None:

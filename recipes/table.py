@@ -36,6 +36,7 @@ class RankingOptions(Protocol):
     baselines: bool
     window: int
     sasrec_trials: int
+    base_model: str | None
     dtype: str
     device: str | None
     seed: int
@@ -142,7 +143,13 @@ class Table:
 
     def _load(self, path: str) -> Recommender:
         dtype = torch.bfloat16 if self.options.dtype == "bfloat16" else torch.float32
-        recommender = Recommender.load(path, dataset=self.dataset.path, dtype=dtype, device=self.options.device)
+        recommender = Recommender.load(
+            path,
+            dataset=self.dataset.path,
+            base_model=self.options.base_model,
+            dtype=dtype,
+            device=self.options.device,
+        )
         if recommender.bundle.dataset.manifest.hash != self.dataset.manifest.hash:
             raise UserError(f"{path} belongs to another dataset than {self.dataset.path}")
         return recommender

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 Method = Literal["full", "lora", "qlora"]
 PACKAGE = "package:"
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # what else it says is a folder
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,11 @@ def resolve_model(reference: str) -> str:
         reference: Hub id, folder, or `package:NAME`.
 
     Raises:
-        UserError: If the package is not installed or carries no GGUF file.
+        UserError: If the package is not installed or carries no GGUF file, or a folder is not there.
     """
     if not reference.startswith(PACKAGE):
+        if not _HUB_ID.fullmatch(reference) and not Path(reference).exists():
+            raise UserError(f"model={reference}: there is no folder {Path(reference).absolute()}")
         return reference
     name = reference.removeprefix(PACKAGE)
     # Found, not imported: such packages need libraries that this kit does not; a dotted name would import its parents.
@@ -156,6 +160,8 @@ def _from_pretrained(auto: Any, path: str, **options: Any) -> Any:
         return auto.from_pretrained(path, **options)
     except (OSError, ValueError) as error:  # ValueError: no config.json, an unknown architecture, code of its own
         first = str(error).splitlines()[0]
+        if not Path(path).exists():  # what the Hub says of a folder's name helps nobody by itself
+            first = f"there is no folder {Path(path).absolute()}, and the Hub did not give it either: {first}"
         raise UserError(f"model={path}: {first} (a Hub id, a local folder, or package:NAME)") from error
 
 
