@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from reasonrec.data_gen.histories import Items, UserHistory
+from reasonrec.data_gen.histories import UserHistory
 from reasonrec.data_gen.reasoning_tasks import close_ids, reason_prompt_ids
 from reasonrec.recipes.donors import donors
+from reasonrec.recipes.items import History, Items
 from reasonrec.recipes.models.context import check_context
-from reasonrec.recipes.recommender import History, Recommender
+from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.rollout import Sampler, noise, write_chains
 from reasonrec.tokenizers.chains import chains_room, search_chains
 from reasonrec.tokenizers.errors import UserError
@@ -235,7 +236,7 @@ class Reasoner:
         known: Sequence[np.ndarray],
         n: int,
         prompts: Callable[[int], list[list[int]]],
-        excluded: Sequence[Items] | None,
+        excluded: Sequence[NDArray[np.int64]] | None,
     ) -> NDArray[np.int64]:
         recommender = self.recommender
         room = chains_room(recommender.trie, self.num_beams, n)
@@ -251,7 +252,7 @@ class Reasoner:
         known: Sequence[np.ndarray],
         n: int,
         prefix: Callable[[NDArray[np.int64]], Prefix],
-        excluded: Sequence[Items] | None,
+        excluded: Sequence[NDArray[np.int64]] | None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Search behind the prefixes of each batch of histories; similar lengths stand together."""
         order = np.argsort([len(history) for history in known], kind="stable")

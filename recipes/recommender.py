@@ -1,6 +1,7 @@
 """Load a trained recommender once and recommend many times.
 
-A history is a `UserHistory`, or plain item numbers: everything the user had, oldest first.
+A history is everything the user had, oldest first: raw item ids as text, or item numbers as integers, or a
+`UserHistory`. What comes back are item numbers; `Recommender.items` turns them into raw ids.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from reasonrec.data_gen.histories import Items, UserHistory
+from reasonrec.data_gen.histories import UserHistory
 from reasonrec.recipes.bundle import Bundle, Setting, load_trained
+from reasonrec.recipes.items import UNKNOWN, History, ItemIds, Items
 from reasonrec.recipes.models.context import check_context
 from reasonrec.tokenizers.decode import Found, beam_search
 from reasonrec.tokenizers.errors import UserError
@@ -24,8 +26,6 @@ from reasonrec.tokenizers.state import UserState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-History = UserHistory | Items
 
 
 class Recommender:
@@ -36,6 +36,7 @@ class Recommender:
         model: The causal LM, adapter included.
         setting: What it was trained with.
         trie: Trie of the items, on the model's device.
+        items: Raw ids to item numbers, and back.
 
     Raises:
         UserError: If the model does not see a prompt of `max_history` items.
@@ -48,6 +49,7 @@ class Recommender:
         self.model.eval()
         check_context(self.model, bundle, setting.max_history, trained=True)
         self.trie = bundle.trie.to(self.model.device)
+        self.items = ItemIds(bundle.dataset.items["item_id"].to_list())
 
     @classmethod
     def load(
@@ -83,7 +85,7 @@ class Recommender:
 
     def prompts(self, histories: Sequence[History]) -> tuple[torch.Tensor, torch.Tensor]:
         """Left-padded prompts: input_ids and attention_mask, each (users, length)."""
-        shown = [self._history(history).last(self.setting.max_history).shown for history in histories]
+        shown = [self.items.history(history).last(self.setting.max_history).shown for history in histories]
         return self.padded([self.bundle.renderer.history_prompt_ids(items) for items in shown])
 
     def padded(self, ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,7 +102,7 @@ class Recommender:
         Raises:
             UserError: In strict mode; it counts them.
         """
-        given = [self._history(history) for history in histories]
+        given = [self.items.history(history) for history in histories]
         known = [history.among(self.bundle.index.n_items) for history in given]
         lost = [len(a.shown) - len(b.shown) for a, b in zip(given, known, strict=True)]
         empty = sum(len(history.shown) == 0 for history in known)
@@ -123,7 +125,7 @@ class Recommender:
 
     def excluded(
         self, histories: Sequence[UserHistory], repeats: bool | None, exclude: Sequence[Items] | None
-    ) -> list[Items] | None:
+    ) -> list[np.ndarray] | None:
         """What must not be recommended to each user; None for nothing.
 
         Args:
@@ -136,18 +138,23 @@ class Recommender:
         """
         if exclude is not None and len(exclude) != len(histories):
             raise UserError(f"exclude has {len(exclude)} lists for {len(histories)} histories: give one for each")
+        more = None if exclude is None else [self._excluded(items) for items in exclude]
         if not self.masks(repeats):
-            return None if exclude is None else list(exclude)
-        more: Sequence[Items] = [()] * len(histories) if exclude is None else exclude
-        return [np.union1d(h.masked, np.asarray(e, dtype=np.int64)) for h, e in zip(histories, more, strict=True)]
+            return more
+        if more is None:
+            return [history.masked for history in histories]
+        return [np.union1d(history.masked, items) for history, items in zip(histories, more, strict=True)]
 
     def masks(self, repeats: bool | None) -> bool:
         """Whether what a user had is masked: by what the caller says, else by what the data set says."""
         return bool(self.bundle.dataset.facts["mask_history"]) if repeats is None else not repeats
 
-    @staticmethod
-    def _history(history: History) -> UserHistory:
-        return history if isinstance(history, UserHistory) else UserHistory.of(history)
+    def _excluded(self, items: Items) -> np.ndarray:
+        found = self.items.find(items)
+        if UNKNOWN in found:  # what was to be hidden would appear
+            wrong = list(items)[found.tolist().index(UNKNOWN)]
+            raise UserError(f"excluded item {wrong} is not in the catalogue")
+        return found
 
     def recommend(
         self,
@@ -166,8 +173,8 @@ class Recommender:
         """Rank items for each history.
 
         Args:
-            histories: Everything each user had: item numbers, oldest first, of which the last `max_history` are read,
-                or a `UserHistory`.
+            histories: Everything each user had, oldest first, of which the last `max_history` items are read: raw item
+                ids as text, item numbers as integers, or a `UserHistory`.
             k: Items to return.
             num_beams: Width of the search.
             exact: Search on until each list is proven to be the best of the catalogue. Off, it is a beam search: a
@@ -181,7 +188,8 @@ class Recommender:
             progress: Show a progress bar.
 
         Returns:
-            Items (users, k), -1 where fewer are allowed, and their log-probabilities (users, k).
+            Item numbers (users, k), -1 where fewer are allowed, and their log-probabilities (users, k).
+            `items.ids` turns the numbers into raw ids.
 
         Raises:
             UserError: If a prompt is longer than the model's context, `num_beams` is smaller than `k`, an excluded
@@ -238,7 +246,7 @@ class Recommender:
         Raises:
             UserError: If an item is not in the catalogue.
         """
-        return FollowedUser(self, self._history(history), num_beams=num_beams, masks=self.masks(repeats))
+        return FollowedUser(self, self.items.history(history), num_beams=num_beams, masks=self.masks(repeats))
 
 
 class FollowedUser:
@@ -278,15 +286,16 @@ class FollowedUser:
         """Tokens of prompts that the model has read for this user."""
         return self._state.tokens_read
 
-    def append(self, item: int) -> None:
-        """Append an item to the history; it is read at the next search.
+    def append(self, item: int | str) -> None:
+        """Append an item (its number, or its raw id) to the history; it is read at the next search.
 
         Raises:
             UserError: If it is not in the catalogue.
         """
-        bundle = self._recommender.bundle
+        bundle, given = self._recommender.bundle, item
+        item = int(self._recommender.items.find([given])[0])
         if not 0 <= item < bundle.index.n_items:
-            raise UserError(f"item {item} is not in the catalogue, which has 0..{bundle.index.n_items - 1}")
+            raise UserError(f"item {given} is not in the catalogue, which has 0..{bundle.index.n_items - 1}")
         self._state.append(bundle.renderer.item_token_ids[item])
         self.history = self.history.then(item)
 
