@@ -88,9 +88,11 @@ def load_start(
         earlier: What the training goes on from.
     """
     if earlier is not None:
-        places = {"dataset": stage.dataset, "index": stage.index, "base_model": stage.base_model}
-        return load_trained(stage.model, **places, trainable=True)[1], setting
-    loaded, fingerprint = load_with_rows(setting, bundle)
+        loaded = load_trained(
+            stage.model, dataset=stage.dataset, index=stage.index, base_model=stage.base_model, trainable=True
+        )
+        return loaded[1], setting
+    model, fingerprint = load_with_rows(setting, bundle)
     if setting.method != "full":
-        loaded = add_adapter(loaded, bundle.vocabulary, lora)
-    return loaded, replace(setting, fingerprint=fingerprint)
+        model = add_adapter(model, bundle.vocabulary, lora)
+    return model, replace(setting, fingerprint=fingerprint)
