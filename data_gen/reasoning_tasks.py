@@ -40,7 +40,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "itemsearch": ("intent", "preference"),
     "preferenceobtain": ("preference",),
 }
-_QUESTIONS: dict[str, tuple[str, ...]] = {
+QUESTIONS: dict[str, tuple[str, ...]] = {
     "evidence": ("History:{history}\nWhat these choices show:", "What stands out in{history}?\nThis:"),
     "preference": ("History:{history}\nShown by it:{evidence}\nLasting taste:",),
     "intent": ("History:{history}\nWanted now:", "What is someone after who chose{history}?\nAfter:"),
@@ -108,7 +108,7 @@ class ReasoningRenderer:
             return self._sentence(trace, task)
         values: dict[str, str | list[int]] = {"history": renderer.item_ids(trace.history)}
         values |= {stage: self._body(text) for stage, text in trace.stages.items()}
-        questions = [q for q in _QUESTIONS[task] if "{evidence}" not in q or trace.evidence]
+        questions = [q for q in QUESTIONS[task] if "{evidence}" not in q or trace.evidence]
         questions = questions or ["History:{history}\nLasting taste:"]
         phrasing = variant // 2 if task in STAGES else variant  # even variants of stages went to the chain
         prompt = renderer.prompter(questions[phrasing % len(questions)], values)

@@ -137,12 +137,12 @@ class EndpointTeacher:
                         reply = future.result()
                         silent = silent + 1 if (reply.problem or "").startswith("failed") else 0
                         yield reply
-                    if silent >= self.settings.give_up_after:
-                        raise UserError(
-                            f"endpoint={self.settings.url}: {silent} cases in a row got no reply (the last: "
-                            f"{reply.problem}); {len(self.log)} replies are kept in {self.log.path}: run the same "
-                            "command again when it answers"
-                        )
+                        if silent >= self.settings.give_up_after:  # at once, however many came in together
+                            raise UserError(
+                                f"endpoint={self.settings.url}: {silent} cases in a row got no reply (the last: "
+                                f"{reply.problem}); {len(self.log)} replies are kept in {self.log.path}: run the same "
+                                "command again when it answers"
+                            )
                     pending |= more(len(done))
             finally:
                 stop.set()  # sleepers wake up and give up

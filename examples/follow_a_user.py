@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from reasonrec.data_gen.histories import UserHistory
 from reasonrec.recipes.recommender import Recommender
 
 
@@ -14,15 +15,17 @@ def main(folder: str, clicks: int = 3) -> None:
     """Start from the last five items of a held-out history and take the best recommendation `clicks` times."""
     recommender = Recommender.load(folder)
     titles = recommender.bundle.dataset.items["title"].to_list()
-    history = recommender.bundle.dataset.test["history"][-1].to_list()[-5:]
+    user = UserHistory.of_rows(recommender.bundle.dataset.test[-1:])[0]
+    latest = int(user.shown[-1])
 
-    state = recommender.state(history, num_beams=20)
+    # The prompt shows five items; what came before them is masked all the same.
+    state = recommender.state(user.last(5), num_beams=20, repeats=False)
     for _ in range(clicks):
-        found = state.search(k=10, exclude=[history])
+        found = state.search(k=10)
         best, score = int(found.items[0, 0]), float(found.scores[0, 0])
-        print(f"after {titles[history[-1]]!r}: {titles[best]!r} (log-probability {score:.2f})")
-        history.append(best)
-        recommender.append(state, best)  # reads one item; the rest of the history is in the cache
+        print(f"after {titles[latest]!r}: {titles[best]!r} (log-probability {score:.2f})")
+        latest = best
+        state.append(best)  # reads one item; the rest of the history is in the cache
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ longest history. Training writes its `Setting` into the adapter's manifest, infe
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,14 +82,27 @@ class Bundle:
     renderer: Renderer = field(repr=False)
 
     @classmethod
-    def build(cls, dataset: Dataset, index: ItemIndex, setting: Setting) -> Bundle:
+    def build(
+        cls,
+        dataset: Dataset,
+        index: ItemIndex,
+        setting: Setting,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> Bundle:
         """Glue dataset, index and base model together.
+
+        Args:
+            dataset: The dataset.
+            index: Its item index.
+            setting: What training and inference agree on.
+            tokenizer: The tokenizer, with or without the code tokens; the base model's by default.
 
         Raises:
             UserError: If the index was made from another dataset.
         """
         index.check_dataset(dataset.manifest)
-        tokenizer = load_tokenizer(setting.base_model, trust_remote_code=setting.trust_remote_code)
+        if tokenizer is None:
+            tokenizer = load_tokenizer(setting.base_model, trust_remote_code=setting.trust_remote_code)
         vocabulary = Vocabulary.extend(tokenizer, index.level_sizes)
         items = dataset.items
         texts = [" ".join(filter(None, parts)) for parts in items.select("category", "brand").iter_rows()]
@@ -129,6 +142,7 @@ def load_trained(
     *,
     dataset: str | Path | None = None,
     index: str | Path | None = None,
+    base_model: str | None = None,
     precision: Precision | None = None,
     trainable: bool = False,
 ) -> tuple[Bundle, Any, Setting, Manifest]:
@@ -138,6 +152,8 @@ def load_trained(
         path: Folder of the adapter or model.
         dataset: Its dataset; where the training found it by default.
         index: Its item index; likewise.
+        base_model: Where an adapter's base model is now; where the training found it by default. A fully trained model
+            needs none.
         precision: What is computed in, and where; as the hardware is if unset.
         trainable: To train on: its adapter takes gradients, or the whole model is in float32.
 
@@ -145,8 +161,8 @@ def load_trained(
         Dataset, index and tokenizer; the model (a `PeftModel` for an adapter); what it was trained with; its manifest.
 
     Raises:
-        UserError: If dataset, index or base model are not those of the training; the message names the hashes and the
-            command that mends it.
+        UserError: If dataset, index or base model are not those of the training, or the base is not where it was; the
+            message names the hashes and the command that mends it.
     """
     from peft import PeftModel
 
@@ -154,7 +170,8 @@ def load_trained(
     manifest = read_manifest(path)
     if manifest.kind not in ("adapter", "model"):
         raise UserError(f"{path} is a {manifest.kind}, not a trained model: give the output folder of recipes/sft.py")
-    setting = Setting(**manifest.facts["setting"])
+    trained = Setting(**manifest.facts["setting"])
+    setting = replace(trained, base_model=base_model or trained.base_model)
     data = Dataset.load(dataset or manifest.config["dataset"])
     item_index = ItemIndex.load(index or manifest.config["index"])
     remedy = (
@@ -163,7 +180,7 @@ def load_trained(
     if item_index.manifest is not None:
         check_input(manifest, "index", item_index.manifest, remedy)
     check_input(manifest, "dataset", data.manifest, remedy)
-    bundle = Bundle.build(data, item_index, setting)
+    bundle = Bundle.build(data, item_index, setting, trained_tokenizer(path, manifest, setting))
     if manifest.kind == "model":
         from transformers import AutoModelForCausalLM
 
@@ -172,9 +189,33 @@ def load_trained(
     base = load_base(
         setting.base_model, method=setting.method, precision=precision, trust_remote_code=setting.trust_remote_code
     )
-    check_base(manifest, base, setting)
+    check_base(manifest, base, trained)
     resize(base, bundle.vocabulary)
-    return bundle, PeftModel.from_pretrained(base, path, is_trainable=trainable), setting, manifest
+    model = PeftModel.from_pretrained(base, path, is_trainable=trainable)
+    model.peft_config["default"].base_model_name_or_path = setting.base_model  # what a further training writes
+    return bundle, model, setting, manifest
+
+
+def trained_tokenizer(path: str | Path, manifest: Manifest, setting: Setting) -> PreTrainedTokenizerBase:
+    """The tokenizer of a trained model: an adapter's base has it, a fully trained model its own.
+
+    Args:
+        path: Folder of the adapter or model.
+        manifest: Its manifest.
+        setting: What it was trained with, and where the base is now.
+
+    Raises:
+        UserError: If the base is not where it was.
+    """
+    if manifest.kind == "model":
+        return load_tokenizer(str(path), trust_remote_code=setting.trust_remote_code)
+    try:
+        return load_tokenizer(setting.base_model, trust_remote_code=setting.trust_remote_code)
+    except UserError as error:
+        raise UserError(
+            f"{path} is an adapter of the base model {setting.base_model}, which does not load; if it moved, pass "
+            f"--base_model PATH (base_model= in Python): {error}"
+        ) from error
 
 
 def check_base(manifest: Manifest, base: PreTrainedModel, setting: Setting) -> None:

@@ -33,6 +33,10 @@ class EvalConfig:
         default_factory=list,
         metadata={"help": "folders of models that think first (trained on traces)", "path": True},
     )
+    base_model: str | None = field(
+        default=None,
+        metadata={"help": "the adapters' base model (Hub id or folder), if it moved since the training", "path": True},
+    )
     chains: int = field(
         default=1, metadata={"help": "chains per user: one greedy, or several sampled and merged", "at_least": 1}
     )

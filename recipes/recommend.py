@@ -16,6 +16,7 @@ from typing import Literal
 
 import polars as pl
 
+from reasonrec.data_gen.histories import UserHistory
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
@@ -54,6 +55,10 @@ class RecommendConfig:
     index: str | None = field(
         default=None, metadata={"help": "item index folder, if it moved since the training", "path": True}
     )
+    base_model: str | None = field(
+        default=None,
+        metadata={"help": "an adapter's base model (Hub id or folder), if it moved since the training", "path": True},
+    )
     precision: PrecisionName = field(default="auto", metadata={"help": PRECISION_HELP})
     device: str | None = field(default=None, metadata={"help": "device; the accelerator if there is one"})
 
@@ -64,8 +69,8 @@ class RecommendConfig:
             raise UserError("exhaustive is for mode=direct; with chains, raise num_beams instead")
 
 
-def known_history(dataset: Dataset, user_id: str) -> list[int]:
-    """All items of a user, oldest first.
+def known_history(dataset: Dataset, user_id: str) -> UserHistory:
+    """All that is known of a user.
 
     Raises:
         UserError: If there is no such user.
@@ -74,13 +79,7 @@ def known_history(dataset: Dataset, user_id: str) -> list[int]:
     if match.height == 0:
         some = ", ".join(dataset.users["user_id"].head(5).to_list())
         raise UserError(f"--user {user_id}: no such user in {dataset.path}; some are {some}")
-    user = match["user"][0]
-    for split in ("test", "valid"):
-        rows = dataset.rows(split).filter(pl.col("user") == user)
-        if rows.height:
-            return [*rows["history"][-1].to_list(), rows["target"][-1]]
-    rows = dataset.train.filter(pl.col("user") == user)
-    return rows["items"][-1].to_list() if rows.height else []
+    return UserHistory.of_user(dataset, match["user"][0])
 
 
 def given_history(dataset: Dataset, text: str, *, strict: bool) -> list[int]:
@@ -122,21 +121,23 @@ def main() -> None:
     if not PartialState().is_main_process:
         return
     recommender = Recommender.load(
-        config.model, dataset=config.dataset, index=config.index, dtype=config.precision, device=config.device
+        config.model,
+        dataset=config.dataset,
+        index=config.index,
+        base_model=config.base_model,
+        dtype=config.precision,
+        device=config.device,
     )
     print(recommender.precision)
     dataset = recommender.bundle.dataset
-    history = (
-        known_history(dataset, config.user)
-        if config.user is not None
-        else given_history(dataset, config.history or "", strict=config.strict)
-    )
-    repeats = not dataset.facts["mask_history"] if config.repeats is None else config.repeats
-    exclude, beams, thoughts = None if repeats else [history], max(config.num_beams, config.k), []
+    if config.user is not None:
+        history = known_history(dataset, config.user)
+    else:
+        history = UserHistory.of(given_history(dataset, config.history or "", strict=config.strict))
+    beams, thoughts = max(config.num_beams, config.k), []
     if config.mode == "reasoning":
-        reasoner = Reasoner(recommender, config.k, beams)
-        thinking = Thinking(config.chains, config.max_chain)
-        reasoned = reasoner(recommender.known([history], strict=config.strict), thinking, exclude=exclude)
+        reasoner, thinking = Reasoner(recommender, config.k, beams), Thinking(config.chains, config.max_chain)
+        reasoned = reasoner([history], thinking, repeats=config.repeats, strict=config.strict)
         items, scores = reasoned.items, reasoned.scores
         thoughts = [reasoner.readable(chain) for chain in reasoned.chains[0]]
     else:
@@ -146,15 +147,15 @@ def main() -> None:
             num_beams=beams,
             exhaustive=config.exhaustive,
             strict=config.strict,
-            exclude=exclude,
+            repeats=config.repeats,
         )
     titles, ids = dataset.items["title"].to_list(), dataset.items["item_id"].to_list()
-    print(f"\nhistory ({len(history)} items, the last {min(len(history), 5)}):")
-    for item in history[-5:]:
+    print(f"\nhistory ({len(history.shown)} items, the last {min(len(history.shown), 5)}):")
+    for item in history.shown[-5:]:
         print(f"    {titles[item]}")
     for thought in thoughts:
         print(f"thought: {thought}")
-    print(f"recommended ({'repeats allowed' if repeats else 'nothing seen before'}):")
+    print(f"recommended ({'nothing seen before' if recommender.masks(config.repeats) else 'repeats allowed'}):")
     for rank, (item, score) in enumerate(zip(items[0], scores[0], strict=True), start=1):
         if item >= 0:
             print(f"{rank:>4}  {titles[item]:<60.60}  id {ids[item]:<12} log-prob {score:.2f}")

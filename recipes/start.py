@@ -43,7 +43,13 @@ def agreed_setting(asked: Setting, config: dict[str, Any], earlier: Manifest | N
     Raises:
         UserError: If the configuration contradicts what it goes on from.
     """
+    moved = config.get("base_model")
     if earlier is None:
+        if moved is not None:
+            raise UserError(
+                f"base_model={moved} says where an adapter's base is now, but model={asked.base_model} is a base "
+                "model itself: leave base_model out"
+            )
         return asked
     there = Setting(**earlier.facts["setting"])
     mine = {name: getattr(asked, name) for name in _AGREED}
@@ -58,7 +64,7 @@ def agreed_setting(asked: Setting, config: dict[str, Any], earlier: Manifest | N
                 f"{name}={value}, but model={asked.base_model}, which the training goes on from, has {theirs[name]}: "
                 f"set {name} to that, or start from a base model"
             )
-    return replace(there, one_per_prefix=asked.one_per_prefix)
+    return replace(there, one_per_prefix=asked.one_per_prefix, base_model=moved or there.base_model)
 
 
 class Start(Protocol):
@@ -67,6 +73,7 @@ class Start(Protocol):
     model: str
     dataset: str
     index: str
+    base_model: str | None
 
 
 def load_start(
@@ -88,9 +95,16 @@ def load_start(
         precision: What is computed in; as the hardware is if unset.
     """
     if earlier is not None:
-        options: dict[str, Any] = {"dataset": stage.dataset, "index": stage.index, "precision": precision}
-        return load_trained(stage.model, **options, trainable=True)[1], setting
-    loaded, fingerprint = load_with_rows(setting, bundle, precision)
+        loaded = load_trained(
+            stage.model,
+            dataset=stage.dataset,
+            index=stage.index,
+            base_model=stage.base_model,
+            precision=precision,
+            trainable=True,
+        )
+        return loaded[1], setting
+    model, fingerprint = load_with_rows(setting, bundle, precision)
     if setting.method != "full":
-        loaded = add_adapter(loaded, bundle.vocabulary, lora)
-    return loaded, replace(setting, fingerprint=fingerprint)
+        model = add_adapter(model, bundle.vocabulary, lora)
+    return model, replace(setting, fingerprint=fingerprint)

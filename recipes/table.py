@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import polars as pl
 
+from reasonrec.data_gen.histories import UserHistory
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes import baselines, sasrec
 from reasonrec.recipes.comparison import BASELINE, CONTROL, Row
@@ -34,6 +35,7 @@ class RankingOptions(Protocol):
     baselines: bool
     window: int
     sasrec_trials: int
+    base_model: str | None
     precision: PrecisionName
     device: str | None
     seed: int
@@ -58,9 +60,8 @@ class Table:
         self.rows: list[Row] = []
         self.claims: list[tuple[str, str]] = []
         self.thoughts: dict[str, list[str]] = {}
-        self._histories = [np.asarray(history) for history in cases["history"].to_list()]
-        masked = cases["masked"].to_list()
-        self._exclude = masked if any(masked) else None
+        self._histories = UserHistory.of_rows(cases)
+        self._repeats = not cases["masked"].list.len().gt(0).any()  # the rule that the baselines follow
 
     def add_baselines(self) -> None:
         """Counting baselines, and SASRec tuned on validation."""
@@ -81,14 +82,14 @@ class Table:
             how = "exhaustive"
         name = f"{Path(path).name}, {how}"
 
-        def rank(histories: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
+        def rank(histories: list[UserHistory]) -> np.ndarray:
             return recommender.recommend(
                 histories,
                 k=max(KS),
                 num_beams=options.num_beams,
                 exact=options.exact,
                 exhaustive=options.exhaustive,
-                exclude=self._exclude,
+                repeats=self._repeats,
                 batch_size=options.batch_size,
                 progress=True,
             )[0]
@@ -98,7 +99,9 @@ class Table:
         self._add(name, "direct", note, lambda: rank(self._histories))
         if options.control:
             other = f"{Path(path).name}, another user's history"
-            self._add(other, CONTROL, note, lambda: rank(other_histories(self.cases, options.seed)))
+            donors = zip(self._histories, other_histories(self.cases, options.seed), strict=True)
+            strangers = [replace(own, shown=np.asarray(shown)) for own, shown in donors]  # behind one's own mask
+            self._add(other, CONTROL, note, lambda: rank(strangers))
             self.claims.append((name, other))
         if options.baselines:
             self.claims.append((name, "popularity"))
@@ -115,7 +118,7 @@ class Table:
         reasoned: list[Reasoned] = []
 
         def think() -> np.ndarray:
-            reasoned.append(reasoner(self._histories, thinking, exclude=self._exclude))
+            reasoned.append(reasoner(self._histories, thinking, repeats=self._repeats))
             return reasoned[0].items
 
         note = f"{recommender.setting.base_model}, {recommender.setting.method}"
@@ -129,17 +132,21 @@ class Table:
         if not options.control:
             return
         for control, chains in control_chains(reasoner, self._histories, own.chains, options.seed).items():
-            rank = functools.partial(reasoner.behind, self._histories, chains, exclude=self._exclude)
+            rank = functools.partial(reasoner.behind, self._histories, chains, repeats=self._repeats)
             self._add(f"{folder}, {control}", CONTROL, "the same beam behind a chain that was put there", rank)
             self.claims.append((name, self.rows[-1].name))
         if n > 1:
-            rank = functools.partial(reasoner.variants, self._histories, n, exclude=self._exclude)
+            rank = functools.partial(reasoner.variants, self._histories, n, repeats=self._repeats)
             self._add(f"{folder}, {n} prompts merged", CONTROL, "what merging alone buys", rank)
             self.claims.append((name, self.rows[-1].name))
 
     def _load(self, path: str) -> Recommender:
         recommender = Recommender.load(
-            path, dataset=self.dataset.path, dtype=self.options.precision, device=self.options.device
+            path,
+            dataset=self.dataset.path,
+            base_model=self.options.base_model,
+            dtype=self.options.precision,
+            device=self.options.device,
         )
         print(f"{path}: {recommender.precision}")
         if recommender.bundle.dataset.manifest.hash != self.dataset.manifest.hash:

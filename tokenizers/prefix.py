@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.pack import Packing
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
     from transformers.cache_utils import Cache
 
 
@@ -189,35 +190,70 @@ def adopt(
     return extend(model, Prefix(cache, attention_mask.bool(), attention_mask.sum(1), hidden), input_ids, new_mask)
 
 
-def check_searchable(model: PreTrainedModel, length: int) -> None:
+def check_architecture(model: PreTrainedModel) -> None:
     """The beams of a step stand side by side in one sequence: only plain attention can keep them apart.
 
     Args:
         model: Causal LM.
-        length: Tokens of the longest prompt and an item.
 
     Raises:
-        UserError: If the model has a recurrent state, attends less far back than `length`, has no positions for it,
-            or uses an attention kernel that takes no masks.
+        UserError: If the model has a recurrent state, counts positions by itself (ALiBi), or uses an attention kernel
+            that takes no masks.
     """
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
-    if getattr(model, "_is_stateful", False) or not kinds <= {"full_attention", "sliding_attention"}:
+    if getattr(model, "_is_stateful", False) or not _layer_kinds(config) <= {"full_attention", "sliding_attention"}:
         raise UserError(
             f"{config.model_type} models keep a recurrent state, which the item search cannot share between beams: "
             "take a model whose layers are all attention"
+        )
+    if getattr(config, "alibi", False) or "position_ids" not in inspect.signature(model.base_model.forward).parameters:
+        raise UserError(
+            f"{config.model_type} models take positions from the place in the sequence, where the item search puts "
+            "beams side by side: take a model with rotary or learned positions"
         )
     if config._attn_implementation not in ("sdpa", "eager", BRANCHES):  # the last while another thread searches
         raise UserError(
             f"attn_implementation={config._attn_implementation} takes no attention masks, which the item search needs "
             "to keep beams apart: load the model with attn_implementation=sdpa"
         )
-    limits = {"sees at most": getattr(config, "max_position_embeddings", None)}
-    if "sliding_attention" in kinds:
-        limits["in some layers sees only"] = getattr(config, "sliding_window", None)
-    for what, limit in limits.items():
-        if limit is not None and length > limit:
-            raise UserError(
-                f"the longest prompt and an item have {length} tokens, but {config.model_type} {what} {limit}: lower "
-                "max_history (whole items are dropped, the oldest first) or shorten the prompt"
-            )
+
+
+def _layer_kinds(config: PreTrainedConfig) -> set[str]:
+    return set(getattr(config, "layer_types", None) or ["sliding_attention"])
+
+
+def context_limit(model: PreTrainedModel) -> tuple[int | None, str]:
+    """The longest sequence that every layer of a model sees as a whole.
+
+    Args:
+        model: Causal LM.
+
+    Returns:
+        Tokens, None if the configuration names no limit; and what it says in words.
+    """
+    config = model.config.get_text_config()
+    limits = [(getattr(config, "max_position_embeddings", None), "sees at most")]
+    if "sliding_attention" in _layer_kinds(config):
+        limits.append((getattr(config, "sliding_window", None), "in some layers sees only"))
+    known = [(limit, words) for limit, words in limits if limit is not None]
+    return min(known, key=lambda found: found[0]) if known else (None, "")
+
+
+def check_searchable(model: PreTrainedModel, length: int) -> None:
+    """Check that a model can be searched behind prompts of some length.
+
+    Args:
+        model: Causal LM.
+        length: Tokens of the longest prompt and an item.
+
+    Raises:
+        UserError: As `check_architecture`; or if the model attends less far back than `length`, or has no positions
+            for it.
+    """
+    check_architecture(model)
+    limit, words = context_limit(model)
+    if limit is not None and length > limit:
+        raise UserError(
+            f"the longest prompt and an item have {length} tokens, but {model.config.get_text_config().model_type} "
+            f"{words} {limit}: lower max_history (whole items are dropped, the oldest first) or shorten the prompt"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Method = Literal["full", "lora", "qlora"]
 PACKAGE = "package:"
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # what else it says is a folder
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,11 @@ def resolve_model(reference: str) -> str:
         reference: Hub id, folder, or `package:NAME`.
 
     Raises:
-        UserError: If the package is not installed or carries no GGUF file.
+        UserError: If the package is not installed or carries no GGUF file, or a folder is not there.
     """
     if not reference.startswith(PACKAGE):
+        if not _HUB_ID.fullmatch(reference) and not Path(reference).exists():
+            raise UserError(f"model={reference}: there is no folder {Path(reference).absolute()}")
         return reference
     name = reference.removeprefix(PACKAGE)
     # Found, not imported: such packages need libraries that this kit does not; a dotted name would import its parents.
@@ -101,10 +105,24 @@ def _convert_gguf(source: Path, target: Path) -> None:
 
 
 def load_tokenizer(reference: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Tokenizer of a base model, with a padding token."""
+    """Tokenizer of a base model, with a padding token: its own, or the token that ends answers.
+
+    Args:
+        reference: Hub id, folder, or `package:NAME`.
+        trust_remote_code: Run code that comes with it; off unless the user asks.
+
+    Raises:
+        UserError: If it cannot be loaded, or has no token that ends answers.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = _from_pretrained(AutoTokenizer, resolve_model(reference), trust_remote_code=trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        own = ", ".join(list(tokenizer.get_added_vocab())[:4]) or "one of its words"
+        raise UserError(
+            f'model={reference}: the tokenizer has no eos token, which ends answers: set "eos_token" in its '
+            f"tokenizer_config.json to one of its tokens (it has {own}), or take another model"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -142,6 +160,8 @@ def _from_pretrained(auto: Any, path: str, **options: Any) -> Any:
         return auto.from_pretrained(path, **options)
     except (OSError, ValueError) as error:  # ValueError: no config.json, an unknown architecture, code of its own
         first = str(error).splitlines()[0]
+        if not Path(path).exists():  # what the Hub says of a folder's name helps nobody by itself
+            first = f"there is no folder {Path(path).absolute()}, and the Hub did not give it either: {first}"
         raise UserError(f"model={path}: {first} (a Hub id, a local folder, or package:NAME)") from error
 
 

@@ -7,6 +7,7 @@ What is changed, and where:
     and hands the chosen ones to TRL through its `rollout_func`, with rewards and advantages that are known by then.
     Processes share the work by prompts, see all scores, and choose the same groups.
     The reference: TRL's frozen copy of the adapter, with the code rows that TRL leaves out.
+    Dropout: TRL turns modules off; here numbers that kernels read are as well (`silence_dropout`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from reasonrec.data_gen.rl_prompts import RlPrompts, blocks_per_pass, prompt_block
 from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
+from reasonrec.recipes.models.dropout import silence_dropout
 from reasonrec.recipes.models.load import restore_trainable, trainable_values
 from reasonrec.recipes.models.policy import install_item_policy
 from reasonrec.recipes.models.precision import decide
@@ -191,6 +193,7 @@ class ItemGRPOTrainer(GRPOTrainer):
             )
         self._scorer = replace(scorer, trie=scorer.trie.to(self.accelerator.device))
         restore_trainable(self.model, start)
+        self._silenced = silence_dropout(*filter(None, (self.model, self.ref_model)))
         with torch.no_grad():
             self._copy_rows_to_reference()
         for policy in filter(None, (self._base(), self.ref_model)):
@@ -203,7 +206,19 @@ class ItemGRPOTrainer(GRPOTrainer):
             )
 
     create_optimizer = ItemSFTTrainer.create_optimizer
-    _save = ItemSFTTrainer._save
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.args.should_save:
+            self.write_weights(output_dir or str(self.args.output_dir))
+
+    def write_weights(self, folder: str | Path) -> None:
+        """Save what was trained (`save_weights`), with the dropout that it was configured with.
+
+        Args:
+            folder: Where to.
+        """
+        with self._silenced.configured():
+            save_weights(self.accelerator.unwrap_model(self.model), folder)
 
     def _base(self) -> Any:
         """The causal LM below DDP's and PEFT's wrappers."""
@@ -346,7 +361,7 @@ class ItemGRPOTrainer(GRPOTrainer):
         history = {e["step"]: e[selects] for e in self.state.log_history if selects in e}
         history.pop(self.state.global_step, None)  # a resumed run probes its start once more
         if metrics[selects] > max(history.values(), default=-np.inf) and self.args.should_save:
-            save_weights(self.accelerator.unwrap_model(self.model), Path(str(self.args.output_dir)) / BEST)
+            self.write_weights(Path(str(self.args.output_dir)) / BEST)
         history[self.state.global_step] = metrics[selects]
         best = max(history, key=lambda step: (history[step], -step))
         if self._settings.patience and sum(step > best for step in history) >= self._settings.patience:

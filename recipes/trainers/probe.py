@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from reasonrec.data_gen.histories import UserHistory
 from reasonrec.recipes.bundle import Bundle
 from reasonrec.recipes.trainers.rollout import Sampler, write_chains
 from reasonrec.rewards.metrics import ndcg, rank_of_target
@@ -42,7 +43,7 @@ class RankingProbe:
 
     prompts: Sequence[list[int]]
     targets: Sequence[int]
-    exclude: Sequence[Sequence[int]]
+    exclude: Sequence[Sequence[int] | np.ndarray]
     trie: Trie
     vocabulary: Vocabulary
     eos_ids: Sequence[int]
@@ -116,10 +117,11 @@ def build_probe(
     if rows == 0 or valid.height == 0:
         return None
     sample = valid.sample(min(rows, valid.height), seed=0)
+    users, masks = UserHistory.of_rows(sample), bundle.dataset.facts["mask_history"]
     return RankingProbe(
-        [render(np.asarray(history)[-max_history:]) for history in sample["history"].to_list()],
+        [render(user.last(max_history).shown) for user in users],
         sample["target"].to_list(),
-        sample["masked"].to_list(),
+        [user.masked if masks else [] for user in users],
         bundle.trie,
         bundle.vocabulary,
         [bundle.tokenizer.eos_token_id],

@@ -220,7 +220,7 @@ def measure_latency(options: argparse.Namespace) -> dict[str, Any]:
         times.setdefault(f"fresh prompt, K=20{how}", []).append(fresh)
         state = recommender.state(history[:-1], num_beams=20)
         state.search(k=10, exact=exact)
-        recommender.append(state, history[-1])
+        state.append(history[-1])
         appended = seconds(lambda s=state, e=exact: s.search(k=10, exact=e), options.device)
         times.setdefault(f"one item appended, K=20{how}", []).append(appended)
     rows = []

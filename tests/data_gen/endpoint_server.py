@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 GOOD = "Evidence: chosen often [1]\nTaste: plain things\nWants: something new\nNext: more of it\nKeep: [1]"
 # What the first attempts of each request meet, by its number: all of it passes.
-TROUBLE = ("fine", "error", "busy", "slow", "junk", "hang up")
+TROUBLE = ("fine", "error", "busy", "junk", "hang up")
 seen: Counter[str] = Counter()
 lock = threading.Lock()
 
@@ -31,6 +30,8 @@ class Handler(BaseHTTPRequestHandler):
             number = seen["different"]
         if mode == "flaky":
             mode = TROUBLE[number % len(TROUBLE)] if times == 1 else "fine"
+        if mode == "late":
+            mode = "silent" if times == 1 else "fine"
         if mode == "dies":
             mode = "fine" if number <= 5 else "error"
         if mode == "key":
@@ -62,9 +63,9 @@ class Handler(BaseHTTPRequestHandler):
     def busy(self) -> None:
         self._send(429, b"wait", Retry_After="0.05")
 
-    def slow(self) -> None:
-        time.sleep(1.0)
-        self.fine()
+    def silent(self) -> None:
+        self.rfile.read(1)  # until the other side has had enough, however long that takes
+        self.close_connection = True
 
     def junk(self) -> None:
         self._send(200, b"<html>It works!</html>")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +15,22 @@ import pytest
 from reasonrec.recipes.models import quantized
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+# Runs a stage that is killed right behind a checkpoint: by itself, so that no test has to be quick enough to do it.
+_KILLED = """
+import os, runpy, signal, sys
+from transformers import Trainer
+
+save, step = Trainer._save_checkpoint, int(sys.argv.pop(1))
+
+def save_and_die(trainer, *args, **kwargs):
+    save(trainer, *args, **kwargs)
+    if trainer.state.global_step >= step:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Trainer._save_checkpoint = save_and_die
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 Stage = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -31,6 +49,19 @@ def stage() -> Stage:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == status, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
+
+    return launch
+
+
+@pytest.fixture(scope="session")
+def killed_behind() -> Callable[..., None]:
+    """A function that runs `recipes/<name>.py` with flags until it has written the checkpoint of a step."""
+
+    def launch(step: int, name: str, *flags: str) -> None:
+        command = [sys.executable, "-c", _KILLED, str(step), str(RECIPES / f"{name}.py"), *flags]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stdout[-2000:] + done.stderr[-4000:]
 
     return launch
 

@@ -23,8 +23,8 @@ def test_follow_a_user(adapter: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
     recommender = Recommender.load(adapter)
     titles = recommender.bundle.dataset.items["title"].to_list()
-    history = recommender.bundle.dataset.test["history"][-1].to_list()[-5:]
-    items, scores = recommender.recommend([history], k=10, num_beams=20, exclude=[history])
-    expected = f"after {titles[history[-1]]!r}: {titles[items[0, 0]]!r} (log-probability {scores[0, 0]:.2f})"
+    whole = recommender.bundle.dataset.test["history"][-1].to_list()
+    items, scores = recommender.recommend([whole[-5:]], k=10, num_beams=20, exclude=[whole])
+    expected = f"after {titles[whole[-1]]!r}: {titles[items[0, 0]]!r} (log-probability {scores[0, 0]:.2f})"
     assert first == expected
     assert second.startswith(f"after {titles[items[0, 0]]!r}: ")

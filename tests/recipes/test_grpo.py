@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -127,17 +125,10 @@ def test_the_log_tells_what_was_rolled_out(whole):
     assert [e["step"] for e in probes] == [0, 2, 4]
 
 
-def test_killed_and_run_again_it_ends_the_same(whole, starts, tmp_path):
+def test_killed_and_run_again_it_ends_the_same(whole, starts, tmp_path, killed_behind):
     settings = config(starts["lora"], tmp_path / "grpo", keep="last")
-    line = command("grpo", tmp_path, settings)
-    process = subprocess.Popen(line, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    waiting_since = time.monotonic()
-    while not (tmp_path / "grpo.partial" / "checkpoint-2" / "trainer_state.json").is_file():
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() - waiting_since < 300
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed_behind(2, "grpo", *command("grpo", tmp_path, settings)[2:])
+    assert (tmp_path / "grpo.partial" / "checkpoint-2" / "trainer_state.json").is_file()
     assert not (tmp_path / "grpo").exists()
     done = launch("grpo", tmp_path, settings)
     assert "going on from" in done.stdout

@@ -6,16 +6,21 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
-from reasonrec.data_gen.schema import Dataset
+from reasonrec.data_gen.histories import UserHistory
+from reasonrec.data_gen.schema import Dataset, write_dataset
 from reasonrec.recipes.bundle import Bundle, Setting, load_with_rows
-from reasonrec.recipes.recommend import given_history
+from reasonrec.recipes.reasoning import Reasoner, Thinking
+from reasonrec.recipes.recommend import given_history, known_history
 from reasonrec.recipes.recommender import Recommender
+from reasonrec.recipes.trainers.probe import build_probe
 from reasonrec.tokenizers import decode
+from reasonrec.tokenizers.artefact import staged
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.index import ItemIndex
+from reasonrec.tokenizers.index import ItemIndex, build_index
 from reasonrec.tokenizers.score import score_all_items
 
 HISTORIES = [[3, 1, 4], [1], [5, 9, 2, 6, 5, 3, 5, 8], [7, 7]]
@@ -109,14 +114,137 @@ def test_a_followed_user_gets_what_a_fresh_history_gets(recommender):
     state = recommender.state([3, 1], num_beams=20)
     history = [3, 1]
     for item in (4, 9, 2, 6, 5):  # the window of five fills up
-        recommender.append(state, item)
+        state.append(item)
         history.append(item)
-        found = state.search(k=6, exclude=[history])
-        items, scores = recommender.recommend([history], k=6, num_beams=20, exclude=[history])
+        found = state.search(k=6)
+        items, scores = recommender.recommend([history], k=6, num_beams=20)
         assert (found.items.numpy() == items).all()
         np.testing.assert_allclose(found.scores, scores, atol=1e-5)
     with pytest.raises(UserError, match="is not in the catalogue"):
-        recommender.append(state, -1)
+        state.append(-1)
+
+
+# --- what is masked is not what is shown --------------------------------------------------------------------------
+
+HAD = [3, 8, 1, 20, 15, 2, 30, 31, 32]  # by user 0, oldest first; the last two were held out
+CUT = 2  # items of a held-out history that the data set keeps
+SHOWN = 3  # of the model's `max_history`
+
+
+@pytest.fixture(scope="module")
+def masking(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Recommender:
+    """On a data set with `mask_history` whose held-out histories are cut to two items."""
+    from reasonrec.data_gen.schema import Tables
+    from reasonrec.data_gen.splits import TEST, VALID, held_out_rows, leave_one_out, train_sequences
+
+    folder = tmp_path_factory.mktemp("masking")
+    users = {0: HAD, 1: [5, 6, 7, 9], 2: [11, 4]}
+    log = pl.DataFrame(
+        [(user, item, time) for user, items in users.items() for time, item in enumerate(items)],
+        schema={"user": pl.Int32, "item": pl.Int32, "timestamp": pl.Int64},
+        orient="row",
+    )
+    labels = leave_one_out(log["user"].to_numpy())
+    tables = Tables(
+        items=pl.DataFrame(
+            {
+                "item": range(40),
+                "item_id": [str(i + 100) for i in range(40)],
+                "title": [f"thing {i}" for i in range(40)],
+                **dict.fromkeys(("description", "category", "brand"), ""),
+            }
+        ),
+        users=pl.DataFrame({"user": range(3), "user_id": ["long", "short", "new"]}),
+        train=train_sequences(log, labels),
+        valid=held_out_rows(log, labels, VALID, mask_history=True, max_history=CUT),
+        test=held_out_rows(log, labels, TEST, mask_history=True, max_history=CUT),
+        facts={"name": "masking", "split": "leave_one_out", "mask_history": True, "order": "time", "repeats": False},
+    )
+    with staged(folder / "dataset", kind="dataset", config={}) as (work, facts):
+        facts.update(write_dataset(work, tables))
+    dataset = Dataset.load(folder / "dataset")
+    with staged(folder / "index", kind="index", config={}, inputs={"dataset": dataset.manifest.hash}) as (work, _):
+        build_index(np.stack(np.divmod(np.arange(40), 8), axis=1), [5, 8]).save(work)
+    setting = Setting(str(tiny_base), "full", "History:{history}", False, None, SHOWN)
+    bundle = Bundle.build(dataset, ItemIndex.load(folder / "index"), setting)
+    torch.manual_seed(0)
+    model, _ = load_with_rows(setting, bundle)
+    return Recommender(bundle, model, setting)
+
+
+def rest(*had: int) -> set[int]:
+    """The whole catalogue without these items."""
+    return set(range(40)) - set(had)
+
+
+def test_a_known_user_is_recommended_nothing_they_had_however_long_ago(masking):
+    dataset = masking.bundle.dataset
+    assert dataset.test["history"].to_list()[0] == HAD[-3:-1], "cut by prepare"
+    user = known_history(dataset, "long")
+    assert user.shown.tolist() == HAD[-3:]
+    assert user.masked.tolist() == sorted(HAD)
+    items, _ = masking.recommend([user], k=40, num_beams=40)
+    assert set(items[0][items[0] >= 0]) == rest(*HAD)
+    assert known_history(dataset, "new").masked.tolist() == [4, 11], "of training alone"
+
+
+def test_masking_follows_the_data_set_unless_told(masking, recommender):
+    everything = {"k": 40, "num_beams": 40}
+    items, _ = masking.recommend([HAD, [5]], **everything)
+    assert set(items[0][items[0] >= 0]) == rest(*HAD), "what a prompt of three items does not show is masked too"
+    assert set(items[1][items[1] >= 0]) == rest(5)
+    items, _ = masking.recommend([HAD], exclude=[[0, 3]], **everything)
+    assert set(items[0][items[0] >= 0]) == rest(0, *HAD), "further items, on top of what the user had"
+    items, _ = masking.recommend([HAD], repeats=True, **everything)
+    assert set(items[0]) == rest()
+    items, _ = masking.recommend([HAD], repeats=True, exclude=[[0, 3]], **everything)
+    assert set(items[0][items[0] >= 0]) == rest(0, 3)
+    n = recommender.bundle.index.n_items  # this data set masks nothing
+    assert (recommender.recommend([[1, 2]], k=n, num_beams=n)[0] >= 0).all()
+    assert (recommender.recommend([[1, 2]], k=n, num_beams=n, repeats=False)[0] < 0).sum() == 2
+
+
+def test_reasoning_masks_alike(masking):
+    reasoner, thinking = Reasoner(masking, k=40, num_beams=40), Thinking(2, 3)
+    user = known_history(masking.bundle.dataset, "long")
+    own = reasoner([user, HAD], thinking)
+    for items in (
+        *own.items,
+        *reasoner.behind([user, HAD], own.chains),
+        *reasoner.variants([user, HAD], 2),
+    ):
+        assert set(items[items >= 0]) == rest(*HAD)
+    assert set(reasoner([HAD], thinking, repeats=True).items[0]) == rest()
+
+
+def test_a_followed_user_keeps_what_left_the_window_masked(masking):
+    state = masking.state(HAD[:4])
+    for item in HAD[4:]:
+        state.append(item)
+    found = state.search(k=40, num_beams=40).items[0].numpy()
+    assert set(found[found >= 0]) == rest(*HAD)
+    assert state.history.masked.tolist() == sorted(HAD)
+    cut = masking.state(known_history(masking.bundle.dataset, "long")).search(k=40, num_beams=40).items[0].numpy()
+    assert set(cut[cut >= 0]) == rest(*HAD)
+    assert set(masking.state(HAD, repeats=True).search(k=40, num_beams=40).items[0].tolist()) == rest()
+
+
+def test_the_probe_masks_what_the_cases_mask(masking):
+    bundle = masking.bundle
+    probe = build_probe(bundle, 9, SHOWN, bundle.renderer.history_prompt_ids)
+    assert sorted(map(sorted, probe.exclude)) == sorted(bundle.dataset.valid["masked"].to_list())
+    assert max(map(len, probe.exclude)) > CUT
+
+
+def test_rows_of_a_data_set_without_a_mask_still_know_what_was_shown():
+    rows = pl.DataFrame(
+        {"history": [[4, 2, 4]], "masked": [[]]}, schema={"history": pl.List(pl.Int32), "masked": pl.List(pl.Int32)}
+    )
+    (user,) = UserHistory.of_rows(rows)
+    assert user.last(1).shown.tolist() == [4]
+    assert user.last(1).masked.tolist() == [2, 4]
+    assert user.then(9).masked.tolist() == [2, 4, 9]
+    assert user.masked.tolist() == [2, 4], "a history does not change"
 
 
 def test_raw_ids_that_nobody_knows(tiny_dataset):

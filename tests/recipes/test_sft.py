@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,29 +118,18 @@ def check_only_lora_and_rows(out: Path, rank: int) -> None:
 
 @pytest.fixture(scope="module")
 def killed(
-    sft_flags: list[str], lora_flags: list[str], tmp_path_factory: pytest.TempPathFactory
+    sft_flags: list[str],
+    lora_flags: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+    killed_behind: Callable[..., None],
 ) -> tuple[Path, list[str]]:
     """What a run killed behind its second checkpoint left; and its flags."""
     out = tmp_path_factory.mktemp("killed") / "lora"
     flags = [*sft_flags, *lora_flags, "--output_dir", str(out)]
     work = partial_folder(out)
-    process = subprocess.Popen(
-        [sys.executable, str(SFT), *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while last_checkpoint(work) not in (work / "checkpoint-10", work / "checkpoint-15"):  # whole, not only begun
-            assert process.poll() is None, "it ended before it was killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
+    killed_behind(10, "sft", *flags)
     assert not out.exists(), "an unfinished artefact must not carry its name"
-    for path in work.glob("checkpoint-*"):  # what came between the look and the kill
-        if int(path.name.split("-")[1]) > 10:
-            shutil.rmtree(path)
+    assert last_checkpoint(work) == work / "checkpoint-10"
     kept = out.with_name("kept")
     work.rename(kept)
     return out, flags

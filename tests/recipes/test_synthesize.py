@@ -161,7 +161,7 @@ def asked(server: str) -> int:
 
 def test_an_endpoint_teaches_and_no_reply_is_paid_for_twice(server, tiny_dataset, tmp_path, monkeypatch):
     flags = ["--teacher", "endpoint", "--teacher_model", "m", "--requests_per_minute", "60000", "--pause_s", "0.01"]
-    flags += ["--timeout_s", "0.3", "--valid_rows", "10", "--rows", "30"]
+    flags += ["--timeout_s", "60", "--valid_rows", "10", "--rows", "30"]
     broken = ["--endpoint", f"{server}/error/v1", "--retries", "0"]
     with pytest.raises(UserError, match="run the same command again when it answers"):
         synthesized(tiny_dataset, tmp_path / "out", monkeypatch, *flags, *broken)

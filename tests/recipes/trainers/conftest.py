@@ -63,7 +63,7 @@ def _four_bit(expanded_at_every_step: None) -> None:
 def make_kit() -> Callable[..., Kit]:
     """Builds the same model whenever it is called: `full`, `lora` or `qlora`, adapters as trained before."""
 
-    def make(base: Path, method: str = "full", scale: float = 1.0) -> Kit:
+    def make(base: Path, method: str = "full", scale: float = 1.0, lora_dropout: float = 0.0) -> Kit:
         from reasonrec.recipes.models.load import LoraSettings, add_adapter, add_code_rows, load_base, load_tokenizer
         from reasonrec.recipes.models.precision import choose
         from reasonrec.tokenizers.index import ItemIndex
@@ -78,7 +78,7 @@ def make_kit() -> Callable[..., Kit]:
         with torch.no_grad():  # rows far enough apart that choices are not all alike
             model.get_input_embeddings().weight[vocabulary.first_id :] *= 1 + 6 * scale
         if method != "full":
-            model = add_adapter(model, vocabulary, LoraSettings(4, 8, 0.0, "all-linear"))
+            model = add_adapter(model, vocabulary, LoraSettings(4, 8, lora_dropout, "all-linear"))
             with torch.no_grad():
                 for parameter in model.parameters():
                     if parameter.requires_grad:
