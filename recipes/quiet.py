@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -10,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from reasonrec.tokenizers.environment import wait_passively
+from reasonrec.tokenizers.environment import keep_freed_memory, wait_passively
 
 # Loggers that tell every user about something that only developers of other packages can mend.
 _CHATTY = ("bitsandbytes.backends.cpu.ops",)
@@ -24,7 +25,10 @@ def quiet() -> Iterator[None]:
     (`PYTHONWARNINGS`, `OMP_WAIT_POLICY`, `TOKENIZERS_PARALLELISM` …) stays.
     """
     wait_passively()
+    keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns when a data loader forks
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what a training logs is to be seen in a file while it runs
     if not sys.stderr.isatty():  # a bar that is redrawn into a file is a line of kilobytes
         for library in ("HF_HUB", "HF_DATASETS"):  # transformers follows the former
             os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")

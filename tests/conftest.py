@@ -54,6 +54,14 @@ def _same_seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def expanded_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """4-bit weights stay 4 bit, as on a GPU, or on a CPU whose memory is too small to expand them once."""
+    from reasonrec.recipes.models import quantized
+
+    monkeypatch.setattr(quantized, "free_memory", lambda: 0)
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of two layers with tied embeddings and a byte-level BPE tokenizer, in the form of a Hub checkout.

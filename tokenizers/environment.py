@@ -1,9 +1,11 @@
-"""What a process takes from its surroundings: the home folder in paths, and how its threads wait."""
+"""What a process takes from its surroundings: the home folder in paths, how threads wait, what malloc gives back."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import sys
 
 from reasonrec.tokenizers.errors import UserError
 
@@ -37,3 +39,20 @@ def wait_passively() -> None:
     that cannot run. The policy is read when a library with OpenMP is loaded, so call this before PyTorch is imported.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def keep_freed_memory() -> None:
+    """Let the GNU C library keep the memory that is freed, unless the user has set its allocator up.
+
+    By default it gives large blocks back after every operation and asks for them again, and each time the kernel fills
+    them with zeros, page by page. A training step on a CPU does that thousands of times. What a process holds then is
+    what it once needed at most.
+    """
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        set_option(option, 1 << 30)

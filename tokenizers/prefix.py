@@ -206,7 +206,8 @@ def check_architecture(model: PreTrainedModel) -> None:
             f"{config.model_type} models keep a recurrent state, which the item search cannot share between beams: "
             "take a model whose layers are all attention"
         )
-    if getattr(config, "alibi", False) or "position_ids" not in inspect.signature(model.base_model.forward).parameters:
+    takes = inspect.signature(type(model.base_model).forward).parameters
+    if getattr(config, "alibi", False) or "position_ids" not in takes:
         raise UserError(
             f"{config.model_type} models take positions from the place in the sequence, where the item search puts "
             "beams side by side: take a model with rotary or learned positions"

@@ -60,7 +60,10 @@ def resolve_model(reference: str) -> str:
     """
     if not reference.startswith(PACKAGE):
         if not _HUB_ID.fullmatch(reference) and not Path(reference).exists():
-            raise UserError(f"model={reference}: there is no folder {Path(reference).absolute()}")
+            raise UserError(
+                f"model={reference}: there is no folder {Path(reference).absolute()} (a Hub id, a local folder, or "
+                "package:NAME)"
+            )
         return reference
     name = reference.removeprefix(PACKAGE)
     # Found, not imported: such packages need libraries that this kit does not; a dotted name would import its parents.

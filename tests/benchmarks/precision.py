@@ -42,6 +42,7 @@ from reasonrec.recipes.plans import TaskChoice, build_plan
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments
 from reasonrec.tokenizers.artefact import write_json
+from reasonrec.tokenizers.environment import keep_freed_memory
 from reasonrec.tokenizers.index import ItemIndex
 
 SECTIONS = ("steps", "search", "neighbour")
@@ -208,6 +209,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--out", default="runs/bench/precision.json")
     options = parser.parse_args()
+    keep_freed_memory()  # as a stage does
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}

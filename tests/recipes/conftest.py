@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reasonrec.recipes.models import quantized
-
 RECIPES = Path(__file__).parents[2] / "recipes"
 # Runs a stage that is killed right behind a checkpoint: by itself, so that no test has to be quick enough to do it.
 _KILLED = """
@@ -32,12 +30,6 @@ sys.argv.pop(0)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 Stage = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def expanded_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """4-bit weights stay 4 bit, as on a GPU, or on a CPU whose memory is too small to expand them once."""
-    monkeypatch.setattr(quantized, "free_memory", lambda: 0)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from reasonrec.recipes.models.load import LoraSettings, add_adapter, load_base
+from reasonrec.recipes.models.precision import choose
 from reasonrec.tokenizers.decode import beam_search
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.score import score_all_items
@@ -223,9 +224,9 @@ def test_an_unmerged_adapter_is_searched_with_its_rows(tied, make_world, make_mo
     torch.testing.assert_close(world.beam().scores, found.scores, atol=1e-3, rtol=1e-3)
 
 
-def test_a_4_bit_base_with_an_adapter_is_searched(tmp_path, make_world, make_model):
+def test_a_4_bit_base_with_an_adapter_is_searched(tmp_path, make_world, make_model, expanded_at_every_step):
     make_model(seed=6).save_pretrained(tmp_path)
-    base = load_base(str(tmp_path), method="qlora").eval()
+    base = load_base(str(tmp_path), method="qlora", precision=choose("bf16", "cpu")).eval()
     assert base.is_loaded_in_4bit
     world = make_world(base, np.random.default_rng(6), n_items=25)
     adapted = add_adapter(base, world.vocabulary, LoraSettings(4, 8, 0.0, "all-linear")).eval()

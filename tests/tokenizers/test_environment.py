@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +41,34 @@ def test_the_policy_of_the_user_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     wait_passively()
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+HELD = """
+import sys
+from pathlib import Path
+from reasonrec.tokenizers.environment import keep_freed_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+before = resident()
+block = b"x" * (1 << 26 | len(sys.argv))
+assert resident() - before > 6e7
+del block
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library gives memory back at once")
+def test_freed_memory_is_kept_unless_the_user_has_a_say() -> None:
+    def held(how: str, **environment: str) -> int:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+        command = [sys.executable, "-c", HELD, how]
+        done = subprocess.run(command, env=clean | environment, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert held("leave") < 6e6
+    assert held("keep") > 6e7
+    assert held("keep", MALLOC_ARENA_MAX="8") < 6e6

@@ -77,8 +77,10 @@ def some_ids(vocabulary: Vocabulary) -> torch.Tensor:
     return torch.randint(0, vocabulary.size, (2, 9), generator=torch.Generator().manual_seed(0))
 
 
-def test_references_that_are_no_package_pass_through():
-    for reference in ("org/model", "./folder", "/absolute"):
+def test_references_that_are_no_package_pass_through(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for reference in ("org/model", "./folder", str(tmp_path)):
         assert resolve_model(reference) == reference
 
 

@@ -31,11 +31,12 @@ def test_the_version_this_was_written_for():
 
 def test_only_what_is_meant_to_be_is_overridden():
     ours = {name for name, value in vars(ItemGRPOTrainer).items() if callable(value)}
-    own = {"_base", "_copy_rows_to_reference", "_collect", "_replay", "_watch_zero_rewards"}
+    own = {"_base", "_copy_rows_to_reference", "_collect", "_replay", "_watch_zero_rewards", "write_weights"}
     assert ours == OVERRIDDEN | own
     theirs = {name for cls in (GRPOTrainer, Trainer) for name in dir(cls)}
     assert not own & theirs
     attributes = {"_rounds", "_settings", "_prompts", "_probe", "_scorer", "_chosen", "_chosen_values", "_zero_steps"}
+    attributes |= {"_silenced"}
     for name in attributes:
         assert f"self.{name} " not in SOURCE + inspect.getsource(Trainer)
 
