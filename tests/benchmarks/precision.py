@@ -115,8 +115,9 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
             args = SftArguments(
                 output_dir=folder, precision=asked, per_device_train_batch_size=8, learning_rate=1e-4,
                 num_train_epochs=1, activation_checkpointing=False, report_to="none", disable_tqdm=True,
-                remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True}, save_strategy="no",
+                save_strategy="no",
             )  # fmt: skip
+            args.remove_unused_columns, args.dataset_kwargs = False, {"skip_prepare_dataset": True}
             clock = Clock(options.budget)
             trainer = ItemSFTTrainer(
                 trie=bundle.trie,
