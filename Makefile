@@ -7,9 +7,12 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.reasonrec-installed
 # A launch that is told nothing gives PyTorch one thread on the CPU.
 THREADS ?= $(or $(OMP_NUM_THREADS),$(shell getconf _NPROCESSORS_ONLN))
-# OpenMP's threads spin at every barrier while their partner waits for a core: beside one busy process that costs ten
-# times the time. Sleeping costs nothing measurable when the machine is quiet.
-export OMP_WAIT_POLICY ?= PASSIVE
+# OpenMP's threads spin at every barrier while their partner waits for a core; beside one busy process a step then takes
+# many times as long (make bench BENCH=precision). See wait_passively in tokenizers/environment.py.
+ifeq ($(origin OMP_WAIT_POLICY),undefined)
+export OMP_WAIT_POLICY = PASSIVE
+export GOMP_SPINCOUNT ?= 1000
+endif
 HARDWARE ?= $(if $(shell command -v nvidia-smi 2>/dev/null),single_gpu,cpu)
 JOBS ?= 2
 BENCH ?= *

@@ -54,7 +54,11 @@ class EvalConfig:
         default=16, metadata={"help": "cases searched at a time; changes time, not results", "at_least": 1}
     )
     control: bool = field(
-        default=True, metadata={"help": "also rank with another user's history, and behind chains that cannot help"}
+        default=True,
+        metadata={
+            "help": "also rank with another user's history (unless the model's start is in the table, too), and behind "
+            "chains that cannot help"
+        },
     )
     baselines: bool = field(default=True, metadata={"help": "the counting baselines"})
     window: int = field(default=10, metadata={"help": "co-visitation: pairs at most so far apart", "at_least": 1})

@@ -21,6 +21,7 @@ from reasonrec.recipes.keys import PrecisionName
 from reasonrec.recipes.ranking import KS
 from reasonrec.recipes.reasoning import Reasoned, Reasoner, Thinking, control_chains
 from reasonrec.recipes.recommender import Recommender
+from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.errors import UserError
 
 
@@ -60,6 +61,7 @@ class Table:
         self.rows: list[Row] = []
         self.claims: list[tuple[str, str]] = []
         self.thoughts: dict[str, list[str]] = {}
+        self._direct: set[str] = set()  # hashes of the models that stand in the table
         self._histories = UserHistory.of_rows(cases)
         self._repeats = not cases["masked"].list.len().gt(0).any()  # the rule that the baselines follow
 
@@ -75,7 +77,10 @@ class Table:
             self._add("SASRec", BASELINE, note, lambda: model.rank(cases, max(KS)))
 
     def add_direct(self, path: str) -> None:
-        """A trained model, compared with those before it, and the same model given another user's history."""
+        """A trained model, compared with those before it, and the same model given another user's history.
+
+        That control is left out where the model that this one started from stands in the table: it was asked there.
+        """
         options, recommender = self.options, self._load(path)
         how = "exact search" if options.exact else f"beam {options.num_beams}"
         if options.exhaustive or options.num_beams >= self.dataset.n_items:
@@ -97,7 +102,8 @@ class Table:
         note = f"{recommender.setting.base_model}, {recommender.setting.method}"
         self.claims += [(name, row.name) for row in self.rows if row.mode == "direct"]  # such as what it started from
         self._add(name, "direct", note, lambda: rank(self._histories))
-        if options.control:
+        manifest = read_manifest(path)
+        if options.control and manifest.inputs.get("model") not in self._direct:
             other = f"{Path(path).name}, another user's history"
             donors = zip(self._histories, other_histories(self.cases, options.seed), strict=True)
             strangers = [replace(own, shown=np.asarray(shown)) for own, shown in donors]  # behind one's own mask
@@ -105,6 +111,7 @@ class Table:
             self.claims.append((name, other))
         if options.baselines:
             self.claims.append((name, "popularity"))
+        self._direct.add(manifest.hash)
 
     def add_reasoning(self, path: str, thinking: Thinking) -> None:
         """A trained model behind its own chains, and behind chains that cannot help.

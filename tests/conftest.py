@@ -37,7 +37,9 @@ def pytest_configure() -> None:
     os.environ.update(fixed)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"):
         os.environ.setdefault(name, "1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin at barriers starve the other workers
+    from reasonrec.tokenizers.environment import wait_passively
+
+    wait_passively()  # threads that spin at barriers starve the other workers
     # What a launcher or a user left behind would turn tests into something else.
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "REASONREC_TRACEBACK"):
         os.environ.pop(name, None)

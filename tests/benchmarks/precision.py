@@ -185,16 +185,21 @@ def measure_neighbour(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a loop of products on a thread for each core, alone and beside a busy process."""
     threads = str(os.cpu_count())
     rows = []
-    for policy in ("ACTIVE", "PASSIVE"):
-        environment = os.environ | {"OMP_WAIT_POLICY": policy, "OMP_NUM_THREADS": threads}
+    policies: dict[str, dict[str, str]] = {
+        "OpenMP's default": {},
+        "OMP_WAIT_POLICY=ACTIVE": {"OMP_WAIT_POLICY": "ACTIVE"},
+        "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
+        "the stages': PASSIVE, GOMP_SPINCOUNT=1000": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"},
+    }
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_WAIT", "GOMP_"))}
+    for policy, settings in policies.items():
+        environment = others | settings | {"OMP_NUM_THREADS": threads}
         run = functools.partial(subprocess.run, [sys.executable, "-c", LOOP], env=environment, check=True, text=True)
         taken = {}
         for name, busy in (("quiet", False), ("beside_a_busy_process", True)):
             with neighbour(busy):
                 taken[name] = float(run(stdout=subprocess.PIPE).stdout)
-        rows.append(
-            {"name": f"OMP_WAIT_POLICY={policy}", **taken, "ratio": taken["beside_a_busy_process"] / taken["quiet"]}
-        )
+        rows.append({"name": policy, **taken, "ratio": taken["beside_a_busy_process"] / taken["quiet"]})
     return {"threads": int(threads), "rows": rows}
 
 
@@ -227,7 +232,7 @@ def main() -> None:
         print(f"\n{section}")
         for row in result[section]["rows"]:
             numbers = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k != "name")
-            print(f"  {row['name']:<24} {', '.join(numbers)}", flush=True)
+            print(f"  {row['name']:<44} {', '.join(numbers)}", flush=True)
     print(f"\n{out} has it all")
 
 

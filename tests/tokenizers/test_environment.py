@@ -35,12 +35,16 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_policy_of_the_user_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    wait_passively()
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    policy = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    for given, expected in (((None, None), ("PASSIVE", "1000")), ((None, "5"), ("PASSIVE", "5"))):
+        for name, value in zip(policy, given, strict=True):
+            monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+        wait_passively()
+        assert tuple(map(os.environ.get, policy)) == expected
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.delenv("GOMP_SPINCOUNT")
     wait_passively()
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert tuple(map(os.environ.get, policy)) == ("ACTIVE", None)
 
 
 HELD = """
