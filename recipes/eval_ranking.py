@@ -56,8 +56,8 @@ class EvalConfig:
     control: bool = field(
         default=True,
         metadata={
-            "help": "also rank with another user's history (unless the model's start is in the table, too), and behind "
-            "chains that cannot help"
+            "help": "also rank with another user's history (unless the model's start is in the table, too), and "
+            "behind chains that cannot help"
         },
     )
     baselines: bool = field(default=True, metadata={"help": "the counting baselines"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -113,6 +114,21 @@ def test_a_sample_of_the_cases(evaluate: Evaluate) -> None:
     assert [row["name"] for row in few["rows"]] == ["lora, exhaustive"]
     assert few["paired"] == []
     assert any("Only 7 cases" in note for note in few["protocol"]["notes"])
+
+
+def test_a_model_that_goes_on_from_another_one_needs_no_control_of_its_own(
+    evaluate: Evaluate, adapter: Path, tmp_path: Path
+) -> None:
+    later = shutil.copytree(adapter, tmp_path / "later")
+    manifest = json.loads((later / "manifest.json").read_text())
+    manifest["inputs"]["model"] = read_manifest(adapter).hash
+    (later / "manifest.json").write_text(json.dumps(manifest))
+    few = ("--max_rows", "7", "--no_baselines", "--num_beams", "20")
+    both = evaluate("--models", str(adapter), str(later), *few, out="both")
+    names = [row["name"] for row in both["rows"]]
+    assert names == ["lora, exact search", "lora, another user's history", "later, exact search"]
+    alone = evaluate("--models", str(later), *few, out="alone")
+    assert [row["mode"] for row in alone["rows"]] == ["direct", "control"], "its start is not in the table"
 
 
 @given(
