@@ -141,8 +141,7 @@ def main() -> None:
     precision.apply(args)
     limit = check_context(model, bundle, stage.max_history, trained=False)
     check_texts(plan, bundle.renderer, limit)
-    args.output_dir, args.remove_unused_columns, args.num_train_epochs = str(work), False, 1
-    args.dataset_kwargs = {"skip_prepare_dataset": True}
+    args.output_dir, args.num_train_epochs = str(work), 1
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / "logs")  # else a folder named after this machine
     trainer = ItemSFTTrainer(
         trie=bundle.trie,

@@ -70,7 +70,7 @@ def test_supervised_training_comes_near_the_optimum(tmp_path: Path) -> None:
         "learning_rate": 5e-3,
         "warmup_steps": 0.1,
         "adam_beta2": 0.98,
-        "bf16": False,
+        "precision": "fp32",
         "activation_checkpointing": False,
         "save_strategy": "no",
         "report_to": "none",

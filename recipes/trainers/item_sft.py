@@ -49,6 +49,8 @@ class SftArguments(SFTConfig):
         self.chosen = decide(self)
         super().__post_init__()
         self.chosen.apply(self)
+        # Examples are rendered as they are fed, from the lines of a plan.
+        self.remove_unused_columns, self.dataset_kwargs = False, {"skip_prepare_dataset": True}
         check_reports(self.report_to)
 
 

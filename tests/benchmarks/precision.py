@@ -117,7 +117,6 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
                 num_train_epochs=1, activation_checkpointing=False, report_to="none", disable_tqdm=True,
                 save_strategy="no",
             )  # fmt: skip
-            args.remove_unused_columns, args.dataset_kwargs = False, {"skip_prepare_dataset": True}
             clock = Clock(options.budget)
             trainer = ItemSFTTrainer(
                 trie=bundle.trie,

@@ -87,9 +87,9 @@ def supervise(
     with tempfile.TemporaryDirectory() as folder:
         args = SftArguments(
             output_dir=folder, learning_rate=rate, per_device_train_batch_size=batch, num_train_epochs=1,
-            weight_decay=0.0, lr_scheduler_type=schedule, warmup_steps=0, bf16=False, gradient_checkpointing=False,
-            save_strategy="no", report_to="none", logging_steps=10**6, disable_tqdm=True, remove_unused_columns=False,
-            dataset_kwargs={"skip_prepare_dataset": True}, seed=seed,
+            weight_decay=0.0, lr_scheduler_type=schedule, warmup_steps=0, precision="fp32", seed=seed,
+            activation_checkpointing=False, save_strategy="no", report_to="none", logging_steps=10**6,
+            disable_tqdm=True,
         )  # fmt: skip
         trainer = ItemSFTTrainer(
             trie=bundle.trie,
@@ -221,7 +221,7 @@ def reinforce(
         args = GrpoArguments(
             output_dir=folder, learning_rate=rate, per_device_train_batch_size=size.groups * size.generations,
             num_generations=size.generations, max_steps=size.updates, beta=0.0, weight_decay=0.0,
-            lr_scheduler_type="constant", bf16=False, gradient_checkpointing=False, save_strategy="no",
+            lr_scheduler_type="constant", precision="fp32", activation_checkpointing=False, save_strategy="no",
             report_to="none", disable_tqdm=True, seed=seed,
         )  # fmt: skip
         trainer = ItemGRPOTrainer(

@@ -82,14 +82,12 @@ def train(bundle: Bundle, setting: Setting, run: Run) -> tuple[Recommender, floa
             per_device_train_batch_size=BATCH,
             num_train_epochs=1,
             weight_decay=0.01,
-            bf16=False,
-            gradient_checkpointing=False,
+            precision="fp32",
+            activation_checkpointing=False,
             save_strategy="no",
             report_to="none",
             logging_steps=1000,
             disable_tqdm=True,
-            remove_unused_columns=False,
-            dataset_kwargs={"skip_prepare_dataset": True},
             seed=run.seed,
         )
         trainer = ItemSFTTrainer(
