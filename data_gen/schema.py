@@ -14,8 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from reasonrec.tokenizers.artefact import Manifest, read_manifest
+from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.manifest import Manifest
 
 ITEM_TEXT = ("title", "description", "category", "brand")
 ITEMS: dict[str, Any] = {

@@ -24,9 +24,10 @@ from reasonrec.recipes.models.load import (
     stored_fingerprint,
 )
 from reasonrec.recipes.models.precision import Precision, choose
-from reasonrec.tokenizers.artefact import Manifest, check_input, read_manifest
+from reasonrec.tokenizers.artefact import check_input, read_manifest
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
+from reasonrec.tokenizers.manifest import Manifest
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 

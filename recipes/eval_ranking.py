@@ -14,9 +14,10 @@ from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
 from reasonrec.recipes.ranking import KS
-from reasonrec.tokenizers.artefact import check_output, staged
+from reasonrec.tokenizers.artefact import staged
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import external_sids
+from reasonrec.tokenizers.output import claim_output, releasing_outputs
 
 
 @dataclass
@@ -85,6 +86,7 @@ class EvalConfig:
             raise UserError("nothing to evaluate: give models, or leave baselines on")
 
 
+@releasing_outputs()
 def main() -> None:
     """Parse, rank, compare, report."""
     (config,) = parse([EvalConfig])
@@ -99,7 +101,7 @@ def main() -> None:
 
     if not PartialState().is_main_process:  # ranking is not distributed
         return
-    check_output(config.output_dir, overwrite=config.overwrite)
+    claim_output(config.output_dir, overwrite=config.overwrite)
     dataset = Dataset.load(config.dataset)
     cases = dataset.rows(config.split)
     if config.max_rows and config.max_rows < cases.height:

@@ -16,11 +16,12 @@ import numpy as np
 from reasonrec.data_gen.schema import ITEM_TEXT, Dataset
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
-from reasonrec.tokenizers.artefact import check_input, check_output, read_manifest, staged, write_json
+from reasonrec.tokenizers.artefact import check_input, read_manifest, staged, write_json
 from reasonrec.tokenizers.embed import JOINED, embed_items, with_joined
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.health import format_report, health_report, plot_report
 from reasonrec.tokenizers.index import REMEDY, ItemIndex, build_index, external_index, load_embeddings, save_quantizer
+from reasonrec.tokenizers.output import claim_output, releasing_outputs
 from reasonrec.tokenizers.quantize import BalancedResidualKMeans, ResidualKMeans, check_sizes
 
 QUANTIZERS = {"balanced": BalancedResidualKMeans, "plain": ResidualKMeans}
@@ -172,12 +173,13 @@ def build(config: IndexConfig, dataset: Dataset, folder: Path) -> tuple[ItemInde
     return index, report
 
 
+@releasing_outputs()
 def main() -> None:
     """Run the stage."""
     (config,) = parse([IndexConfig])
     if os.environ.get("RANK", "0") != "0":  # nothing here is training: one process does it
         return
-    out = check_output(config.output_dir, overwrite=config.overwrite)
+    out = claim_output(config.output_dir, overwrite=config.overwrite)
     start = time.perf_counter()
     dataset = Dataset.load(config.dataset)
     if config.quantizer != "external":  # before minutes are spent on embeddings

@@ -21,8 +21,9 @@ from reasonrec.data_gen.sources_movielens import read_movielens_100k
 from reasonrec.data_gen.sources_tables import read_tables
 from reasonrec.data_gen.synthetic import WorldConfig, make_synthetic
 from reasonrec.recipes.args import parse, run
-from reasonrec.tokenizers.artefact import check_output, file_hash, staged
+from reasonrec.tokenizers.artefact import file_hash, staged
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.output import claim_output, releasing_outputs
 
 Source = Literal["tables", "movielens_100k", "complete_journey", "industrial", "synthetic"]
 
@@ -163,12 +164,13 @@ def build(config: PrepareConfig) -> tuple[Tables, Mapping[str, Path]]:
     return build_tables(log, config.log_options()), log.files
 
 
+@releasing_outputs()
 def main() -> None:
     """Run the stage."""
     (config,) = parse([PrepareConfig])
     if os.environ.get("RANK", "0") != "0":  # nothing here is training: one process does it
         return
-    out = check_output(config.output_dir, overwrite=config.overwrite)
+    out = claim_output(config.output_dir, overwrite=config.overwrite)
     start = time.perf_counter()
     tables, files = build(config)
     inputs = {role: file_hash(file) for role, file in files.items()}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -20,9 +19,10 @@ from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import build, parse, run
 from reasonrec.recipes.plans import TaskChoice, build_eval, build_plan, check_texts, load_traces, plot_curriculum
 from reasonrec.recipes.trainers.keys import inherited
-from reasonrec.tokenizers.artefact import check_output, partial_folder, staged, write_json
+from reasonrec.tokenizers.artefact import staged, write_json
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
+from reasonrec.tokenizers.output import claim_output, releasing_outputs, resume_folder
 
 
 @dataclass(kw_only=True)
@@ -74,6 +74,7 @@ class SftStage(TaskChoice):
             )
 
 
+@releasing_outputs()
 def main() -> None:
     """Parse, build, train, save."""
     stage, given = parse([SftStage, inherited("sft")])
@@ -90,7 +91,14 @@ def main() -> None:
     from reasonrec.recipes.models.precision import load_finite
     from reasonrec.recipes.start import agreed_setting, earlier_training, load_start
     from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments, save_weights
-    from reasonrec.recipes.trainers.resume import keep_or_clear, stage_config, train_or_resume
+    from reasonrec.recipes.trainers.resume import (
+        LOGS,
+        adopted,
+        keep_logs,
+        keep_or_clear,
+        stage_config,
+        train_or_resume,
+    )
 
     args = build(SftArguments, given)
     if (stage.valid_rows > 0) != (args.eval_strategy != "no"):
@@ -99,8 +107,8 @@ def main() -> None:
             "validation loss reported, such as --valid_rows 500 --eval_strategy steps --eval_steps 100"
         )
     state = PartialState()
-    out = check_output(given["output_dir"], overwrite=stage.overwrite)
-    work = partial_folder(out)
+    out = claim_output(given["output_dir"], overwrite=stage.overwrite)
+    work = resume_folder(out)
     config = stage_config(stage, args)
     asked = Setting(
         stage.model, stage.method, stage.history_prompt, stage.chat, stage.system, stage.max_history,
@@ -117,6 +125,10 @@ def main() -> None:
         inputs["model"] = earlier.hash
     if (traces := load_traces(stage, bundle)) is not None:
         inputs["traces"] = traces.manifest.hash
+    kind = "model" if stage.method == "full" else "adapter"
+    about = {"kind": kind, "config": config, "seed": args.seed, "inputs": inputs, "overwrite": stage.overwrite}
+    if adopted(out, **about):
+        return
     plan = build_plan(
         stage,
         bundle,
@@ -125,8 +137,6 @@ def main() -> None:
         seed=args.data_seed if args.data_seed is not None else args.seed,
     )
     keep_or_clear(out, config, inputs, args.chosen)
-    if state.is_main_process:
-        plot_curriculum(stage, plan, work / "curriculum.png")
     torch.manual_seed(args.seed)
     targets = stage.lora_target_modules
     lora = LoraSettings(
@@ -142,7 +152,7 @@ def main() -> None:
     limit = check_context(model, bundle, stage.max_history, trained=False)
     check_texts(plan, bundle.renderer, limit)
     args.output_dir, args.num_train_epochs = str(work), 1
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / "logs")  # else a folder named after this machine
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / LOGS)  # else a folder named after this machine
     trainer = ItemSFTTrainer(
         trie=bundle.trie,
         vocabulary=bundle.vocabulary,
@@ -161,17 +171,14 @@ def main() -> None:
     result = train_or_resume(trainer, out)
     if not state.is_main_process:
         return
-    kind = "model" if stage.method == "full" else "adapter"
-    with staged(
-        out, kind=kind, config=config, seed=args.seed, inputs=inputs, overwrite=stage.overwrite, resume=True
-    ) as (folder, facts):
+    with staged(out, **about) as (folder, facts):
         save_weights(trainer.model, folder)
         bundle.tokenizer.save_pretrained(folder)
-        facts.update(setting_facts(setting), rows=bundle.vocabulary.size, train=result.metrics)
+        facts.update(setting_facts(setting), rows=bundle.vocabulary.size)
         write_json(folder / "train_metrics.json", {"train": result.metrics, "log": trainer.state.log_history})
         write_card(folder, setting, bundle, result.metrics)
-        for path in folder.glob("checkpoint-*"):
-            shutil.rmtree(path)
+        plot_curriculum(stage, plan, folder / "curriculum.png")
+        keep_logs(out, folder)
     print(f"{out} holds the {kind}: {', '.join(sorted(p.name for p in Path(out).iterdir() if p.is_file()))}")
 
 

@@ -9,8 +9,10 @@ from typing import Any, Protocol
 from reasonrec.recipes.bundle import Bundle, Setting, load_trained, load_with_rows
 from reasonrec.recipes.models.load import LoraSettings, add_adapter
 from reasonrec.recipes.models.precision import Precision
-from reasonrec.tokenizers.artefact import MANIFEST, Manifest, read_manifest
+from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.manifest import Manifest
+from reasonrec.tokenizers.output import MANIFEST
 
 _TRAINED = ("adapter", "model")
 # What a training that goes on cannot change.

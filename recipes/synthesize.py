@@ -24,8 +24,9 @@ from reasonrec.data_gen.trace_checks import Checker
 from reasonrec.data_gen.traces import Reply, Trace, to_frame
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.teachers import SynthesizeConfig, build_teacher
-from reasonrec.tokenizers.artefact import check_output, read_manifest, staged, write_json
+from reasonrec.tokenizers.artefact import read_manifest, staged, write_json
 from reasonrec.tokenizers.index import ItemIndex
+from reasonrec.tokenizers.output import claim_output, releasing_outputs
 
 if TYPE_CHECKING:
     from reasonrec.recipes.bundle import Bundle
@@ -101,12 +102,13 @@ def describe(report: dict[str, Any]) -> str:
     return "\n".join([*lines, describe_leak(report["leak"])])
 
 
+@releasing_outputs()
 def main() -> None:
     """Run the stage."""
     (config,) = parse([SynthesizeConfig])
     if os.environ.get("RANK", "0") != "0":  # nothing here is training: one process does it
         return
-    out = check_output(config.output_dir, overwrite=config.overwrite)
+    out = claim_output(config.output_dir, overwrite=config.overwrite)
     start = time.perf_counter()
     dataset = Dataset.load(config.dataset)
     inputs = {"dataset": dataset.manifest.hash}

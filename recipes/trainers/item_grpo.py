@@ -32,6 +32,7 @@ from reasonrec.recipes.models.load import restore_trainable, trainable_values
 from reasonrec.recipes.models.policy import install_item_policy
 from reasonrec.recipes.models.precision import decide
 from reasonrec.recipes.trainers.advantages import permuted_rows
+from reasonrec.recipes.trainers.best import keep_best
 from reasonrec.recipes.trainers.groups import Advantage, Pool, alive, choose, telemetry
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, save_weights
 from reasonrec.recipes.trainers.keys import check_reports, prepare_arguments
@@ -41,8 +42,6 @@ from reasonrec.tokenizers.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-BEST = "best"  # folder of the weights that did best on validation, inside the working folder
 
 
 @dataclass
@@ -361,7 +360,7 @@ class ItemGRPOTrainer(GRPOTrainer):
         history = {e["step"]: e[selects] for e in self.state.log_history if selects in e}
         history.pop(self.state.global_step, None)  # a resumed run probes its start once more
         if metrics[selects] > max(history.values(), default=-np.inf) and self.args.should_save:
-            self.write_weights(Path(str(self.args.output_dir)) / BEST)
+            keep_best(Path(str(self.args.output_dir)), self.state.global_step, self.write_weights)
         history[self.state.global_step] = metrics[selects]
         best = max(history, key=lambda step: (history[step], -step))
         if self._settings.patience and sum(step > best for step in history) >= self._settings.patience:

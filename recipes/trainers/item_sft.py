@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,15 +116,3 @@ def save_weights(model: Any, folder: str | Path) -> None:
         model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=["default"])
     else:
         model.save_pretrained(folder)
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint: `trainer_state.json` is written last, so a torn one has none that is JSON."""
-    whole = []
-    for path in folder.glob("checkpoint-*"):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            whole.append((int(path.name.rsplit("-", 1)[1]), path))
-        except (OSError, ValueError):
-            continue
-    return max(whole)[1] if whole else None

@@ -287,7 +287,8 @@ def raising(error: BaseException) -> Callable[[], None]:
     return run(main)
 
 
-def test_run_turns_mistakes_into_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_turns_mistakes_into_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["stage.py", "--key", "a b"])
     with pytest.raises(SystemExit) as ended:
         raising(UserError("k=0 has to be at least 1"))()
     assert ended.value.code == 2
@@ -295,7 +296,9 @@ def test_run_turns_mistakes_into_one_line(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit) as ended:
         raising(KeyboardInterrupt())()
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "interrupted; run the same command again to go on\n"
+    assert capsys.readouterr().err == (
+        "interrupted: nothing is unfinished; the same command goes on: python stage.py --key 'a b'\n"
+    )
 
 
 def test_run_hides_no_bug() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,9 @@ from safetensors.torch import load_file
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes import sft
-from reasonrec.recipes.trainers.item_sft import last_checkpoint
-from reasonrec.tokenizers.artefact import partial_folder, read_manifest
+from reasonrec.recipes.trainers.resume import last_checkpoint
+from reasonrec.tokenizers.artefact import read_manifest
+from reasonrec.tokenizers.output import resume_folder
 
 SFT = Path(sft.__file__)
 Stage = Callable[..., subprocess.CompletedProcess[str]]
@@ -49,7 +53,7 @@ def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def check_folder(out: Path, kind: str, method: str, sft_flags: list[str]) -> dict[str, Any]:
     """What every trained folder promises; returns its train_metrics.json."""
-    assert not partial_folder(out).exists()
+    assert not resume_folder(out).exists()
     assert {path.name for path in out.iterdir()} == (MODEL_FILES if kind == "model" else ADAPTER_FILES)
     (events,) = (out / "logs").iterdir()
     assert events.name.startswith("events.out.tfevents")
@@ -126,7 +130,7 @@ def killed(
     """What a run killed behind its second checkpoint left; and its flags."""
     out = tmp_path_factory.mktemp("killed") / "lora"
     flags = [*sft_flags, *lora_flags, "--output_dir", str(out)]
-    work = partial_folder(out)
+    work = resume_folder(out)
     killed_behind(10, "sft", *flags)
     assert not out.exists(), "an unfinished artefact must not carry its name"
     assert last_checkpoint(work) == work / "checkpoint-10"
@@ -139,7 +143,7 @@ def killed(
 def left(killed: tuple[Path, list[str]]) -> tuple[Path, list[str]]:
     """The partial folder as the kill left it, in its place; and the flags."""
     out, flags = killed
-    work = partial_folder(out)
+    work = resume_folder(out)
     for folder in (out, work):
         shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(out.with_name("kept"), work)
@@ -159,12 +163,34 @@ def test_checkpoints_hold_the_adapter_and_no_more(killed: tuple[Path, list[str]]
 def test_a_killed_run_goes_on_to_the_same_bits(stage: Stage, left: tuple[Path, list[str]], adapter: Path) -> None:
     out, flags = left
     printed = stage("sft", *flags).stdout
-    assert f"going on from {partial_folder(out) / 'checkpoint-10'}" in printed
+    assert f"going on from {resume_folder(out) / 'checkpoint-10'}" in printed
     assert same_bits(weights(out), weights(adapter))
     assert {path.name for path in out.iterdir()} == ADAPTER_FILES, "no resume state stays"
     logs = [json.loads((folder / "train_metrics.json").read_text())["log"] for folder in (out, adapter)]
     losses = [[entry["loss"] for entry in log if "loss" in entry] for log in logs]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupt_says_what_is_kept_and_what_goes_on(
+    sft_flags: list[str], lora_flags: list[str], tmp_path: Path, sent: signal.Signals, status: int
+) -> None:
+    """As a scheduler or a person stops it, in the middle of a training that would go on for long."""
+    out = tmp_path / "lora"
+    command = [sys.executable, str(SFT), *sft_flags, *lora_flags, "--output_dir", str(out)]
+    more = ["--num_train_epochs", "999"]
+    with subprocess.Popen([*command, *more], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while last_checkpoint(resume_folder(out)) is None and process.poll() is None:
+            time.sleep(0.1)
+        process.send_signal(sent)
+        _, printed = process.communicate()
+    assert process.returncode == status, printed
+    last = printed.strip().splitlines()[-1]
+    assert re.match(
+        rf"interrupted: {resume_folder(out)} keeps the checkpoint of step \d+; the same command goes", last
+    )
+    assert last.endswith(f": python {shlex.join([*command[1:], *more])}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lora.resume"], "no lock stays"
 
 
 @pytest.mark.parametrize("harm", ["missing", "truncated"])
@@ -176,7 +202,7 @@ def test_a_torn_checkpoint_is_skipped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out, flags = left
-    torn = partial_folder(out) / "checkpoint-10"
+    torn = resume_folder(out) / "checkpoint-10"
     state = torn / "trainer_state.json"
     if harm == "missing":  # killed while it was written: the state comes last
         state.unlink()
@@ -184,7 +210,7 @@ def test_a_torn_checkpoint_is_skipped(
     else:
         state.write_bytes(state.read_bytes()[:100])
     here(monkeypatch, *flags, "--logging_steps", "7")  # this may change between the two
-    assert f"going on from {partial_folder(out) / 'checkpoint-5'}" in capsys.readouterr().out
+    assert f"going on from {resume_folder(out) / 'checkpoint-5'}" in capsys.readouterr().out
     assert same_bits(weights(out), weights(adapter))
 
 
@@ -198,7 +224,7 @@ def test_other_settings_start_anew(
     out, flags = left
     here(monkeypatch, *flags, "--lora_alpha", "8")
     printed = capsys.readouterr().out
-    assert f"{partial_folder(out)} was begun with other settings (lora_alpha): starting anew" in printed
+    assert f"{resume_folder(out)} was begun with other settings (lora_alpha): starting anew" in printed
     assert "going on" not in printed
     here(monkeypatch, *flags, "--lora_alpha", "8", "--output_dir", str(tmp_path / "fresh"))
     assert "other settings" not in capsys.readouterr().out
@@ -213,8 +239,8 @@ def test_another_machine_goes_on_in_its_own_precision(
     begun = flags.index("--bf16")
     here(monkeypatch, *flags[:begun], *flags[begun + 2 :], "--precision", "bf16")
     printed = capsys.readouterr().out
-    assert f"{partial_folder(out)} was begun with precision fp32: going on with bf16" in printed
-    assert f"going on from {partial_folder(out) / 'checkpoint-10'}" in printed
+    assert f"{resume_folder(out)} was begun with precision fp32: going on with bf16" in printed
+    assert f"going on from {resume_folder(out) / 'checkpoint-10'}" in printed
     assert "precision: bf16 on cpu (as asked" in printed
     ours, theirs = weights(out), weights(adapter)
     assert not same_bits(ours, theirs)
@@ -322,7 +348,7 @@ def mistake(
             here(monkeypatch, *sft_flags, "--output_dir", str(out), *flags)
         assert stopped.value.code == 2
         assert out.exists() == existed
-        assert not partial_folder(out).exists()
+        assert not resume_folder(out).exists()
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1
         return lines[0]
@@ -368,4 +394,4 @@ def test_an_index_of_another_dataset_is_refused(
         assert read_manifest(path).hash[:12] in message
     assert "recipes/index_items.py" in message
     assert not out.exists()
-    assert not partial_folder(out).exists()
+    assert not resume_folder(out).exists()
