@@ -17,6 +17,7 @@ from reasonrec.recipes.ranking import KS
 from reasonrec.tokenizers.artefact import check_output, staged
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import external_sids
+from reasonrec.tokenizers.terminal import say
 
 
 @dataclass
@@ -129,7 +130,7 @@ def main() -> None:
             folder, metrics, examples=examples(dataset, config.split, shown, cases=cases, thoughts=table.thoughts)
         )
     print_table(metrics)
-    print(f"\n{config.output_dir}/report.html shows the same with plots")
+    say(f"\n{config.output_dir}/report.html shows the same with plots")
 
 
 if __name__ == "__main__":

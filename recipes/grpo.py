@@ -23,6 +23,7 @@ from reasonrec.recipes.args import build, parse, run
 from reasonrec.recipes.trainers.keys import inherited
 from reasonrec.rewards.registry import load_rewards
 from reasonrec.tokenizers.artefact import check_output, partial_folder, read_manifest, staged, write_json
+from reasonrec.tokenizers.terminal import say
 
 
 @dataclass
@@ -160,8 +161,8 @@ def main() -> None:
         processing_class=bundle.tokenizer,
     )
     if state.is_main_process:
-        print(f"{len(prompts)} prompts, {args.num_generations} rollouts each, {state.num_processes} process(es)")
-        print(precision)
+        say(f"{len(prompts)} prompts, {args.num_generations} rollouts each, {state.num_processes} process(es)")
+        say(precision)
     result = train_or_resume(trainer, out)
     if not state.is_main_process:
         return
@@ -174,7 +175,7 @@ def main() -> None:
         if stage.keep == "best" and (folder / BEST).is_dir():
             shutil.copytree(folder / BEST, folder, dirs_exist_ok=True)
             if chosen == 0:
-                print("no step ranks the validation cases better than the start: the start's weights are kept")
+                say("no step ranks the validation cases better than the start: the start's weights are kept")
         else:
             chosen = trainer.state.global_step
             trainer.write_weights(folder)
@@ -185,7 +186,7 @@ def main() -> None:
         write_card(folder, setting, bundle, result.metrics)
         for path in (folder / BEST, *folder.glob("checkpoint-*")):
             shutil.rmtree(path, ignore_errors=True)
-    print(f"{out} holds the {kind} of step {chosen}: {', '.join(sorted(p.name for p in Path(out).iterdir()))}")
+    say(f"{out} holds the {kind} of step {chosen}: {', '.join(sorted(p.name for p in Path(out).iterdir()))}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.health import format_report, health_report, plot_report
 from reasonrec.tokenizers.index import REMEDY, ItemIndex, build_index, external_index, load_embeddings, save_quantizer
 from reasonrec.tokenizers.quantize import BalancedResidualKMeans, ResidualKMeans, check_sizes
+from reasonrec.tokenizers.terminal import say
 
 QUANTIZERS = {"balanced": BalancedResidualKMeans, "plain": ResidualKMeans}
 # What decides the embeddings; they may be taken from another index only where all of it agrees.
@@ -188,7 +189,7 @@ def main() -> None:
     ) as (folder, facts):
         index, report = build(config, dataset, folder)
         facts.update(n_items=index.n_items, level_sizes=list(index.level_sizes), quantizer=config.quantizer)
-    print(f"{format_report(report)}\n{out} written in {time.perf_counter() - start:.1f} s")
+    say(f"{format_report(report)}\n{out} written in {time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from reasonrec.recipes.yaml_files import load_yaml
 from reasonrec.tokenizers.environment import expand_home
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.yaml_files import load_yaml
 
 _BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "at_least": ("at least", lambda value, bound: value >= bound),

@@ -23,6 +23,7 @@ from reasonrec.data_gen.synthetic import WorldConfig, make_synthetic
 from reasonrec.recipes.args import parse, run
 from reasonrec.tokenizers.artefact import check_output, file_hash, staged
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import say
 
 Source = Literal["tables", "movielens_100k", "complete_journey", "industrial", "synthetic"]
 
@@ -175,7 +176,7 @@ def main() -> None:
     about = {"config": asdict(config), "seed": config.seed, "inputs": inputs}
     with staged(out, kind="dataset", overwrite=config.overwrite, **about) as (folder, facts):
         facts.update(write_dataset(folder, tables))
-    print(f"{describe(facts)}\n{out} written in {time.perf_counter() - start:.1f} s")
+    say(f"{describe(facts)}\n{out} written in {time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":

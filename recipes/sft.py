@@ -23,6 +23,7 @@ from reasonrec.recipes.trainers.keys import inherited
 from reasonrec.tokenizers.artefact import check_output, partial_folder, staged, write_json
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
+from reasonrec.tokenizers.terminal import say
 
 
 @dataclass(kw_only=True)
@@ -156,8 +157,8 @@ def main() -> None:
     if state.is_main_process:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         batches = math.ceil(len(plan) / (args.train_batch_size * state.num_processes))
-        print(f"{len(plan)} examples, {batches} batches, {trained:,} trainable weights")
-        print(precision)
+        say(f"{len(plan)} examples, {batches} batches, {trained:,} trainable weights")
+        say(precision)
     result = train_or_resume(trainer, out)
     if not state.is_main_process:
         return
@@ -172,7 +173,7 @@ def main() -> None:
         write_card(folder, setting, bundle, result.metrics)
         for path in folder.glob("checkpoint-*"):
             shutil.rmtree(path)
-    print(f"{out} holds the {kind}: {', '.join(sorted(p.name for p in Path(out).iterdir() if p.is_file()))}")
+    say(f"{out} holds the {kind}: {', '.join(sorted(p.name for p in Path(out).iterdir() if p.is_file()))}")
 
 
 if __name__ == "__main__":

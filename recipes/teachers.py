@@ -22,6 +22,7 @@ from reasonrec.data_gen.trace_cases import Selection
 from reasonrec.data_gen.traces import Teacher
 from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import say
 
 
 def _help(text: str, **rules: Any) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def build_teacher(
         lambda chosen: (load_base(name, method="lora", precision=chosen),), choose(config.precision), itemgetter(0)
     )
     model = model.to(precision.device).eval()
-    print(f"{name}: {precision}")
+    say(f"{name}: {precision}")
     tokenizer = load_tokenizer(config.teacher_model)
     return LocalTeacher(
         asker, model, tokenizer, config.teacher_model, log, config.hindsight, config.concurrency, config.max_new_tokens
