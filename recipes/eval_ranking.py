@@ -12,7 +12,7 @@ from typing import Literal
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
+from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, PrecisionName
 from reasonrec.recipes.ranking import KS
 from reasonrec.tokenizers.artefact import check_output, staged
 from reasonrec.tokenizers.errors import UserError
@@ -76,7 +76,9 @@ class EvalConfig:
     device: str | None = field(
         default=None, metadata={"help": "device of the models; the accelerator if there is one"}
     )
-    seed: int = field(default=0, metadata={"help": "seed of bootstrap, sample and controls", "at_least": 0})
+    seed: int = field(
+        default=0, metadata={"help": "seed of bootstrap, sample and controls", "at_least": 0, "at_most": MAX_SEED}
+    )
     overwrite: bool = field(default=False, metadata={"help": "move an existing output_dir aside"})
 
     def __post_init__(self) -> None:

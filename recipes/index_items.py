@@ -15,7 +15,7 @@ import numpy as np
 
 from reasonrec.data_gen.schema import ITEM_TEXT, Dataset
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
+from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, PrecisionName
 from reasonrec.tokenizers.artefact import check_input, check_output, read_manifest, staged, write_json
 from reasonrec.tokenizers.embed import JOINED, embed_items, with_joined
 from reasonrec.tokenizers.errors import UserError
@@ -78,7 +78,7 @@ class IndexConfig:
         default=3, metadata={"help": "starts of each level's k-means; the best is kept", "at_least": 1}
     )
     max_iter: int = field(default=100, metadata={"help": "iterations of each k-means at most", "at_least": 1})
-    seed: int = field(default=0, metadata={"help": "seed of the quantizer", "at_least": 0})
+    seed: int = field(default=0, metadata={"help": "seed of the quantizer", "at_least": 0, "at_most": MAX_SEED})
     overwrite: bool = field(default=False, metadata={"help": "move an existing output_dir aside"})
 
     def __post_init__(self) -> None:

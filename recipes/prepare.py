@@ -21,6 +21,7 @@ from reasonrec.data_gen.sources_movielens import read_movielens_100k
 from reasonrec.data_gen.sources_tables import read_tables
 from reasonrec.data_gen.synthetic import WorldConfig, make_synthetic
 from reasonrec.recipes.args import parse, run
+from reasonrec.recipes.keys import MAX_SEED
 from reasonrec.tokenizers.artefact import check_output, file_hash, staged
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import say
@@ -106,7 +107,8 @@ class PrepareConfig:
         default=0.0, metadata=_help("synthetic: share of targets that are promoted items", at_least=0, below=1)
     )
     seed: int = field(
-        default=0, metadata=_help("orders what the data leave open; draws the synthetic world", at_least=0)
+        default=0,
+        metadata=_help("orders what the data leave open; draws the synthetic world", at_least=0, at_most=MAX_SEED),
     )
     overwrite: bool = field(default=False, metadata=_help("move an existing output_dir to <output_dir>.old"))
 

@@ -20,7 +20,7 @@ from reasonrec.data_gen.teacher_local import LocalTeacher
 from reasonrec.data_gen.teacher_prompts import Asker
 from reasonrec.data_gen.trace_cases import Selection
 from reasonrec.data_gen.traces import Teacher
-from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
+from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, PrecisionName
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import say
 
@@ -80,7 +80,7 @@ class SynthesizeConfig:
         metadata=_help("trained model (sft.py) under which a chain has to raise the target's probability", path=True),
     )
     precision: PrecisionName = field(default="auto", metadata=_help(PRECISION_HELP))
-    seed: int = field(default=0, metadata=_help("draws the cases", at_least=0))
+    seed: int = field(default=0, metadata=_help("draws the cases", at_least=0, at_most=MAX_SEED))
     overwrite: bool = field(default=False, metadata=_help("move an existing output_dir aside"))
 
     def __post_init__(self) -> None:
