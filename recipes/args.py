@@ -20,9 +20,10 @@ from typing import Any, TypeVar
 
 from reasonrec.recipes.keys import Key, KeyTable, describe, fit, keys_of, nearest, read_words
 from reasonrec.recipes.quiet import quiet
-from reasonrec.recipes.yaml_files import read_yaml
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.output import kept_of, unfinished_outputs
+from reasonrec.tokenizers.terminal import say
+from reasonrec.tokenizers.yaml_files import read_yaml
 
 _T = TypeVar("_T")
 _HELP = ("-h", "--help", "--help-all", "--help_all")
@@ -184,10 +185,10 @@ def run(main: Callable[[], Any]) -> Callable[[], None]:
         except UserError as error:
             if os.environ.get("REASONREC_TRACEBACK"):
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt as stop:
-            print(_interrupted(command), file=sys.stderr)
+            say(_interrupted(command), file=sys.stderr)
             raise SystemExit(143 if isinstance(stop, _Terminated) else 130) from None
 
     return guarded

@@ -12,12 +12,13 @@ from typing import Literal
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
+from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, PrecisionName
 from reasonrec.recipes.ranking import KS
 from reasonrec.tokenizers.artefact import staged
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import external_sids
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
+from reasonrec.tokenizers.terminal import say
 
 
 @dataclass
@@ -76,7 +77,9 @@ class EvalConfig:
     device: str | None = field(
         default=None, metadata={"help": "device of the models; the accelerator if there is one"}
     )
-    seed: int = field(default=0, metadata={"help": "seed of bootstrap, sample and controls", "at_least": 0})
+    seed: int = field(
+        default=0, metadata={"help": "seed of bootstrap, sample and controls", "at_least": 0, "at_most": MAX_SEED}
+    )
     overwrite: bool = field(default=False, metadata={"help": "move an existing output_dir aside"})
 
     def __post_init__(self) -> None:
@@ -131,7 +134,7 @@ def main() -> None:
             folder, metrics, examples=examples(dataset, config.split, shown, cases=cases, thoughts=table.thoughts)
         )
     print_table(metrics)
-    print(f"\n{config.output_dir}/report.html shows the same with plots")
+    say(f"\n{config.output_dir}/report.html shows the same with plots")
 
 
 if __name__ == "__main__":

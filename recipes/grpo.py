@@ -23,6 +23,7 @@ from reasonrec.recipes.trainers.keys import inherited
 from reasonrec.rewards.registry import load_rewards
 from reasonrec.tokenizers.artefact import read_manifest, staged, write_json
 from reasonrec.tokenizers.output import claim_output, releasing_outputs, resume_folder
+from reasonrec.tokenizers.terminal import say
 
 
 @dataclass
@@ -173,8 +174,8 @@ def main() -> None:
         processing_class=bundle.tokenizer,
     )
     if state.is_main_process:
-        print(f"{len(prompts)} prompts, {args.num_generations} rollouts each, {state.num_processes} process(es)")
-        print(precision)
+        say(f"{len(prompts)} prompts, {args.num_generations} rollouts each, {state.num_processes} process(es)")
+        say(precision)
     result = train_or_resume(trainer, out)
     if not state.is_main_process:
         return
@@ -184,14 +185,14 @@ def main() -> None:
             chosen = trainer.state.global_step
             trainer.write_weights(folder)
         elif chosen == 0:
-            print("no step ranks the validation cases better than the start: the start's weights are kept")
+            say("no step ranks the validation cases better than the start: the start's weights are kept")
         bundle.tokenizer.save_pretrained(folder)
         facts.update(setting_facts(setting), rows=bundle.vocabulary.size, step=chosen)
         facts["reinforced"] = {"mode": stage.mode, "algorithm": stage.algorithm, "rewards": stage.rewards}
         write_json(folder / "train_metrics.json", {"train": result.metrics, "log": trainer.state.log_history})
         write_card(folder, setting, bundle, result.metrics)
         keep_logs(out, folder)
-    print(f"{out} holds the {kind} of step {chosen}: {', '.join(sorted(p.name for p in Path(out).iterdir()))}")
+    say(f"{out} holds the {kind} of step {chosen}: {', '.join(sorted(p.name for p in Path(out).iterdir()))}")
 
 
 if __name__ == "__main__":

@@ -21,9 +21,11 @@ from reasonrec.data_gen.sources_movielens import read_movielens_100k
 from reasonrec.data_gen.sources_tables import read_tables
 from reasonrec.data_gen.synthetic import WorldConfig, make_synthetic
 from reasonrec.recipes.args import parse, run
+from reasonrec.recipes.keys import MAX_SEED
 from reasonrec.tokenizers.artefact import file_hash, staged
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
+from reasonrec.tokenizers.terminal import say
 
 Source = Literal["tables", "movielens_100k", "complete_journey", "industrial", "synthetic"]
 
@@ -106,7 +108,8 @@ class PrepareConfig:
         default=0.0, metadata=_help("synthetic: share of targets that are promoted items", at_least=0, below=1)
     )
     seed: int = field(
-        default=0, metadata=_help("orders what the data leave open; draws the synthetic world", at_least=0)
+        default=0,
+        metadata=_help("orders what the data leave open; draws the synthetic world", at_least=0, at_most=MAX_SEED),
     )
     overwrite: bool = field(default=False, metadata=_help("move an existing output_dir to <output_dir>.old"))
 
@@ -177,7 +180,7 @@ def main() -> None:
     about = {"config": asdict(config), "seed": config.seed, "inputs": inputs}
     with staged(out, kind="dataset", overwrite=config.overwrite, **about) as (folder, facts):
         facts.update(write_dataset(folder, tables))
-    print(f"{describe(facts)}\n{out} written in {time.perf_counter() - start:.1f} s")
+    say(f"{describe(facts)}\n{out} written in {time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":

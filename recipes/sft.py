@@ -23,6 +23,7 @@ from reasonrec.tokenizers.artefact import staged, write_json
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
 from reasonrec.tokenizers.output import claim_output, releasing_outputs, resume_folder
+from reasonrec.tokenizers.terminal import say
 
 
 @dataclass(kw_only=True)
@@ -166,8 +167,8 @@ def main() -> None:
     if state.is_main_process:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         batches = math.ceil(len(plan) / (args.train_batch_size * state.num_processes))
-        print(f"{len(plan)} examples, {batches} batches, {trained:,} trainable weights")
-        print(precision)
+        say(f"{len(plan)} examples, {batches} batches, {trained:,} trainable weights")
+        say(precision)
     result = train_or_resume(trainer, out)
     if not state.is_main_process:
         return
@@ -179,7 +180,7 @@ def main() -> None:
         write_card(folder, setting, bundle, result.metrics)
         plot_curriculum(stage, plan, folder / "curriculum.png")
         keep_logs(out, folder)
-    print(f"{out} holds the {kind}: {', '.join(sorted(p.name for p in Path(out).iterdir() if p.is_file()))}")
+    say(f"{out} holds the {kind}: {', '.join(sorted(p.name for p in Path(out).iterdir() if p.is_file()))}")
 
 
 if __name__ == "__main__":

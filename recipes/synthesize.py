@@ -27,6 +27,7 @@ from reasonrec.recipes.teachers import SynthesizeConfig, build_teacher
 from reasonrec.tokenizers.artefact import read_manifest, staged, write_json
 from reasonrec.tokenizers.index import ItemIndex
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
+from reasonrec.tokenizers.terminal import say
 
 if TYPE_CHECKING:
     from reasonrec.recipes.bundle import Bundle
@@ -128,7 +129,7 @@ def main() -> None:
             teacher=report["teacher"], max_history=config.max_history, filter_model=config.filter_model,
             n_train=report["train"]["kept"], n_valid=report["valid"]["kept"],
         )  # fmt: skip
-    print(f"{describe(report)}\n{out} written in {time.perf_counter() - start:.1f} s")
+    say(f"{describe(report)}\n{out} written in {time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":

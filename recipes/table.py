@@ -23,6 +23,7 @@ from reasonrec.recipes.reasoning import Reasoned, Reasoner, Thinking, control_ch
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import say
 
 
 class RankingOptions(Protocol):
@@ -155,7 +156,7 @@ class Table:
             dtype=self.options.precision,
             device=self.options.device,
         )
-        print(f"{path}: {recommender.precision}")
+        say(f"{path}: {recommender.precision}")
         if recommender.bundle.dataset.manifest.hash != self.dataset.manifest.hash:
             raise UserError(f"{path} belongs to another dataset than {self.dataset.path}")
         return recommender

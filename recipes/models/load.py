@@ -19,6 +19,7 @@ from reasonrec.recipes.models.precision import Precision, choose
 from reasonrec.recipes.models.quantized import keep_unpacked, nf4, prepare_4bit
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.rows import text_rows
+from reasonrec.tokenizers.terminal import say
 from reasonrec.tokenizers.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def resolve_model(reference: str) -> str:
 def _convert_gguf(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    print(f"unpacking {source.name} (once) …", flush=True)
+    say(f"unpacking {source.name} (once) …")
     # Stored in bf16, as it was published, on every machine; what it is computed in is decided when it is loaded.
     model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
@@ -154,7 +155,7 @@ def load_base(
     model = _from_pretrained(AutoModelForCausalLM, resolve_model(reference), **options)
     model.name_or_path = reference  # what an adapter remembers, and publishes: never the cache folder of this machine
     if method == "qlora" and (done := prepare_4bit(model, precision)) and os.environ.get("RANK", "0") == "0":
-        print(done)
+        say(done)
     return model
 
 

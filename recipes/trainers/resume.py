@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from reasonrec.recipes.models.precision import Precision
 from reasonrec.tokenizers.artefact import adopt, write_json
 from reasonrec.tokenizers.output import MARKER, disk_full_is_clear, resume_folder, start_folder
+from reasonrec.tokenizers.terminal import say
 
 LOGS = "logs"  # of TensorBoard
 
@@ -63,12 +64,12 @@ def keep_or_clear(out: Path, config: Mapping[str, Any], inputs: Mapping[str, str
         differing = [name for name in names if before.get(name) != now["settings"].get(name)]
         if differing:
             if before:
-                print(f"{folder} was begun with other settings ({', '.join(differing)}): starting anew")
+                say(f"{folder} was begun with other settings ({', '.join(differing)}): starting anew")
             start_folder(folder)
         else:
             for name, value in now["free"].items():
                 if free.get(name, value) != value:
-                    print(f"{folder} was begun with {name} {free[name]}: going on with {value}")
+                    say(f"{folder} was begun with {name} {free[name]}: going on with {value}")
         write_json(folder / MARKER, now)
     state.wait_for_everyone()
 
@@ -83,7 +84,7 @@ def adopted(out: Path, **about: Any) -> bool:
     state = PartialState()
     (done,) = broadcast_object_list([state.is_main_process and adopt(out, **about)])
     if done and state.is_main_process:
-        print(f"{out} was whole but for its name, which it has now")
+        say(f"{out} was whole but for its name, which it has now")
     return bool(done)
 
 
@@ -96,7 +97,7 @@ def train_or_resume(trainer: Any, out: Path) -> Any:
     """
     state, checkpoint = PartialState(), last_checkpoint(resume_folder(out))
     if checkpoint and state.is_main_process:
-        print(f"going on from {checkpoint}")
+        say(f"going on from {checkpoint}")
     with disk_full_is_clear(out):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state.wait_for_everyone()
