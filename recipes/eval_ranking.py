@@ -12,7 +12,7 @@ from typing import Literal
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, PrecisionName
+from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName
 from reasonrec.recipes.ranking import KS
 from reasonrec.tokenizers.artefact import staged
 from reasonrec.tokenizers.errors import UserError
@@ -74,6 +74,7 @@ class EvalConfig:
         default=None, metadata={"help": "evaluate a seeded sample of so many cases", "at_least": 1}
     )
     precision: PrecisionName = field(default="auto", metadata={"help": PRECISION_HELP})
+    trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
     device: str | None = field(
         default=None, metadata={"help": "device of the models; the accelerator if there is one"}
     )

@@ -130,6 +130,7 @@ def main() -> None:
                 base_model=stage.base_model,
                 precision=chosen,
                 trainable=True,
+                trust_remote_code=args.trust_remote_code,
             ),
             args.chosen,
             itemgetter(1),

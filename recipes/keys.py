@@ -37,6 +37,7 @@ MAX_SEED = 2**32 - 1  # what every library takes
 RULES = frozenset({*_BOUNDS, "path"})
 # A key of every stage that loads a model; `models/precision.py` decides by it.
 PrecisionName = typing.Literal["auto", "bf16", "fp16", "fp32"]
+TRUST_HELP = "run code that comes with a model; nothing in a folder turns this on"
 PRECISION_HELP = "what is computed in: auto (what the hardware is fast in), bf16, fp16 or fp32"
 _YES, _NO = ("true", "yes", "t", "y", "1", "on"), ("false", "no", "f", "n", "0", "off")
 

@@ -19,7 +19,7 @@ import polars as pl
 from reasonrec.data_gen.histories import UserHistory
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
+from reasonrec.recipes.keys import PRECISION_HELP, TRUST_HELP, PrecisionName
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import say, visible
 
@@ -61,6 +61,7 @@ class RecommendConfig:
         metadata={"help": "an adapter's base model (Hub id or folder), if it moved since the training", "path": True},
     )
     precision: PrecisionName = field(default="auto", metadata={"help": PRECISION_HELP})
+    trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
     device: str | None = field(default=None, metadata={"help": "device; the accelerator if there is one"})
 
     def __post_init__(self) -> None:
@@ -128,6 +129,7 @@ def main() -> None:
         base_model=config.base_model,
         dtype=config.precision,
         device=config.device,
+        trust_remote_code=config.trust_remote_code,
     )
     say(recommender.precision)
     dataset = recommender.bundle.dataset

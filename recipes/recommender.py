@@ -70,6 +70,7 @@ class Recommender:
         base_model: str | None = None,
         dtype: torch.dtype | PrecisionName | None = None,
         device: str | None = None,
+        trust_remote_code: bool = False,
     ) -> Recommender:
         """Load what `recipes/sft.py` wrote.
 
@@ -80,13 +81,21 @@ class Recommender:
             base_model: Where an adapter's base model is now; likewise. A fully trained model needs none.
             dtype: A dtype or its name (bf16, fp16, fp32); what the hardware is fast in if unset.
             device: Overrides the device (the accelerator if there is one).
+            trust_remote_code: Run code that comes with the model or its base; nothing in the folder turns this on.
 
         Raises:
             UserError: If dataset, index or base model are not those of the training; the message names the hashes and
                 the command that mends it.
         """
         (bundle, model, setting, manifest), precision = load_finite(
-            lambda chosen: load_trained(path, dataset=dataset, index=index, base_model=base_model, precision=chosen),
+            lambda chosen: load_trained(
+                path,
+                dataset=dataset,
+                index=index,
+                base_model=base_model,
+                precision=chosen,
+                trust_remote_code=trust_remote_code,
+            ),
             choose(dtype, device or ("cuda" if torch.cuda.is_available() else "cpu")),
             itemgetter(1),
         )

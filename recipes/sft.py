@@ -113,13 +113,14 @@ def main() -> None:
     config = stage_config(stage, args)
     asked = Setting(
         stage.model, stage.method, stage.history_prompt, stage.chat, stage.system, stage.max_history,
-        stage.one_per_prefix, trust_remote_code=args.trust_remote_code,
+        stage.one_per_prefix,
     )  # fmt: skip
     earlier = earlier_training(stage.model)
-    setting = agreed_setting(asked, config, earlier)
+    setting, trust = agreed_setting(asked, config, earlier), args.trust_remote_code
     with state.main_process_first():  # one process unpacks a packaged model, the others find it
-        tokenizer = None if earlier is None else trained_tokenizer(stage.model, earlier, setting)
-        bundle = Bundle.build(Dataset.load(stage.dataset), ItemIndex.load(stage.index), setting, tokenizer)
+        tokenizer = None if earlier is None else trained_tokenizer(stage.model, earlier, setting, trust)
+        dataset, index = Dataset.load(stage.dataset), ItemIndex.load(stage.index)
+        bundle = Bundle.build(dataset, index, setting, tokenizer, trust_remote_code=trust)
     assert bundle.index.manifest is not None  # it was loaded; this tells the type checker
     inputs = {"dataset": bundle.dataset.manifest.hash, "index": bundle.index.manifest.hash}
     if earlier is not None:
@@ -144,7 +145,7 @@ def main() -> None:
         stage.lora_r, stage.lora_alpha, stage.lora_dropout, targets if "," not in targets else targets.split(",")
     )
     (model, setting), precision = load_finite(
-        lambda chosen: load_start(stage, setting, bundle, lora, earlier, chosen),
+        lambda chosen: load_start(stage, setting, bundle, lora, earlier, chosen, trust_remote_code=trust),
         args.chosen,
         itemgetter(0),
         autocast=stage.method == "full",

@@ -39,6 +39,7 @@ class RankingOptions(Protocol):
     sasrec_trials: int
     base_model: str | None
     precision: PrecisionName
+    trust_remote_code: bool
     device: str | None
     seed: int
 
@@ -155,6 +156,7 @@ class Table:
             base_model=self.options.base_model,
             dtype=self.options.precision,
             device=self.options.device,
+            trust_remote_code=self.options.trust_remote_code,
         )
         say(f"{path}: {recommender.precision}")
         if recommender.bundle.dataset.manifest.hash != self.dataset.manifest.hash:

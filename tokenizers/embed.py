@@ -116,7 +116,7 @@ def load_encoder(
 
     location = locate_model(model_name)
     try:
-        model: Any = SentenceTransformer(location, device=device)
+        model: Any = SentenceTransformer(location, device=device, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
