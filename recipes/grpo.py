@@ -21,7 +21,7 @@ from reasonrec.data_gen.reasoning_tasks import close_ids, reason_prompt_ids
 from reasonrec.data_gen.rl_prompts import PromptWindow, RlPrompts
 from reasonrec.recipes.args import build, parse, run
 from reasonrec.recipes.trainers.keys import inherited
-from reasonrec.rewards.registry import load_rewards
+from reasonrec.rewards.registry import load_rewards, reward_files
 from reasonrec.tokenizers.artefact import check_output, partial_folder, read_manifest, staged, write_json
 
 
@@ -129,7 +129,9 @@ def main() -> None:
     check_context(model, bundle, setting.max_history, trained=True, max_chain=stage.chain, end=1)
     config |= {name: config[name] or start.config[name] for name in ("dataset", "index")}  # for those who load it
     inputs = {"dataset": start.inputs["dataset"], "index": start.inputs["index"], "model": start.hash}
-    keep_or_clear(out, config, inputs, precision)
+    files = reward_files(stage.rewards)
+    decisive = {"rewards": {"asked": stage.rewards, "files": files}, "base model's weights": setting.fingerprint}
+    keep_or_clear(out, config, inputs | decisive, precision)
     renderer, set_order = bundle.renderer, bundle.dataset.facts["order"] == "set"
     closing = close_ids(renderer) if stage.chain else ()
 
@@ -180,7 +182,8 @@ def main() -> None:
             trainer.write_weights(folder)
         bundle.tokenizer.save_pretrained(folder)
         facts.update(setting_facts(setting), rows=bundle.vocabulary.size, train=result.metrics, step=chosen)
-        facts["reinforced"] = {"mode": stage.mode, "algorithm": stage.algorithm, "rewards": stage.rewards}
+        reinforced = {"mode": stage.mode, "algorithm": stage.algorithm, "rewards": stage.rewards}
+        facts["reinforced"] = {**reinforced, "reward_files": files}
         write_json(folder / "train_metrics.json", {"train": result.metrics, "log": trainer.state.log_history})
         write_card(folder, setting, bundle, result.metrics)
         for path in (folder / BEST, *folder.glob("checkpoint-*")):

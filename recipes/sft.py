@@ -124,9 +124,6 @@ def main() -> None:
         batch_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * state.num_processes,
         seed=args.data_seed if args.data_seed is not None else args.seed,
     )
-    keep_or_clear(out, config, inputs, args.chosen)
-    if state.is_main_process:
-        plot_curriculum(stage, plan, work / "curriculum.png")
     torch.manual_seed(args.seed)
     targets = stage.lora_target_modules
     lora = LoraSettings(
@@ -138,6 +135,9 @@ def main() -> None:
         itemgetter(0),
         autocast=stage.method == "full",
     )
+    keep_or_clear(out, config, inputs | {"base model's weights": setting.fingerprint}, precision)
+    if state.is_main_process:
+        plot_curriculum(stage, plan, work / "curriculum.png")
     precision.apply(args)
     limit = check_context(model, bundle, stage.max_history, trained=False)
     check_texts(plan, bundle.renderer, limit)

@@ -11,6 +11,7 @@ from accelerate import PartialState
 
 from reasonrec.recipes.models.precision import Precision
 from reasonrec.recipes.trainers.item_sft import last_checkpoint
+from reasonrec.recipes.trainers.versions import versions
 from reasonrec.tokenizers.artefact import disk_full_is_clear, keep_if_same, partial_folder
 
 # These may change between an interrupted run and the one that goes on: they say what is written, not what is learned.
@@ -29,20 +30,21 @@ def stage_config(stage: Any, args: Any) -> dict[str, Any]:
     return {**asdict(stage), **{k: v for k, v in args.to_sanitized_dict().items() if "token" not in k}}
 
 
-def keep_or_clear(out: Path, config: Mapping[str, Any], inputs: Mapping[str, str], precision: Precision) -> None:
+def keep_or_clear(out: Path, config: Mapping[str, Any], inputs: Mapping[str, Any], precision: Precision) -> None:
     """Keep what an interrupted run of the same settings left behind, or clear it away and say why.
 
     Args:
         out: Folder of the finished artefact.
         config: From `stage_config`.
-        inputs: Hashes of what is read.
+        inputs: Hashes of what is read: artefacts, the base model's weights, reward files. A name that `config` has
+            too takes its place.
         precision: What this run computes in; the interrupted one may have computed in another, which is said.
     """
     state = PartialState()
     if state.is_main_process:
         decisive = {name: value for name, value in config.items() if name not in INDECISIVE | HARDWARE}
         settings = {**decisive, **inputs, "processes": state.num_processes}
-        cleared, changed = keep_if_same(out, settings, free={"precision": precision.name})
+        cleared, changed = keep_if_same(out, settings, free={"precision": precision.name, **versions()})
         if cleared:
             print(f"{partial_folder(out)} was begun with other settings ({', '.join(cleared)}): starting anew")
         for name, (before, now) in changed.items():
