@@ -20,7 +20,7 @@ from reasonrec.data_gen.reasoning_tasks import close_ids, reason_prompt_ids
 from reasonrec.data_gen.rl_prompts import PromptWindow, RlPrompts
 from reasonrec.recipes.args import build, parse, run
 from reasonrec.recipes.trainers.keys import inherited
-from reasonrec.rewards.registry import load_rewards
+from reasonrec.rewards.registry import load_rewards, reward_files
 from reasonrec.tokenizers.artefact import read_manifest, staged, write_json
 from reasonrec.tokenizers.output import claim_output, releasing_outputs, resume_folder
 from reasonrec.tokenizers.terminal import say
@@ -101,18 +101,11 @@ def main() -> None:
     from reasonrec.recipes.model_card import write_card
     from reasonrec.recipes.models.context import check_context
     from reasonrec.recipes.models.precision import load_finite
+    from reasonrec.recipes.trainers import resume
     from reasonrec.recipes.trainers.best import copy_best
     from reasonrec.recipes.trainers.groups import Advantage
     from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer, RolloutSettings
     from reasonrec.recipes.trainers.probe import build_probe
-    from reasonrec.recipes.trainers.resume import (
-        LOGS,
-        adopted,
-        keep_logs,
-        keep_or_clear,
-        stage_config,
-        train_or_resume,
-    )
     from reasonrec.recipes.trainers.scoring import build_scorer
 
     args = build(GrpoArguments, given)
@@ -120,7 +113,7 @@ def main() -> None:
     out = claim_output(given["output_dir"], overwrite=stage.overwrite)
     work = resume_folder(out)
     rewards = load_rewards(stage.rewards)
-    config = stage_config(stage, args)
+    config = resume.stage_config(stage, args)
     with state.main_process_first():  # one process unpacks a packaged model, the others find it
         (bundle, model, setting, start), precision = load_finite(
             lambda chosen: load_trained(
@@ -140,11 +133,14 @@ def main() -> None:
     check_context(model, bundle, setting.max_history, trained=True, max_chain=stage.chain, end=1)
     config |= {name: config[name] or start.config[name] for name in ("dataset", "index")}  # for those who load it
     inputs = {"dataset": start.inputs["dataset"], "index": start.inputs["index"], "model": start.hash}
+    files = reward_files(stage.rewards)
+    inputs |= {f"reward {Path(path).name}": value for path, value in files.items()}
     kind = "model" if setting.method == "full" else "adapter"
     about = {"kind": kind, "config": config, "seed": args.seed, "inputs": inputs, "overwrite": stage.overwrite}
-    if adopted(out, **about):
+    if resume.adopted(out, **about):
         return
-    keep_or_clear(out, config, inputs, precision)
+    decisive = {"rewards": {"asked": stage.rewards, "files": files}, "base model's weights": setting.fingerprint}
+    resume.keep_or_clear(out, config, inputs | decisive, precision)
     renderer, set_order = bundle.renderer, bundle.dataset.facts["order"] == "set"
     closing = close_ids(renderer) if stage.chain else ()
 
@@ -154,7 +150,7 @@ def main() -> None:
     window = PromptWindow(stage.min_history, stage.last_targets, setting.max_history)
     prompts = RlPrompts.from_train(bundle.dataset.train, window, render, set_order=set_order, seed=args.seed)
     args.output_dir = str(work)
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / LOGS)  # else a folder named after this machine
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / resume.LOGS)  # else a folder named after this machine
     trainer = ItemGRPOTrainer(
         prompts=prompts,
         scorer=build_scorer(rewards, bundle, closing, reasoning=stage.chain > 0),
@@ -177,7 +173,7 @@ def main() -> None:
     if state.is_main_process:
         say(f"{len(prompts)} prompts, {args.num_generations} rollouts each, {state.num_processes} process(es)")
         say(precision)
-    result = train_or_resume(trainer, out)
+    result = resume.train_or_resume(trainer, out)
     if not state.is_main_process:
         return
     with staged(out, **about) as (folder, facts):
@@ -189,10 +185,11 @@ def main() -> None:
             say("no step ranks the validation cases better than the start: the start's weights are kept")
         bundle.tokenizer.save_pretrained(folder)
         facts.update(setting_facts(setting), rows=bundle.vocabulary.size, step=chosen)
-        facts["reinforced"] = {"mode": stage.mode, "algorithm": stage.algorithm, "rewards": stage.rewards}
+        reinforced = {"mode": stage.mode, "algorithm": stage.algorithm, "rewards": stage.rewards}
+        facts["reinforced"] = {**reinforced, "reward_files": files}
         write_json(folder / "train_metrics.json", {"train": result.metrics, "log": trainer.state.log_history})
         write_card(folder, setting, bundle, result.metrics)
-        keep_logs(out, folder)
+        resume.keep_logs(out, folder)
     say(f"{out} holds the {kind} of step {chosen}: {', '.join(sorted(p.name for p in Path(out).iterdir()))}")
 
 

@@ -91,15 +91,8 @@ def main() -> None:
     from reasonrec.recipes.models.load import LoraSettings
     from reasonrec.recipes.models.precision import load_finite
     from reasonrec.recipes.start import agreed_setting, earlier_training, load_start
+    from reasonrec.recipes.trainers import resume
     from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments, save_weights
-    from reasonrec.recipes.trainers.resume import (
-        LOGS,
-        adopted,
-        keep_logs,
-        keep_or_clear,
-        stage_config,
-        train_or_resume,
-    )
 
     args = build(SftArguments, given)
     if (stage.valid_rows > 0) != (args.eval_strategy != "no"):
@@ -110,7 +103,7 @@ def main() -> None:
     state = PartialState()
     out = claim_output(given["output_dir"], overwrite=stage.overwrite)
     work = resume_folder(out)
-    config = stage_config(stage, args)
+    config = resume.stage_config(stage, args)
     asked = Setting(
         stage.model, stage.method, stage.history_prompt, stage.chat, stage.system, stage.max_history,
         stage.one_per_prefix,
@@ -129,7 +122,7 @@ def main() -> None:
         inputs["traces"] = traces.manifest.hash
     kind = "model" if stage.method == "full" else "adapter"
     about = {"kind": kind, "config": config, "seed": args.seed, "inputs": inputs, "overwrite": stage.overwrite}
-    if adopted(out, **about):
+    if resume.adopted(out, **about):
         return
     plan = build_plan(
         stage,
@@ -138,7 +131,6 @@ def main() -> None:
         batch_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * state.num_processes,
         seed=args.data_seed if args.data_seed is not None else args.seed,
     )
-    keep_or_clear(out, config, inputs, args.chosen)
     torch.manual_seed(args.seed)
     targets = stage.lora_target_modules
     lora = LoraSettings(
@@ -150,11 +142,12 @@ def main() -> None:
         itemgetter(0),
         autocast=stage.method == "full",
     )
+    resume.keep_or_clear(out, config, inputs | {"base model's weights": setting.fingerprint}, precision)
     precision.apply(args)
     limit = check_context(model, bundle, stage.max_history, trained=False)
     check_texts(plan, bundle.renderer, limit)
     args.output_dir, args.num_train_epochs = str(work), 1
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / LOGS)  # else a folder named after this machine
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / resume.LOGS)  # else a folder named after this machine
     trainer = ItemSFTTrainer(
         trie=bundle.trie,
         vocabulary=bundle.vocabulary,
@@ -170,7 +163,7 @@ def main() -> None:
         batches = math.ceil(len(plan) / (args.train_batch_size * state.num_processes))
         say(f"{len(plan)} examples, {batches} batches, {trained:,} trainable weights")
         say(precision)
-    result = train_or_resume(trainer, out)
+    result = resume.train_or_resume(trainer, out)
     if not state.is_main_process:
         return
     with staged(out, **about) as (folder, facts):
@@ -180,7 +173,7 @@ def main() -> None:
         write_json(folder / "train_metrics.json", {"train": result.metrics, "log": trainer.state.log_history})
         write_card(folder, setting, bundle, result.metrics)
         plot_curriculum(stage, plan, folder / "curriculum.png")
-        keep_logs(out, folder)
+        resume.keep_logs(out, folder)
     say(f"{out} holds the {kind}: {', '.join(sorted(p.name for p in Path(out).iterdir() if p.is_file()))}")
 
 

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonrec.rewards.calling import REQUIRABLE, Reward, RewardFunction, check_signature, own_options
+from reasonrec.tokenizers.artefact import file_hash
 from reasonrec.tokenizers.errors import UserError
 
 # One family a file; a new one is added here.
@@ -87,7 +88,7 @@ def load_reward(spec: str, options: Mapping[str, Any] | None = None) -> Reward:
         UserError: If there is no such name, file or function (names the nearest), if the file fails, if the function
             cannot be called as a reward, or if it has no such option.
     """
-    if ":" in spec or "/" in spec or spec.endswith(".py"):
+    if _is_file(spec):
         found = _from_file(spec)
     else:
         _load_families()
@@ -212,6 +213,23 @@ def load_rewards(config: Mapping[str, Any]) -> WeightedRewards:
         for spec, r in zip(specs, found, strict=True)
     ]
     return WeightedRewards(tuple(named), tuple(float(spec.weight) for spec in specs.values()))
+
+
+def reward_files(config: Mapping[str, Any]) -> dict[str, str]:
+    """The files that the rewards of a configuration come from: these decide a training as the configuration does.
+
+    Args:
+        config: Name or `file.py:function` to weight, as `load_rewards` takes it.
+
+    Returns:
+        Each `path/to/file.py` to the SHA-256 of its content; rewards of the kit have none.
+    """
+    files = {spec.rpartition(":")[0] if ":" in spec else spec for spec in config if _is_file(spec)}
+    return {file: file_hash(Path(file)) for file in sorted(files)}
+
+
+def _is_file(spec: str) -> bool:
+    return ":" in spec or "/" in spec or spec.endswith(".py")
 
 
 def _as_reward(name: str, function: Any, requires: Sequence[str]) -> Reward:

@@ -14,7 +14,9 @@ from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
 from reasonrec.recipes.models.load import restore_trainable, trainable_values
 from reasonrec.recipes.models.policy import install_item_policy
 from reasonrec.recipes.models.precision import decide
+from reasonrec.recipes.trainers.divergence import check_trained
 from reasonrec.recipes.trainers.keys import check_reports, prepare_arguments
+from reasonrec.recipes.trainers.watched import WatchedTrainer
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
@@ -53,7 +55,7 @@ class SftArguments(SFTConfig):
         check_reports(self.report_to)
 
 
-class ItemSFTTrainer(SFTTrainer):
+class ItemSFTTrainer(WatchedTrainer, SFTTrainer):
     """Trains on plan lines in their order.
 
     Args:
@@ -110,7 +112,11 @@ def save_weights(model: Any, folder: str | Path) -> None:
     Args:
         model: A `PeftModel` or a plain model.
         folder: Where to.
+
+    Raises:
+        UserError: If the training diverged (`check_trained`).
     """
+    check_trained(model)
     if hasattr(model, "peft_config"):
         # "auto" would add both embedding matrices once the vocabulary differs from the base's.
         model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=["default"])

@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 
 from reasonrec.recipes.models.precision import Precision
+from reasonrec.recipes.trainers.versions import versions
 from reasonrec.tokenizers.artefact import adopt, write_json
 from reasonrec.tokenizers.output import MARKER, disk_full_is_clear, resume_folder, start_folder
 from reasonrec.tokenizers.terminal import say
@@ -37,13 +38,14 @@ def stage_config(stage: Any, args: Any) -> dict[str, Any]:
     return {**asdict(stage), **{k: v for k, v in args.to_sanitized_dict().items() if "token" not in k}}
 
 
-def keep_or_clear(out: Path, config: Mapping[str, Any], inputs: Mapping[str, str], precision: Precision) -> None:
+def keep_or_clear(out: Path, config: Mapping[str, Any], inputs: Mapping[str, Any], precision: Precision) -> None:
     """Keep what an interrupted run of the same settings left behind, or clear it away and say why.
 
     Args:
         out: Folder of the finished artefact.
         config: From `stage_config`.
-        inputs: Hashes of what is read.
+        inputs: Hashes of what is read: artefacts, the base model's weights, reward files. A name that `config` has
+            too takes its place.
         precision: What this run computes in; the interrupted one may have computed in another, which is said.
 
     Raises:
@@ -54,7 +56,9 @@ def keep_or_clear(out: Path, config: Mapping[str, Any], inputs: Mapping[str, str
         folder = resume_folder(out)
         decisive = {name: value for name, value in config.items() if name not in INDECISIVE | HARDWARE}
         settings = {**decisive, **inputs, "processes": state.num_processes}
-        now = json.loads(json.dumps({"settings": settings, "free": {"precision": precision.name}}, default=str))
+        now = json.loads(
+            json.dumps({"settings": settings, "free": {"precision": precision.name, **versions()}}, default=str)
+        )
         try:
             found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
             before, free = dict(found["settings"]), dict(found["free"])

@@ -68,11 +68,7 @@ def config(model: Path, out: Path, **options) -> dict:
 
 def log_of(folder: Path) -> list[dict]:
     log = json.loads((folder / "train_metrics.json").read_text())["log"]
-    return [
-        {k: v for k, v in entry.items() if "time" not in k and "num_tokens" not in k}
-        for entry in log
-        if "reward" in entry
-    ]
+    return [{k: v for k, v in entry.items() if "time" not in k} for entry in log if "reward" in entry]
 
 
 def weights_of(folder: Path) -> dict[str, np.ndarray]:
