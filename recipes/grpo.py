@@ -134,9 +134,9 @@ def main() -> None:
     config |= {name: config[name] or start.config[name] for name in ("dataset", "index")}  # for those who load it
     inputs = {"dataset": start.inputs["dataset"], "index": start.inputs["index"], "model": start.hash}
     files = reward_files(stage.rewards)
-    inputs |= {f"reward {Path(path).name}": value for path, value in files.items()}
+    read = inputs | {f"reward {Path(path).name}": value for path, value in files.items()}
     kind = "model" if setting.method == "full" else "adapter"
-    about = {"kind": kind, "config": config, "seed": args.seed, "inputs": inputs, "overwrite": stage.overwrite}
+    about = {"kind": kind, "config": config, "seed": args.seed, "inputs": read, "overwrite": stage.overwrite}
     if resume.adopted(out, **about):
         return
     decisive = {"rewards": {"asked": stage.rewards, "files": files}, "base model's weights": setting.fingerprint}
