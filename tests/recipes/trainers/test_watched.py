@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -254,7 +255,6 @@ import sys
 from pathlib import Path
 import torch
 from accelerate import PartialState
-sys.path.insert(0, sys.argv[1])
 from test_watched import make
 from reasonrec.recipes.trainers.divergence import from_all
 from reasonrec.tokenizers.errors import UserError
@@ -264,7 +264,7 @@ said = []
 for case in range(3):
     try:
         if case < 2:
-            trainer = make(Path(sys.argv[2]), {5: float("nan")} if case == 0 else None)
+            trainer = make(Path(sys.argv[1]), {5: float("nan")} if case == 0 else None)
             if case == 1:
                 trainer.model.weight.register_hook(lambda grad: grad * (float("inf") if state.process_index else 1.0))
             trainer.train()
@@ -276,15 +276,16 @@ for case in range(3):
             from_all(compute)
     except UserError as error:
         said.append(str(error).split(";")[0])
-Path(sys.argv[2], f"said-{state.process_index}").write_text("\\n".join(said))
+Path(sys.argv[1], f"said-{state.process_index}").write_text("\\n".join(said))
 '''
 
 
 def test_all_processes_stop_together(tmp_path):
     (tmp_path / "worker.py").write_text(WORKER)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(tmp_path / "worker.py"), str(Path(__file__).parent), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    command = [*launcher, str(tmp_path / "worker.py"), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     said = [(tmp_path / f"said-{rank}").read_text().splitlines() for rank in (0, 1)]
     assert said[0] == said[1]
