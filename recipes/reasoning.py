@@ -27,11 +27,11 @@ from reasonrec.recipes.models.context import check_context
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.rollout import Sampler, noise, write_chains
 from reasonrec.tokenizers.chains import chains_room, search_chains
-from reasonrec.tokenizers.decode import check_width
+from reasonrec.tokenizers.decode import MAX_BEAMS, MAX_K
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.prefix import Prefix, read
 from reasonrec.tokenizers.terminal import shown
-from reasonrec.tokenizers.whole import whole
+from reasonrec.tokenizers.whole import INT64, whole
 
 CONTROLS = ("empty chain", "another user's chain", "filler chain", "chain without items")
 FILLER = " …"
@@ -95,7 +95,7 @@ class Reasoner:
         progress: Show progress bars.
 
     Raises:
-        UserError: If a number is no whole number from 1 on, or `num_beams` is smaller than `k`.
+        UserError: If a number is no whole number from 1 on.
     """
 
     recommender: Recommender
@@ -105,8 +105,8 @@ class Reasoner:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        check_width(self.k, self.num_beams)
-        whole("batch_size", self.batch_size, at_least=1)
+        for name, most in (("k", MAX_K), ("num_beams", MAX_BEAMS), ("batch_size", INT64)):
+            whole(name, getattr(self, name), at_least=1, at_most=most)
 
     @property
     def close_ids(self) -> tuple[int, ...]:

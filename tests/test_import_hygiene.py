@@ -157,7 +157,7 @@ def test_what_is_never_written(path: Path) -> None:
 
 
 # `say` and `UserError` write out what an id or a title of others would do to a terminal.
-MAY_PRINT = {"tokenizers/terminal.py", "recipes/trainers/resume.py"}
+MAY_PRINT = {"tokenizers/terminal.py"}
 
 
 @every_source

@@ -291,6 +291,12 @@ def test_numbers_of_a_search_are_whole_and_in_range(recommender, value):
         Reasoner(recommender, 5, value)
 
 
+def test_chains_may_propose_fewer_items_than_the_list_holds(recommender):
+    items = Reasoner(recommender, 5, 2)([[1, 2]], Thinking(3, 4)).items
+    assert items.shape == (1, 5)
+    assert (items[0][:2] >= 0).all()
+
+
 @pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf"), "1", None])
 def test_a_temperature_is_finite_and_above_zero(temperature):
     with pytest.raises(UserError, match="has to be a finite number above 0"):
