@@ -22,6 +22,7 @@ import polars as pl
 
 from reasonrec.data_gen.alignment import KNOWN, Material, PlanConfig, check_tasks, length_grouped
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import visible
 
 SHARE = "share"
 _ORDER = 1 << 20  # keeps the seeds of orders apart from those of rounds
@@ -170,7 +171,8 @@ def plot_plan(plan: pl.DataFrame, phases: list[Phase], path: Path, *, bins: int 
     begins = np.flatnonzero(np.diff(plan["phase"].to_numpy(), prepend=-1))
     for number, begin in enumerate(begins / plan.height * 100):
         axes.axvline(begin, color="black", linewidth=0.8)
-        axes.text(begin + 0.5, 101, phases[number].name, fontsize=8, rotation=25, va="bottom")
+        name = visible(phases[number].name, 40)
+        axes.text(begin + 0.5, 101, name, fontsize=8, rotation=25, va="bottom", parse_math=False)
     axes.set(xlim=(0, 100), ylim=(0, 100), xlabel=f"training progress, % of {plan.height:,} examples", ylabel="% fed")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     figure.savefig(path, dpi=120)

@@ -15,6 +15,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from reasonrec.tokenizers.whole import item_numbers
+
 if TYPE_CHECKING:
     from reasonrec.data_gen.schema import Dataset
 
@@ -41,9 +43,12 @@ class UserHistory:
         Args:
             items: Item numbers, oldest first.
             more: Further items that the user had and that no prompt can show.
+
+        Raises:
+            UserError: If one of them is no list of whole numbers.
         """
-        shown = np.asarray(items, dtype=np.int64)
-        return cls(shown, np.union1d(shown, np.asarray(more, dtype=np.int64)))
+        shown = item_numbers("history", items)
+        return cls(shown, np.union1d(shown, item_numbers("more", more)))
 
     @classmethod
     def of_rows(cls, rows: pl.DataFrame) -> list[UserHistory]:

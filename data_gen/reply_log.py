@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reasonrec.tokenizers.errors import UserError, shown
+from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import one_line
 
 
 def request_hash(request: Mapping[str, Any]) -> str:
@@ -50,7 +51,7 @@ class ReplyLog:
                 self._entries[entry["request"]] = entry
             except (ValueError, RecursionError) as error:
                 raise UserError(
-                    f"{path}, line {number} is no reply ({shown(error)}): mend or remove the line, or name "
+                    f"{path}, line {number} is no reply ({one_line(error)}): mend or remove the line, or name "
                     "another file with `replies`"
                 ) from error
         if torn:  # a kill in the middle of a line; that reply is asked for again

@@ -14,8 +14,10 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from reasonrec.tokenizers.artefact import Manifest, read_manifest
+from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.manifest import Manifest
+from reasonrec.tokenizers.terminal import visible
 
 ITEM_TEXT = ("title", "description", "category", "brand")
 ITEMS: dict[str, Any] = {
@@ -263,7 +265,7 @@ def describe(facts: Mapping[str, Any]) -> str:
         share = f"{ties['interactions']:,} of {ties['of']:,} interactions share their user's time stamp"
         lines.append(("same time stamp", share + (f"; {ties['order']}" if ties["interactions"] else "")))
     lines += [("note", note) for note in facts["notes"]]
-    return "\n".join(f"  {label:<28} {value}" for label, value in lines)
+    return "\n".join(f"  {visible(label):<28} {visible(str(value), 300)}" for label, value in lines)
 
 
 def _describe_read(table: Mapping[str, Any]) -> list[tuple[str, str]]:

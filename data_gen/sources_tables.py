@@ -21,10 +21,12 @@ from reasonrec.data_gen.interaction_log import InteractionLog
 from reasonrec.data_gen.timestamps import Timestamps, parse_timestamps
 from reasonrec.data_gen.values import EXACT, as_ids, as_text, respelled
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import shown
 
 INTERACTION_COLUMNS = {"user_id": True, "item_id": True, "timestamp": True, "rating": False, "review": False}
 ITEM_COLUMNS = {"item_id": True, "title": True, "description": False, "category": False, "brand": False}
 MAX_REVIEW_CHARS = 2000
+MAX_ID_CHARS = 1000
 _CSV, _PARQUET = {".csv", ".tsv", ".tab", ".txt", ".dat"}, {".parquet", ".pq"}
 
 
@@ -55,7 +57,7 @@ class Table:
     def shown(self, name: str, position: int) -> str:
         """A value as the file has it."""
         value = self.frame[name][position]
-        return "nothing" if value is None else repr(value)
+        return "nothing" if value is None else shown(value)
 
 
 def _is_parquet(path: Path) -> bool:
@@ -175,7 +177,7 @@ def _ids(table: Table, names: tuple[str, ...]) -> tuple[pl.DataFrame, dict[str, 
     """The frame with ids as text, and how many of each column were written as floats.
 
     Raises:
-        UserError: If an id is missing, or lost its digits in a float.
+        UserError: If an id is missing, lost its digits in a float, or is as long as a text.
     """
     frame, key, written = table.frame, table.key, {}
     for name in names:
@@ -196,6 +198,13 @@ def _ids(table: Table, names: tuple[str, ...]) -> tuple[pl.DataFrame, dict[str, 
                 f"{table.path}: {ids.null_count()} rows have nothing in column {table.mapped[name]!r}, the first is "
                 f"{table.where(first)} (words such as nan and NULL are nothing); fill it, remove the rows, or set "
                 f"{key}.{name} to another column"
+            )
+        longest = ids.str.len_chars().arg_max()
+        if longest is not None and (length := len(ids[longest])) > MAX_ID_CHARS:
+            raise UserError(
+                f"{table.path}: the id in column {table.mapped[name]!r}, {table.where(longest)}, has {length:,} "
+                f"characters, more than {MAX_ID_CHARS:,}: {shown(ids[longest])} is text rather than an id; set "
+                f"{key}.{name} to another column, or shorten the ids in both tables"
             )
         if count := respelled(raw, ids):
             written[name] = count

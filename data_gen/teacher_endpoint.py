@@ -25,7 +25,8 @@ from reasonrec.data_gen.label_statistics import Case
 from reasonrec.data_gen.reply_log import ReplyLog, request_hash
 from reasonrec.data_gen.teacher_prompts import Asker, Messages
 from reasonrec.data_gen.traces import Reply
-from reasonrec.tokenizers.errors import UserError, shown
+from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import one_line
 
 _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 _HOPELESS = {401, 402, 403, 404, 405, 407}  # no other request would fare better
@@ -265,17 +266,15 @@ class EndpointTeacher:
         where = f"endpoint={self.settings.url} answers {answer.status}"
         if 300 <= answer.status < 400:
             target = re.sub("//[^/]*@", "//", re.split("[?#]", answer.location)[0])
+            shown = one_line(self.settings.without_key(target), 120) or "nowhere"
             return (
-                f"{where} and points to {shown(self.settings.without_key(target), 120) or 'nowhere'}: redirects are "
-                "not followed, for they would take the key and the prompts along; if you trust that address, name it "
-                "up to /v1 as `endpoint`"
+                f"{where} and points to {shown}: redirects are not followed, for they would take the key and the "
+                "prompts along; if you trust that address, name it up to /v1 as `endpoint`"
             )
         # The whole text first: a key that a cut goes through would not be recognised.
-        detail = shown(self.settings.without_key(answer.body.decode("utf-8", "replace")), 200)
-        return (
-            f"{where} for model {shown(self.settings.model, 100)}: {detail} (check the address up to /v1, the model's "
-            "name and the key)"
-        )
+        detail = one_line(self.settings.without_key(answer.body.decode("utf-8", "replace")), 200)
+        model = one_line(self.settings.model, 100)
+        return f"{where} for model {model}: {detail} (check the address up to /v1, the model's name and the key)"
 
 
 def _seconds(value: str | None) -> float:

@@ -25,6 +25,7 @@ _UNITS = ((1e17, "nanoseconds", 10**6), (1e14, "microseconds", 10**3), (1e11, "m
 # Times at which people have used computers, 1973 to 2103, in each unit; the windows lie far apart.
 _PER_SECOND = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
 _FIRST, _LAST = 10**8, 42 * 10**8
+_BEYOND = 2.0**63
 # Dates written as one number: digits, format, range.
 _WRITTEN = {
     "YYYYMMDD": ("%Y%m%d", "", 19000101, 21001231),
@@ -96,6 +97,11 @@ def _complete(parsed: pl.Series, kind: str) -> Timestamps:
 
 
 def _from_numbers(values: pl.Series) -> Timestamps:
+    """What numbers say; those that 64 bits do not hold are no times."""
+    if values.dtype.is_float():
+        values = pl.select(pl.when(values.abs() < _BEYOND).then(values)).to_series()
+    elif values.dtype.is_integer():
+        values = values.cast(pl.Int64, strict=False)
     there = len(values) - values.null_count()
     if not there:
         return _complete(values.cast(pl.Int64), "")
@@ -156,8 +162,8 @@ def _milliseconds(values: pl.Series, unit: str) -> pl.Series:
     if values.dtype.is_integer():
         # Seconds of the far future would not fit; they are refused as no time.
         return values.cast(pl.Int64) * 1000
-    # Round, do not cut: 0.001 s has no exact binary form.
-    return (values.cast(pl.Float64) * 1000).round().cast(pl.Int64)
+    # Round, do not cut: 0.001 s has no exact binary form. What lies beyond 64 bits now is no time either.
+    return (values.cast(pl.Float64) * 1000).round().cast(pl.Int64, strict=False)
 
 
 def _from_iso(values: pl.Series) -> pl.Series:

@@ -23,8 +23,9 @@ import polars as pl
 
 from reasonrec.data_gen.clean import neutralise
 from reasonrec.data_gen.label_statistics import Case
-from reasonrec.tokenizers.artefact import Manifest, check_input, read_manifest
+from reasonrec.tokenizers.artefact import check_input, read_manifest
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.manifest import Manifest
 
 STAGES = ("evidence", "preference", "intent", "formulation", "rewriting")
 # What opens each stage, in a teacher's reply and in the chain that the model learns to write.

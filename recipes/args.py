@@ -7,17 +7,23 @@ nearest valid one, so a typo never trains with a default.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
+import shlex
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING
 from typing import Any, TypeVar
 
 from reasonrec.recipes.keys import Key, KeyTable, describe, fit, keys_of, nearest, read_words
 from reasonrec.recipes.quiet import quiet
-from reasonrec.recipes.yaml_files import read_yaml
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.output import kept_of, unfinished_outputs
+from reasonrec.tokenizers.terminal import say
+from reasonrec.tokenizers.yaml_files import read_yaml
 
 _T = TypeVar("_T")
 _HELP = ("-h", "--help", "--help-all", "--help_all")
@@ -165,20 +171,52 @@ def _print_help(keys: Sequence[Key], *, everything: bool) -> None:
 
 
 def run(main: Callable[[], Any]) -> Callable[[], None]:
-    """Run a stage's `main`: a user's mistake ends with one line on stderr and status 2, an interrupt with 130."""
+    """Run a stage's `main`: a user's mistake ends with one line on stderr and status 2.
+
+    Ctrl-C (status 130) and SIGTERM (143) end it with what was kept and the command that goes on.
+    """
 
     @functools.wraps(main)
     def guarded() -> None:
+        command = list(sys.argv)
         try:
-            with quiet():
+            with quiet(), _terminable():
                 main()
         except UserError as error:
             if os.environ.get("REASONREC_TRACEBACK"):
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
-        except KeyboardInterrupt:
-            print("interrupted; run the same command again to go on", file=sys.stderr)
-            raise SystemExit(130) from None
+        except KeyboardInterrupt as stop:
+            say(_interrupted(command), file=sys.stderr)
+            raise SystemExit(143 if isinstance(stop, _Terminated) else 130) from None
 
     return guarded
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which a scheduler sends before it kills: the same as Ctrl-C."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupted(argv: Sequence[str]) -> str:
+    """What was kept of the outputs that were being written, and the command that goes on."""
+    kept = [line for out in unfinished_outputs() for line in kept_of(out)] or ["nothing is unfinished"]
+    script, *words = argv
+    launched = "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
+    begin = script if script.startswith("reasonrec ") else f"{launched} {shlex.quote(script)}"
+    return f"interrupted: {'; '.join(kept)}; the same command goes on: {begin} {shlex.join(words)}".rstrip()

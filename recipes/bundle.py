@@ -6,7 +6,7 @@ longest history. Training writes its `Setting` into the adapter's manifest, infe
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,10 @@ from reasonrec.recipes.models.load import (
     stored_fingerprint,
 )
 from reasonrec.recipes.models.precision import Precision, choose
-from reasonrec.tokenizers.artefact import Manifest, check_input, read_manifest
+from reasonrec.tokenizers.artefact import check_input, read_manifest
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
+from reasonrec.tokenizers.manifest import Manifest
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 
@@ -47,7 +48,6 @@ class Setting:
         max_history: Longest history in items.
         one_per_prefix: Whether only answers were supervised.
         fingerprint: Fingerprint of the base model's weights.
-        trust_remote_code: Whether the user allowed the base model's own code.
     """
 
     base_model: str
@@ -58,7 +58,16 @@ class Setting:
     max_history: int
     one_per_prefix: bool = False
     fingerprint: str = ""
-    trust_remote_code: bool = False
+
+    @classmethod
+    def stored(cls, manifest: Manifest) -> Setting:
+        """What a trained model says of itself. Whether code may run is not its to say: older ones named that, too.
+
+        Args:
+            manifest: Manifest of the adapter or model.
+        """
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in manifest.facts["setting"].items() if name in names})
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,8 @@ class Bundle:
         index: ItemIndex,
         setting: Setting,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        trust_remote_code: bool = False,
     ) -> Bundle:
         """Glue dataset, index and base model together.
 
@@ -96,13 +107,14 @@ class Bundle:
             index: Its item index.
             setting: What training and inference agree on.
             tokenizer: The tokenizer, with or without the code tokens; the base model's by default.
+            trust_remote_code: Run code that comes with the base model; off unless the user asks.
 
         Raises:
             UserError: If the index was made from another dataset.
         """
         index.check_dataset(dataset.manifest)
         if tokenizer is None:
-            tokenizer = load_tokenizer(setting.base_model, trust_remote_code=setting.trust_remote_code)
+            tokenizer = load_tokenizer(setting.base_model, trust_remote_code=trust_remote_code)
         vocabulary = Vocabulary.extend(tokenizer, index.level_sizes)
         items = dataset.items
         texts = [" ".join(filter(None, parts)) for parts in items.select("category", "brand").iter_rows()]
@@ -127,12 +139,13 @@ class Bundle:
 
 
 def load_with_rows(
-    setting: Setting, bundle: Bundle, precision: Precision | None = None
+    setting: Setting, bundle: Bundle, precision: Precision | None = None, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, str]:
     """The base model with freshly started code rows, and the fingerprint of its weights."""
-    trust = setting.trust_remote_code
-    model = load_base(setting.base_model, method=setting.method, precision=precision, trust_remote_code=trust)
-    print_of_base = stored_fingerprint(model, setting.base_model, trust_remote_code=trust)
+    model = load_base(
+        setting.base_model, method=setting.method, precision=precision, trust_remote_code=trust_remote_code
+    )
+    print_of_base = stored_fingerprint(model, setting.base_model, trust_remote_code=trust_remote_code)
     add_code_rows(model, bundle.tokenizer, bundle.vocabulary, bundle.index.codes, bundle.row_texts())
     return model, print_of_base
 
@@ -145,6 +158,7 @@ def load_trained(
     base_model: str | None = None,
     precision: Precision | None = None,
     trainable: bool = False,
+    trust_remote_code: bool = False,
 ) -> tuple[Bundle, Any, Setting, Manifest]:
     """Load a trained model with all that belongs to it, to recommend with or to train on.
 
@@ -156,6 +170,7 @@ def load_trained(
             needs none.
         precision: What is computed in, and where; as the hardware is if unset.
         trainable: To train on: its adapter takes gradients, or the whole model is in float32.
+        trust_remote_code: Run code that comes with the model or its base. Only the caller says so, never the folder.
 
     Returns:
         Dataset, index and tokenizer; the model (a `PeftModel` for an adapter); what it was trained with; its manifest.
@@ -170,7 +185,7 @@ def load_trained(
     manifest = read_manifest(path)
     if manifest.kind not in ("adapter", "model"):
         raise UserError(f"{path} is a {manifest.kind}, not a trained model: give the output folder of recipes/sft.py")
-    trained = Setting(**manifest.facts["setting"])
+    trained = Setting.stored(manifest)
     setting = replace(trained, base_model=base_model or trained.base_model)
     data = Dataset.load(dataset or manifest.config["dataset"])
     item_index = ItemIndex.load(index or manifest.config["index"])
@@ -180,37 +195,39 @@ def load_trained(
     if item_index.manifest is not None:
         check_input(manifest, "index", item_index.manifest, remedy)
     check_input(manifest, "dataset", data.manifest, remedy)
-    bundle = Bundle.build(data, item_index, setting, trained_tokenizer(path, manifest, setting))
+    bundle = Bundle.build(data, item_index, setting, trained_tokenizer(path, manifest, setting, trust_remote_code))
     if manifest.kind == "model":
-        from transformers import AutoModelForCausalLM
-
-        dtype = precision.weights("full") if trainable else precision.dtype
-        return bundle, AutoModelForCausalLM.from_pretrained(path, dtype=dtype), setting, manifest
+        method: Method = "full" if trainable else "lora"  # its weights as they are computed in
+        whole = load_base(str(path), method=method, precision=precision, trust_remote_code=trust_remote_code)
+        return bundle, whole, setting, manifest
     base = load_base(
-        setting.base_model, method=setting.method, precision=precision, trust_remote_code=setting.trust_remote_code
+        setting.base_model, method=setting.method, precision=precision, trust_remote_code=trust_remote_code
     )
-    check_base(manifest, base, trained)
+    check_base(manifest, base, trained, trust_remote_code)
     resize(base, bundle.vocabulary)
     model = PeftModel.from_pretrained(base, path, is_trainable=trainable)
     model.peft_config["default"].base_model_name_or_path = setting.base_model  # what a further training writes
     return bundle, model, setting, manifest
 
 
-def trained_tokenizer(path: str | Path, manifest: Manifest, setting: Setting) -> PreTrainedTokenizerBase:
+def trained_tokenizer(
+    path: str | Path, manifest: Manifest, setting: Setting, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a trained model: an adapter's base has it, a fully trained model its own.
 
     Args:
         path: Folder of the adapter or model.
         manifest: Its manifest.
         setting: What it was trained with, and where the base is now.
+        trust_remote_code: As for `load_trained`.
 
     Raises:
         UserError: If the base is not where it was.
     """
     if manifest.kind == "model":
-        return load_tokenizer(str(path), trust_remote_code=setting.trust_remote_code)
+        return load_tokenizer(str(path), trust_remote_code=trust_remote_code)
     try:
-        return load_tokenizer(setting.base_model, trust_remote_code=setting.trust_remote_code)
+        return load_tokenizer(setting.base_model, trust_remote_code=trust_remote_code)
     except UserError as error:
         raise UserError(
             f"{path} is an adapter of the base model {setting.base_model}, which does not load; if it moved, pass "
@@ -218,13 +235,13 @@ def trained_tokenizer(path: str | Path, manifest: Manifest, setting: Setting) ->
         ) from error
 
 
-def check_base(manifest: Manifest, base: PreTrainedModel, setting: Setting) -> None:
+def check_base(manifest: Manifest, base: PreTrainedModel, setting: Setting, trust_remote_code: bool = False) -> None:
     """Check that an adapter meets the base model it was trained on.
 
     Raises:
         UserError: If the weights differ; the message gives both fingerprints and the reference used in training.
     """
-    actual = stored_fingerprint(base, setting.base_model, trust_remote_code=setting.trust_remote_code)
+    actual = stored_fingerprint(base, setting.base_model, trust_remote_code=trust_remote_code)
     if actual != setting.fingerprint:
         raise UserError(
             f"this {manifest.kind} was trained on base weights {setting.fingerprint[:12]}… ({setting.base_model}), "

@@ -10,6 +10,7 @@ from pathlib import Path
 from reasonrec.recipes.args import run
 from reasonrec.recipes.keys import nearest
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import say
 
 # In the order in which they are used; each is a script of the same name in this folder.
 STAGES = {
@@ -41,7 +42,7 @@ def main() -> None:
     """
     name, words = next(iter(sys.argv[1:]), "--help"), sys.argv[2:]
     if name in ("-h", "--help", "help"):
-        print(usage())
+        say(usage())
         return
     if name not in STAGES:
         raise UserError(f"there is no stage {name!r}{nearest(name, list(STAGES))}")

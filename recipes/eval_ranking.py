@@ -12,11 +12,13 @@ from typing import Literal
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
+from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName
 from reasonrec.recipes.ranking import KS
-from reasonrec.tokenizers.artefact import check_output, staged
+from reasonrec.tokenizers.artefact import staged
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import external_sids
+from reasonrec.tokenizers.output import claim_output, releasing_outputs
+from reasonrec.tokenizers.terminal import say
 
 
 @dataclass
@@ -72,10 +74,13 @@ class EvalConfig:
         default=None, metadata={"help": "evaluate a seeded sample of so many cases", "at_least": 1}
     )
     precision: PrecisionName = field(default="auto", metadata={"help": PRECISION_HELP})
+    trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
     device: str | None = field(
         default=None, metadata={"help": "device of the models; the accelerator if there is one"}
     )
-    seed: int = field(default=0, metadata={"help": "seed of bootstrap, sample and controls", "at_least": 0})
+    seed: int = field(
+        default=0, metadata={"help": "seed of bootstrap, sample and controls", "at_least": 0, "at_most": MAX_SEED}
+    )
     overwrite: bool = field(default=False, metadata={"help": "move an existing output_dir aside"})
 
     def __post_init__(self) -> None:
@@ -85,6 +90,7 @@ class EvalConfig:
             raise UserError("nothing to evaluate: give models, or leave baselines on")
 
 
+@releasing_outputs()
 def main() -> None:
     """Parse, rank, compare, report."""
     (config,) = parse([EvalConfig])
@@ -99,7 +105,7 @@ def main() -> None:
 
     if not PartialState().is_main_process:  # ranking is not distributed
         return
-    check_output(config.output_dir, overwrite=config.overwrite)
+    claim_output(config.output_dir, overwrite=config.overwrite)
     dataset = Dataset.load(config.dataset)
     cases = dataset.rows(config.split)
     if config.max_rows and config.max_rows < cases.height:
@@ -129,7 +135,7 @@ def main() -> None:
             folder, metrics, examples=examples(dataset, config.split, shown, cases=cases, thoughts=table.thoughts)
         )
     print_table(metrics)
-    print(f"\n{config.output_dir}/report.html shows the same with plots")
+    say(f"\n{config.output_dir}/report.html shows the same with plots")
 
 
 if __name__ == "__main__":

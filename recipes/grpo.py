@@ -9,7 +9,6 @@ training sequences. An interrupted run goes on from its last checkpoint when the
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -21,8 +20,10 @@ from reasonrec.data_gen.reasoning_tasks import close_ids, reason_prompt_ids
 from reasonrec.data_gen.rl_prompts import PromptWindow, RlPrompts
 from reasonrec.recipes.args import build, parse, run
 from reasonrec.recipes.trainers.keys import inherited
-from reasonrec.rewards.registry import load_rewards
-from reasonrec.tokenizers.artefact import check_output, partial_folder, read_manifest, staged, write_json
+from reasonrec.rewards.registry import load_rewards, reward_files
+from reasonrec.tokenizers.artefact import read_manifest, staged, write_json
+from reasonrec.tokenizers.output import claim_output, releasing_outputs, resume_folder
+from reasonrec.tokenizers.terminal import say
 
 
 @dataclass
@@ -88,6 +89,7 @@ class GrpoStage:
         return self.max_chain if self.mode == "reasoning" else 0
 
 
+@releasing_outputs()
 def main() -> None:
     """Parse, build, train, save."""
     stage, given = parse([GrpoStage, inherited("grpo")])
@@ -99,18 +101,19 @@ def main() -> None:
     from reasonrec.recipes.model_card import write_card
     from reasonrec.recipes.models.context import check_context
     from reasonrec.recipes.models.precision import load_finite
+    from reasonrec.recipes.trainers import resume
+    from reasonrec.recipes.trainers.best import copy_best
     from reasonrec.recipes.trainers.groups import Advantage
-    from reasonrec.recipes.trainers.item_grpo import BEST, GrpoArguments, ItemGRPOTrainer, RolloutSettings
+    from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer, RolloutSettings
     from reasonrec.recipes.trainers.probe import build_probe
-    from reasonrec.recipes.trainers.resume import keep_or_clear, stage_config, train_or_resume
     from reasonrec.recipes.trainers.scoring import build_scorer
 
     args = build(GrpoArguments, given)
     state = PartialState()
-    out = check_output(given["output_dir"], overwrite=stage.overwrite)
-    work = partial_folder(out)
+    out = claim_output(given["output_dir"], overwrite=stage.overwrite)
+    work = resume_folder(out)
     rewards = load_rewards(stage.rewards)
-    config = stage_config(stage, args)
+    config = resume.stage_config(stage, args)
     with state.main_process_first():  # one process unpacks a packaged model, the others find it
         (bundle, model, setting, start), precision = load_finite(
             lambda chosen: load_trained(
@@ -120,6 +123,7 @@ def main() -> None:
                 base_model=stage.base_model,
                 precision=chosen,
                 trainable=True,
+                trust_remote_code=args.trust_remote_code,
             ),
             args.chosen,
             itemgetter(1),
@@ -129,7 +133,14 @@ def main() -> None:
     check_context(model, bundle, setting.max_history, trained=True, max_chain=stage.chain, end=1)
     config |= {name: config[name] or start.config[name] for name in ("dataset", "index")}  # for those who load it
     inputs = {"dataset": start.inputs["dataset"], "index": start.inputs["index"], "model": start.hash}
-    keep_or_clear(out, config, inputs, precision)
+    files = reward_files(stage.rewards)
+    read = inputs | {f"reward {Path(path).name}": value for path, value in files.items()}
+    kind = "model" if setting.method == "full" else "adapter"
+    about = {"kind": kind, "config": config, "seed": args.seed, "inputs": read, "overwrite": stage.overwrite}
+    if resume.adopted(out, **about):
+        return
+    decisive = {"rewards": {"asked": stage.rewards, "files": files}, "base model's weights": setting.fingerprint}
+    resume.keep_or_clear(out, config, inputs | decisive, precision)
     renderer, set_order = bundle.renderer, bundle.dataset.facts["order"] == "set"
     closing = close_ids(renderer) if stage.chain else ()
 
@@ -139,7 +150,7 @@ def main() -> None:
     window = PromptWindow(stage.min_history, stage.last_targets, setting.max_history)
     prompts = RlPrompts.from_train(bundle.dataset.train, window, render, set_order=set_order, seed=args.seed)
     args.output_dir = str(work)
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / "logs")  # else a folder named after this machine
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / resume.LOGS)  # else a folder named after this machine
     trainer = ItemGRPOTrainer(
         prompts=prompts,
         scorer=build_scorer(rewards, bundle, closing, reasoning=stage.chain > 0),
@@ -160,32 +171,26 @@ def main() -> None:
         processing_class=bundle.tokenizer,
     )
     if state.is_main_process:
-        print(f"{len(prompts)} prompts, {args.num_generations} rollouts each, {state.num_processes} process(es)")
-        print(precision)
-    result = train_or_resume(trainer, out)
+        say(f"{len(prompts)} prompts, {args.num_generations} rollouts each, {state.num_processes} process(es)")
+        say(precision)
+    result = resume.train_or_resume(trainer, out)
     if not state.is_main_process:
         return
-    kind = "model" if setting.method == "full" else "adapter"
-    with staged(
-        out, kind=kind, config=config, seed=args.seed, inputs=inputs, overwrite=stage.overwrite, resume=True
-    ) as (folder, facts):
-        probed = {e["step"]: e["eval_ndcg@10"] for e in trainer.state.log_history if "eval_ndcg@10" in e}
-        chosen = max(probed, key=lambda step: (probed[step], -step)) if probed else trainer.state.global_step
-        if stage.keep == "best" and (folder / BEST).is_dir():
-            shutil.copytree(folder / BEST, folder, dirs_exist_ok=True)
-            if chosen == 0:
-                print("no step ranks the validation cases better than the start: the start's weights are kept")
-        else:
+    with staged(out, **about) as (folder, facts):
+        chosen = copy_best(work, folder, trainer.state.log_history, "eval_ndcg@10") if stage.keep == "best" else None
+        if chosen is None:
             chosen = trainer.state.global_step
             trainer.write_weights(folder)
+        elif chosen == 0:
+            say("no step ranks the validation cases better than the start: the start's weights are kept")
         bundle.tokenizer.save_pretrained(folder)
-        facts.update(setting_facts(setting), rows=bundle.vocabulary.size, train=result.metrics, step=chosen)
-        facts["reinforced"] = {"mode": stage.mode, "algorithm": stage.algorithm, "rewards": stage.rewards}
+        facts.update(setting_facts(setting), rows=bundle.vocabulary.size, step=chosen)
+        reinforced = {"mode": stage.mode, "algorithm": stage.algorithm, "rewards": stage.rewards}
+        facts["reinforced"] = {**reinforced, "reward_files": files}
         write_json(folder / "train_metrics.json", {"train": result.metrics, "log": trainer.state.log_history})
         write_card(folder, setting, bundle, result.metrics)
-        for path in (folder / BEST, *folder.glob("checkpoint-*")):
-            shutil.rmtree(path, ignore_errors=True)
-    print(f"{out} holds the {kind} of step {chosen}: {', '.join(sorted(p.name for p in Path(out).iterdir()))}")
+        resume.keep_logs(out, folder)
+    say(f"{out} holds the {kind} of step {chosen}: {', '.join(sorted(p.name for p in Path(out).iterdir()))}")
 
 
 if __name__ == "__main__":

@@ -15,13 +15,15 @@ import numpy as np
 
 from reasonrec.data_gen.schema import ITEM_TEXT, Dataset
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
-from reasonrec.tokenizers.artefact import check_input, check_output, read_manifest, staged, write_json
+from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, PrecisionName
+from reasonrec.tokenizers.artefact import check_input, read_manifest, staged, write_json
 from reasonrec.tokenizers.embed import JOINED, embed_items, with_joined
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.health import format_report, health_report, plot_report
 from reasonrec.tokenizers.index import REMEDY, ItemIndex, build_index, external_index, load_embeddings, save_quantizer
+from reasonrec.tokenizers.output import claim_output, releasing_outputs
 from reasonrec.tokenizers.quantize import BalancedResidualKMeans, ResidualKMeans, check_sizes
+from reasonrec.tokenizers.terminal import say
 
 QUANTIZERS = {"balanced": BalancedResidualKMeans, "plain": ResidualKMeans}
 # What decides the embeddings; they may be taken from another index only where all of it agrees.
@@ -77,7 +79,7 @@ class IndexConfig:
         default=3, metadata={"help": "starts of each level's k-means; the best is kept", "at_least": 1}
     )
     max_iter: int = field(default=100, metadata={"help": "iterations of each k-means at most", "at_least": 1})
-    seed: int = field(default=0, metadata={"help": "seed of the quantizer", "at_least": 0})
+    seed: int = field(default=0, metadata={"help": "seed of the quantizer", "at_least": 0, "at_most": MAX_SEED})
     overwrite: bool = field(default=False, metadata={"help": "move an existing output_dir aside"})
 
     def __post_init__(self) -> None:
@@ -172,12 +174,13 @@ def build(config: IndexConfig, dataset: Dataset, folder: Path) -> tuple[ItemInde
     return index, report
 
 
+@releasing_outputs()
 def main() -> None:
     """Run the stage."""
     (config,) = parse([IndexConfig])
     if os.environ.get("RANK", "0") != "0":  # nothing here is training: one process does it
         return
-    out = check_output(config.output_dir, overwrite=config.overwrite)
+    out = claim_output(config.output_dir, overwrite=config.overwrite)
     start = time.perf_counter()
     dataset = Dataset.load(config.dataset)
     if config.quantizer != "external":  # before minutes are spent on embeddings
@@ -188,7 +191,7 @@ def main() -> None:
     ) as (folder, facts):
         index, report = build(config, dataset, folder)
         facts.update(n_items=index.n_items, level_sizes=list(index.level_sizes), quantizer=config.quantizer)
-    print(f"{format_report(report)}\n{out} written in {time.perf_counter() - start:.1f} s")
+    say(f"{format_report(report)}\n{out} written in {time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":

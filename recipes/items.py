@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,16 @@ from numpy.typing import NDArray
 
 from reasonrec.data_gen.histories import UserHistory
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import shown
 
 UNKNOWN = -1
 Items = Sequence[int] | Sequence[str] | NDArray[Any]  # all raw ids, or all item numbers
 History = UserHistory | Items
+
+
+def named(item: Any) -> str:
+    """How an item that a caller gave is called in a message."""
+    return item if isinstance(item, str) else shown(item)
 
 
 class ItemIds:
@@ -51,13 +57,13 @@ class ItemIds:
         Raises:
             UserError: If one of them is no text, or not in the catalogue.
         """
-        words = self._values(ids, "item ids")
+        words = self.listed(ids, "item ids")
         found = self.find(words)
         for word, number in zip(words, found, strict=True):
             if not isinstance(word, str):
-                raise UserError(f"{word!r} is no raw item id: these are text, such as {self._ids[0]!r}")
+                raise UserError(f"{shown(word)} is no raw item id: these are text, such as {self._ids[0]!r}")
             if number == UNKNOWN:
-                raise UserError(f"item {word!r} is not in the catalogue; some ids are {', '.join(self._ids[:5])}")
+                raise UserError(f"item {shown(word)} is not in the catalogue; some ids are {', '.join(self._ids[:5])}")
         return found
 
     def id(self, number: int) -> str:
@@ -70,9 +76,12 @@ class ItemIds:
         Raises:
             UserError: If a number is no integer, or not in the catalogue.
         """
-        array = np.asarray(items)
+        try:
+            array = np.asarray(items)
+        except ValueError:  # lists of several lengths
+            array = np.array([items], dtype=object)
         if array.size and not np.issubdtype(array.dtype, np.integer):
-            raise UserError(f"{array.flat[0]!r} is no item number: these are integers from 0 to {len(self) - 1}")
+            raise UserError(f"{shown(array.flat[0])} is no item number: these are integers from 0 to {len(self) - 1}")
         if array.size and not (array.min() >= UNKNOWN and array.max() < len(self)):
             wrong = array[(array < UNKNOWN) | (array >= len(self))][0]
             raise UserError(f"item {wrong} is not in the catalogue, which has 0..{len(self) - 1}")
@@ -88,20 +97,20 @@ class ItemIds:
         Raises:
             UserError: If an item is something else, or text and numbers are mixed.
         """
-        values = self._values(items, "a history")
+        values = self.listed(items, "a history")
         words = sum(isinstance(value, str) for value in values)
         if 0 < words < len(values):
             raise UserError(
-                f"{values[:5]} mixes text and numbers: text is a raw item id and an integer an item number, so a "
-                "history has to be all of one kind"
+                f"{shown(values[:5])} mixes text and numbers: text is a raw item id and an integer an item number, so "
+                "a history has to be all of one kind"
             )
         if words:
             return np.array([self._numbers.get(value, UNKNOWN) for value in values], dtype=np.int64)
         for value in values:
             if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
                 raise UserError(
-                    f"{value!r} ({type(value).__name__}) is no item: give raw item ids as text, or item numbers as "
-                    "integers"
+                    f"{shown(value)} ({type(value).__name__}) is no item: give raw item ids as text, or item numbers "
+                    "as integers"
                 )
         return np.array([value if abs(value) < 2**62 else UNKNOWN for value in map(int, values)], dtype=np.int64)
 
@@ -114,8 +123,13 @@ class ItemIds:
         return items if isinstance(items, UserHistory) else UserHistory.of(self.find(items))
 
     @staticmethod
-    def _values(items: Any, what: str) -> list[Any]:
-        if isinstance(items, str | bytes) or not isinstance(items, Iterable):
-            raise UserError(f"{items!r} is no list: {what} has to be a list, and histories a list of lists")
+    def listed(items: Any, what: str) -> list[Any]:
+        """The elements of a list of any library.
+
+        Raises:
+            UserError: If it is none; `what` says what it has to be.
+        """
+        if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
+            raise UserError(f"{shown(items)} is no list: {what} has to be a list, and histories a list of lists")
         values = items.tolist() if hasattr(items, "tolist") else list(items)
         return values if isinstance(values, list) else [values]

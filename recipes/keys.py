@@ -5,7 +5,8 @@ The keys of a stage are the fields of its dataclass. What a field's type does no
     k: int = field(default=10, metadata={"help": "items to recommend", "at_least": 1})
 
 Rules are `at_least`, `above`, `at_most` and `below` (a bound of a number, of each number in a list, of each value of a
-mapping) and `path` (a leading `~` is the home folder). No number may be NaN or infinite.
+mapping) and `path` (a leading `~` is the home folder). No number may be NaN, infinite or an integer beyond 64 bits,
+and no text may hold what no file can: a NUL, or half a character.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from reasonrec.recipes.yaml_files import load_yaml
 from reasonrec.tokenizers.environment import expand_home
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import shown
+from reasonrec.tokenizers.yaml_files import load_yaml
 
 _BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "at_least": ("at least", lambda value, bound: value >= bound),
@@ -30,9 +32,12 @@ _BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "at_most": ("at most", lambda value, bound: value <= bound),
     "below": ("below", lambda value, bound: value < bound),
 }
+INT64 = 2**63 - 1
+MAX_SEED = 2**32 - 1  # what every library takes
 RULES = frozenset({*_BOUNDS, "path"})
 # A key of every stage that loads a model; `models/precision.py` decides by it.
 PrecisionName = typing.Literal["auto", "bf16", "fp16", "fp32"]
+TRUST_HELP = "run code that comes with a model; nothing in a folder turns this on"
 PRECISION_HELP = "what is computed in: auto (what the hardware is fast in), bf16, fp16 or fp32"
 _YES, _NO = ("true", "yes", "t", "y", "1", "on"), ("false", "no", "f", "n", "0", "off")
 
@@ -101,13 +106,25 @@ class Key:
         if isinstance(value, list | dict):
             for place, element in value.items() if isinstance(value, dict) else enumerate(value):
                 self._check(f"{name}[{place}]", element)
+                if isinstance(place, str):
+                    _check_text(f"a name in {name}", place)
+        if isinstance(value, str):
+            _check_text(name, value)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return
+        if isinstance(value, int) and abs(value) > INT64:
+            raise UserError(f"{name}={shown(value)} has to be a number of 64 bits, {INT64} at most")
         if not math.isfinite(value):
             raise UserError(f"{name}={value} has to be a finite number")
         for rule, (words, holds) in _BOUNDS.items():
             if rule in self.rules and not holds(value, self.rules[rule]):
                 raise UserError(f"{name}={value} has to be {words} {self.rules[rule]}")
+
+
+def _check_text(name: str, text: str) -> None:
+    # A byte of the command line that is no UTF-8 is half a character in Python.
+    if "\x00" in text or (not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)):
+        raise UserError(f"{name}={shown(text)} has to be text in UTF-8 without NUL: rename what is called like that")
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from reasonrec.recipes.bundle import Bundle, Setting
 from reasonrec.recipes.models.load import PACKAGE
+from reasonrec.tokenizers.terminal import visible
 
+_TAGS = ("recommender-system", "semantic-ids", "reasonrec")
 _CARD = """\
 ---
-{front}library_name: {library}
-tags:
-- recommender-system
-- semantic-ids
-- reasonrec
----
+{front}---
 # A generative recommender for {name}
 
 {base} learned {n_items} items as semantic IDs and how people use them ({method}).
@@ -26,7 +27,7 @@ tags:
 | items, users | {n_items}, {n_users} |
 | item codes | {sizes} |
 | longest history | {max_history} items |
-| prompt | `{prompt}` |
+| prompt | {prompt} |
 | index | `{index}…` |
 | training loss | {loss:.3f} |
 
@@ -49,11 +50,31 @@ Or with plain PEFT, on the base model with {rows} embedding rows:
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained("{base}")
+base = AutoModelForCausalLM.from_pretrained({base})
 base.resize_token_embeddings({rows})
 model = PeftModel.from_pretrained(base, "path/to/this/folder")
 ```
 """
+
+
+# Signs that mark something up wherever they stand, and those that do at the beginning of a paragraph.
+_MARKUP = re.compile(r"[\\`*\[\]<>|~$&#:@]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.", re.IGNORECASE)
+_OPENING = re.compile(r"^(\d*)([-+=.)])")
+_MAX_CHARS = 200
+
+
+def as_text(text: str) -> str:
+    """A text of others as Markdown that shows it: no link, no markup, no HTML, no cell of its own, on one line."""
+    text = _MARKUP.sub(r"\\\g<0>", visible(" ".join(text.split()), _MAX_CHARS))
+    return _OPENING.sub(r"\1\\\2", text)
+
+
+def as_code(text: str) -> str:
+    """A text as code in a cell of a Markdown table: its line breaks are written out, whatever it holds is shown."""
+    text = visible(text)
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    room = " " if text[:1] in "` " or text[-1:] in "` " else ""
+    return f"{fence}{room}{text}{room}{fence}".replace("|", "\\|")
 
 
 def write_card(folder: Path, setting: Setting, bundle: Bundle, metrics: Mapping[str, Any]) -> None:
@@ -67,22 +88,24 @@ def write_card(folder: Path, setting: Setting, bundle: Bundle, metrics: Mapping[
     """
     is_hub_id = not setting.base_model.startswith(PACKAGE) and not Path(setting.base_model).exists()
     adapter = setting.method != "full"
+    base = setting.base_model if is_hub_id else Path(setting.base_model.removeprefix(PACKAGE)).name
+    front: dict[str, Any] = {"base_model": base} if is_hub_id else {}
+    front |= {"library_name": "peft" if adapter else "transformers", "tags": list(_TAGS)}
     card = _CARD.format(
-        front=f"base_model: {setting.base_model}\n" if is_hub_id else "",
-        library="peft" if adapter else "transformers",
-        name=bundle.dataset.facts.get("name", "a data set"),
-        base=setting.base_model if is_hub_id else Path(setting.base_model.removeprefix(PACKAGE)).name,
+        front=yaml.safe_dump(front, sort_keys=False),
+        name=as_text(str(bundle.dataset.facts.get("name", "a data set"))),
+        base=as_text(base),
         n_items=bundle.dataset.n_items,
         n_users=bundle.dataset.n_users,
         method={"full": "full fine-tuning", "lora": "LoRA", "qlora": "LoRA on a 4-bit base"}[setting.method],
         sizes=" × ".join(map(str, bundle.index.level_sizes[:-1]))
         + f", {bundle.index.level_sizes[-1]} to tell equal ones apart",
         max_history=setting.max_history,
-        prompt=setting.history_prompt.replace("\n", "\\n"),
+        prompt=as_code(setting.history_prompt),
         index=(bundle.index.manifest.hash if bundle.index.manifest else "")[:12],
         loss=metrics.get("train_loss", float("nan")),
         plain=_PLAIN_ADAPTER.format(
-            rows=bundle.vocabulary.size, base=setting.base_model if is_hub_id else "path/to/the/base/model"
+            rows=bundle.vocabulary.size, base=json.dumps(base if is_hub_id else "path/to/the/base/model")
         )
         if adapter
         else "",

@@ -21,8 +21,11 @@ from reasonrec.data_gen.sources_movielens import read_movielens_100k
 from reasonrec.data_gen.sources_tables import read_tables
 from reasonrec.data_gen.synthetic import WorldConfig, make_synthetic
 from reasonrec.recipes.args import parse, run
-from reasonrec.tokenizers.artefact import check_output, file_hash, staged
+from reasonrec.recipes.keys import MAX_SEED
+from reasonrec.tokenizers.artefact import file_hash, staged
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.output import claim_output, releasing_outputs
+from reasonrec.tokenizers.terminal import say
 
 Source = Literal["tables", "movielens_100k", "complete_journey", "industrial", "synthetic"]
 
@@ -105,7 +108,8 @@ class PrepareConfig:
         default=0.0, metadata=_help("synthetic: share of targets that are promoted items", at_least=0, below=1)
     )
     seed: int = field(
-        default=0, metadata=_help("orders what the data leave open; draws the synthetic world", at_least=0)
+        default=0,
+        metadata=_help("orders what the data leave open; draws the synthetic world", at_least=0, at_most=MAX_SEED),
     )
     overwrite: bool = field(default=False, metadata=_help("move an existing output_dir to <output_dir>.old"))
 
@@ -163,19 +167,20 @@ def build(config: PrepareConfig) -> tuple[Tables, Mapping[str, Path]]:
     return build_tables(log, config.log_options()), log.files
 
 
+@releasing_outputs()
 def main() -> None:
     """Run the stage."""
     (config,) = parse([PrepareConfig])
     if os.environ.get("RANK", "0") != "0":  # nothing here is training: one process does it
         return
-    out = check_output(config.output_dir, overwrite=config.overwrite)
+    out = claim_output(config.output_dir, overwrite=config.overwrite)
     start = time.perf_counter()
     tables, files = build(config)
     inputs = {role: file_hash(file) for role, file in files.items()}
     about = {"config": asdict(config), "seed": config.seed, "inputs": inputs}
     with staged(out, kind="dataset", overwrite=config.overwrite, **about) as (folder, facts):
         facts.update(write_dataset(folder, tables))
-    print(f"{describe(facts)}\n{out} written in {time.perf_counter() - start:.1f} s")
+    say(f"{describe(facts)}\n{out} written in {time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from reasonrec.tokenizers.environment import keep_freed_memory, wait_passively
+from reasonrec.tokenizers.errors import MAX_MESSAGE_CHARS
+from reasonrec.tokenizers.terminal import say, visible
 
 # Loggers that tell every user about something that only developers of other packages can mend.
 _CHATTY = ("bitsandbytes.backends.cpu.ops",)
@@ -28,7 +30,8 @@ def quiet() -> Iterator[None]:
     keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns when a data loader forks
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # what a training logs is to be seen in a file while it runs
+        # What a training logs is to be seen in a file while it runs; a terminal of few characters is no reason to end.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     if not sys.stderr.isatty():  # a bar that is redrawn into a file is a line of kilobytes
         for library in ("HF_HUB", "HF_DATASETS"):  # transformers follows the former
             os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
@@ -43,4 +46,4 @@ def quiet() -> Iterator[None]:
 
 
 def _one_line(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+    say(f"warning: {visible(' '.join(str(message).split()), MAX_MESSAGE_CHARS)}", file=sys.stderr)

@@ -9,6 +9,8 @@ length, and the model's own without the items it names.
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,8 +27,11 @@ from reasonrec.recipes.models.context import check_context
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.rollout import Sampler, noise, write_chains
 from reasonrec.tokenizers.chains import chains_room, search_chains
+from reasonrec.tokenizers.decode import MAX_BEAMS, MAX_K
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.prefix import Prefix, read
+from reasonrec.tokenizers.terminal import shown
+from reasonrec.tokenizers.whole import INT64, whole
 
 CONTROLS = ("empty chain", "another user's chain", "filler chain", "chain without items")
 FILLER = " …"
@@ -49,8 +54,10 @@ class Thinking:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.chains < 1 or self.max_chain < 1:
-            raise UserError(f"chains={self.chains} and max_chain={self.max_chain} have to be at least 1")
+        for name, least in (("chains", 1), ("max_chain", 1), ("seed", 0)):
+            whole(name, getattr(self, name), at_least=least)
+        if not (isinstance(self.temperature, numbers.Real) and 0 < self.temperature < math.inf):
+            raise UserError(f"temperature={shown(self.temperature)} has to be a finite number above 0")
 
     def sampler(self, close_ids: tuple[int, ...]) -> Sampler:
         """The same for `write_chains`."""
@@ -86,6 +93,9 @@ class Reasoner:
         num_beams: Items that each chain proposes.
         batch_size: Histories read at a time; it does not change the result.
         progress: Show progress bars.
+
+    Raises:
+        UserError: If a number is no whole number from 1 on.
     """
 
     recommender: Recommender
@@ -93,6 +103,10 @@ class Reasoner:
     num_beams: int = 50
     batch_size: int = 16
     progress: bool = False
+
+    def __post_init__(self) -> None:
+        for name, most in (("k", MAX_K), ("num_beams", MAX_BEAMS), ("batch_size", INT64)):
+            whole(name, getattr(self, name), at_least=1, at_most=most)
 
     @property
     def close_ids(self) -> tuple[int, ...]:

@@ -19,8 +19,9 @@ import polars as pl
 from reasonrec.data_gen.histories import UserHistory
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
+from reasonrec.recipes.keys import PRECISION_HELP, TRUST_HELP, PrecisionName
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import say, visible
 
 
 @dataclass
@@ -60,6 +61,7 @@ class RecommendConfig:
         metadata={"help": "an adapter's base model (Hub id or folder), if it moved since the training", "path": True},
     )
     precision: PrecisionName = field(default="auto", metadata={"help": PRECISION_HELP})
+    trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
     device: str | None = field(default=None, metadata={"help": "device; the accelerator if there is one"})
 
     def __post_init__(self) -> None:
@@ -127,8 +129,9 @@ def main() -> None:
         base_model=config.base_model,
         dtype=config.precision,
         device=config.device,
+        trust_remote_code=config.trust_remote_code,
     )
-    print(recommender.precision)
+    say(recommender.precision)
     dataset = recommender.bundle.dataset
     if config.user is not None:
         history = known_history(dataset, config.user)
@@ -150,15 +153,15 @@ def main() -> None:
             repeats=config.repeats,
         )
     titles, ids = dataset.items["title"].to_list(), dataset.items["item_id"].to_list()
-    print(f"\nhistory ({len(history.shown)} items, the last {min(len(history.shown), 5)}):")
+    say(f"\nhistory ({len(history.shown)} items, the last {min(len(history.shown), 5)}):")
     for item in history.shown[-5:]:
-        print(f"    {titles[item]}")
+        say(f"    {visible(titles[item])}")
     for thought in thoughts:
-        print(f"thought: {thought}")
-    print(f"recommended ({'nothing seen before' if recommender.masks(config.repeats) else 'repeats allowed'}):")
+        say(f"thought: {visible(' '.join(thought.split()))}")
+    say(f"recommended ({'nothing seen before' if recommender.masks(config.repeats) else 'repeats allowed'}):")
     for rank, (item, score) in enumerate(zip(items[0], scores[0], strict=True), start=1):
         if item >= 0:
-            print(f"{rank:>4}  {titles[item]:<60.60}  id {ids[item]:<12} log-prob {score:.2f}")
+            say(f"{rank:>4}  {visible(titles[item]):<60.60}  id {visible(ids[item], 60):<12} log-prob {score:.2f}")
 
 
 if __name__ == "__main__":

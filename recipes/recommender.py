@@ -7,10 +7,10 @@ A history is everything the user had, oldest first: raw item ids as text, or ite
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,14 +18,16 @@ from tqdm import tqdm
 
 from reasonrec.data_gen.histories import UserHistory
 from reasonrec.recipes.bundle import Bundle, Setting, load_trained
-from reasonrec.recipes.items import UNKNOWN, History, ItemIds, Items
+from reasonrec.recipes.items import History, ItemIds, Items, named
 from reasonrec.recipes.keys import PrecisionName
 from reasonrec.recipes.models.context import check_context
 from reasonrec.recipes.models.precision import Precision, choose, load_finite
-from reasonrec.tokenizers.decode import Found, beam_search
+from reasonrec.tokenizers.decode import Found, beam_search, check_width
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.prefix import padded
 from reasonrec.tokenizers.state import UserState
+from reasonrec.tokenizers.terminal import shown
+from reasonrec.tokenizers.whole import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,6 +70,7 @@ class Recommender:
         base_model: str | None = None,
         dtype: torch.dtype | PrecisionName | None = None,
         device: str | None = None,
+        trust_remote_code: bool = False,
     ) -> Recommender:
         """Load what `recipes/sft.py` wrote.
 
@@ -78,13 +81,21 @@ class Recommender:
             base_model: Where an adapter's base model is now; likewise. A fully trained model needs none.
             dtype: A dtype or its name (bf16, fp16, fp32); what the hardware is fast in if unset.
             device: Overrides the device (the accelerator if there is one).
+            trust_remote_code: Run code that comes with the model or its base; nothing in the folder turns this on.
 
         Raises:
             UserError: If dataset, index or base model are not those of the training; the message names the hashes and
                 the command that mends it.
         """
         (bundle, model, setting, manifest), precision = load_finite(
-            lambda chosen: load_trained(path, dataset=dataset, index=index, base_model=base_model, precision=chosen),
+            lambda chosen: load_trained(
+                path,
+                dataset=dataset,
+                index=index,
+                base_model=base_model,
+                precision=chosen,
+                trust_remote_code=trust_remote_code,
+            ),
             choose(dtype, device or ("cuda" if torch.cuda.is_available() else "cpu")),
             itemgetter(1),
         )
@@ -111,7 +122,7 @@ class Recommender:
         Raises:
             UserError: In strict mode; it counts them.
         """
-        given = [self.items.history(history) for history in histories]
+        given = [self.items.history(history) for history in self._each(histories, "histories")]
         known = [history.among(self.bundle.index.n_items) for history in given]
         lost = [len(a.shown) - len(b.shown) for a, b in zip(given, known, strict=True)]
         empty = sum(len(history.shown) == 0 for history in known)
@@ -145,6 +156,7 @@ class Recommender:
         Raises:
             UserError: If `exclude` does not have one list for each.
         """
+        exclude = None if exclude is None else self._each(exclude, "exclude")
         if exclude is not None and len(exclude) != len(histories):
             raise UserError(f"exclude has {len(exclude)} lists for {len(histories)} histories: give one for each")
         more = None if exclude is None else [self._excluded(items) for items in exclude]
@@ -159,11 +171,21 @@ class Recommender:
         return bool(self.bundle.dataset.facts["mask_history"]) if repeats is None else not repeats
 
     def _excluded(self, items: Items) -> np.ndarray:
-        found = self.items.find(items)
-        if UNKNOWN in found:  # what was to be hidden would appear
-            wrong = list(items)[found.tolist().index(UNKNOWN)]
-            raise UserError(f"excluded item {wrong} is not in the catalogue")
+        given = self.items.listed(items, "an element of exclude")
+        found, n_items = self.items.find(given), self.bundle.index.n_items
+        for item, number in zip(given, found, strict=True):  # what was to be hidden would appear
+            if not 0 <= number < n_items:
+                raise UserError(
+                    f"excluded item {named(item)} is not in the catalogue, whose numbers are 0..{n_items - 1}"
+                )
         return found
+
+    @staticmethod
+    def _each(lists: Any, name: str) -> list[Any]:
+        """One list for each user; rows of arrays and tensors stay what they are."""
+        if isinstance(lists, str | bytes | Mapping | UserHistory) or not isinstance(lists, Iterable):
+            raise UserError(f"{name}={shown(lists)} has to be a list with one list of items for each user")
+        return list(lists)
 
     def recommend(
         self,
@@ -201,14 +223,17 @@ class Recommender:
             `items.ids` turns the numbers into raw ids.
 
         Raises:
-            UserError: If a prompt is longer than the model's context, `num_beams` is smaller than `k`, an excluded
-                item is unknown, or (strict) a history is empty or holds an unknown item.
+            UserError: If `k`, `num_beams` or `batch_size` is no whole number from 1 on, `num_beams` is smaller than
+                `k`, a prompt is longer than the model's context, an excluded item is unknown, or (strict) a history is
+                empty or holds an unknown item.
         """
+        batch_size = whole("batch_size", batch_size, at_least=1)
+        if exhaustive:
+            num_beams, exact = max(self.bundle.index.n_items, whole("k", k, at_least=1)), False
+        k, num_beams = check_width(k, num_beams)
         known = self.known(histories, strict=strict)
         excluded = self.excluded(known, repeats, exclude)
         unproven = 0
-        if exhaustive:
-            num_beams, exact = max(self.bundle.index.n_items, k), False
         # Similar lengths together, so that a batch is as short as can be. The result goes back to its place.
         order = np.argsort([min(len(h.shown), self.setting.max_history) for h in known], kind="stable")
         items = np.full((len(known), k), -1, dtype=np.int64)
@@ -304,7 +329,7 @@ class FollowedUser:
         bundle, given = self._recommender.bundle, item
         item = int(self._recommender.items.find([given])[0])
         if not 0 <= item < bundle.index.n_items:
-            raise UserError(f"item {given} is not in the catalogue, which has 0..{bundle.index.n_items - 1}")
+            raise UserError(f"item {named(given)} is not in the catalogue, which has 0..{bundle.index.n_items - 1}")
         self._state.append(bundle.renderer.item_token_ids[item])
         self.history = self.history.then(item)
 

@@ -17,10 +17,12 @@ from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.comparison import BASELINE, CONTROL, Row
 from reasonrec.tokenizers.artefact import kit_version, write_json
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import say, visible
 
 TEMPLATE = Path(__file__).parent / "report.html"
 _IMAGE_TYPES = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 _SHOWN_IN_SLICES = 5
+MAX_NAME_CHARS = 120
 
 
 def sentence(pair: Mapping[str, Any]) -> str:
@@ -62,7 +64,7 @@ def format_table(metrics: Mapping[str, Any]) -> str:
     head += [f"SID {hr.upper()}", f"SID {ndcg.upper()}"] * sid + ["cover", "valid", "s/user", "tok/user"]
     lines = [head]
     for row in metrics["rows"]:
-        cells = [row["name"], row["mode"]]
+        cells = [visible(row["name"], MAX_NAME_CHARS), row["mode"]]
         for name in (hr, ndcg):
             low, high = row["ci95"][name]
             cells += [number(row["metrics"][name]), f"{number(low, 3)}–{number(high, 3)}"]
@@ -79,20 +81,22 @@ def format_table(metrics: Mapping[str, Any]) -> str:
         for line in lines
     ]
     rule = "─" * max(len(line) for line in text)
-    body = [title(metrics), rule, text[0], rule, *text[1:], rule, *(sentence(p) for p in metrics["paired"])]
-    return "\n".join([*body, *(f"· {note}" for note in metrics["protocol"]["notes"])])
+    claims = [visible(sentence(pair), 3 * MAX_NAME_CHARS) for pair in metrics["paired"]]
+    notes = [f"· {visible(note)}" for note in metrics["protocol"]["notes"]]
+    return "\n".join([title(metrics), rule, text[0], rule, *text[1:], rule, *claims, *notes])
 
 
 def print_table(metrics: Mapping[str, Any]) -> None:
     """Print the table of `format_table`."""
-    print(format_table(metrics))
+    say(format_table(metrics))
 
 
 def title(metrics: Mapping[str, Any]) -> str:
     """What was measured, in one line."""
     facts, masked = metrics["dataset"], metrics["protocol"]["history_masked"]
+    name = visible(str(facts.get("name", "dataset")), MAX_NAME_CHARS)
     return (
-        f"{facts.get('name', 'dataset')} · {metrics['split']} · {metrics['n_rows']:,} cases of "
+        f"{name} · {metrics['split']} · {metrics['n_rows']:,} cases of "
         f"{metrics['n_users']:,} users · {facts['n_items']:,} items, all ranked · "
         f"history {'masked' if masked else 'not masked'}"
     )
@@ -178,6 +182,7 @@ def _render(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_printable,
         trim_blocks=True,
     )
     environment.filters.update(number=number, signed=signed)
@@ -215,6 +220,11 @@ def _render(
         images=[(caption, _data_uri(source)) for caption, source in images.items()],
         version=kit_version(),
     )
+
+
+def _printable(value: Any) -> Any:
+    """What the template shows: `autoescape` takes markup away, this what would hide or reorder text."""
+    return visible(value, lines=True) if type(value) is str else value
 
 
 def _shown_in_slices(rows: Sequence[Mapping[str, Any]], best: str | None, hr: str) -> list[Mapping[str, Any]]:

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.ranking import chunk_rows, top_k
+from reasonrec.recipes.trainers.divergence import bad_number, bad_tensor, diverged, overflow_diverges, trained_tensors
 from reasonrec.rewards.metrics import flatten, per_row
 from reasonrec.tokenizers.errors import UserError
 
@@ -197,7 +198,7 @@ def fit(dataset: Dataset, config: SasrecConfig | None = None, *, device: str = "
         The network with the weights of the best validation epoch.
 
     Raises:
-        UserError: If no train sequence has two items, or there is no validation row.
+        UserError: If no train sequence has two items, there is no validation row, or the training diverges.
     """
     config = config or SasrecConfig()
     valid = dataset.rows("valid")
@@ -221,8 +222,10 @@ def fit(dataset: Dataset, config: SasrecConfig | None = None, *, device: str = "
                 step += 1
                 for group in optimizer.param_groups:
                     group["lr"] = config.learning_rate * min(1.0, step / warm_up)
-                losses.append(_step(network, optimizer, inputs.to(device), targets.to(device)))
+                losses.append(_step(network, optimizer, inputs.to(device), targets.to(device), step))
             network.eval()
+            if (bad := bad_tensor(trained_tensors(network))) is not None:
+                raise diverged(step, f"SASRec: {bad}", {"learning_rate": config.learning_rate})
             if not losses:
                 raise UserError("no train sequence has two items: there is no next item to learn")
             model.curve.append({"epoch": epoch + 1, "loss": float(np.mean(losses)), **_validate(model, valid)})
@@ -294,15 +297,22 @@ def _optimizer(network: nn.Module, config: SasrecConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
 
 
-def _step(network: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor) -> float:
+def _step(network: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, number: int) -> float:
     """One update on the mean cross-entropy of the places that have a target (-1: none)."""
     counted = targets >= 0
     states = network(inputs)[counted]  # (targets, hidden): the softmax is computed where it counts
     loss = functional.cross_entropy(states @ network.get_parameter("items.weight").T, targets[counted])
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-    optimizer.step()
+    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+
+    def error(what: str) -> UserError:
+        return diverged(number, f"SASRec: {what}", {"learning_rate": optimizer.defaults["lr"]})
+
+    if (bad := bad_number({"loss": loss.item(), "gradient norm": norm.item()})) is not None:
+        raise error(bad)
+    with overflow_diverges(error):
+        optimizer.step()
     return loss.item()
 
 

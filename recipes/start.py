@@ -9,8 +9,10 @@ from typing import Any, Protocol
 from reasonrec.recipes.bundle import Bundle, Setting, load_trained, load_with_rows
 from reasonrec.recipes.models.load import LoraSettings, add_adapter
 from reasonrec.recipes.models.precision import Precision
-from reasonrec.tokenizers.artefact import MANIFEST, Manifest, read_manifest
+from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.manifest import Manifest
+from reasonrec.tokenizers.output import MANIFEST
 
 _TRAINED = ("adapter", "model")
 # What a training that goes on cannot change.
@@ -51,7 +53,7 @@ def agreed_setting(asked: Setting, config: dict[str, Any], earlier: Manifest | N
                 "model itself: leave base_model out"
             )
         return asked
-    there = Setting(**earlier.facts["setting"])
+    there = Setting.stored(earlier)
     mine = {name: getattr(asked, name) for name in _AGREED}
     theirs = {name: getattr(there, name) for name in _AGREED}
     if earlier.kind == "adapter":
@@ -83,6 +85,8 @@ def load_start(
     lora: LoraSettings,
     earlier: Manifest | None,
     precision: Precision | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> tuple[Any, Setting]:
     """The model to train, and the setting with its base's fingerprint.
 
@@ -93,6 +97,7 @@ def load_start(
         lora: Shape of a fresh adapter.
         earlier: What the training goes on from.
         precision: What is computed in; as the hardware is if unset.
+        trust_remote_code: Run code that comes with the model or its base; off unless the user asks.
     """
     if earlier is not None:
         loaded = load_trained(
@@ -102,9 +107,10 @@ def load_start(
             base_model=stage.base_model,
             precision=precision,
             trainable=True,
+            trust_remote_code=trust_remote_code,
         )
         return loaded[1], setting
-    model, fingerprint = load_with_rows(setting, bundle, precision)
+    model, fingerprint = load_with_rows(setting, bundle, precision, trust_remote_code=trust_remote_code)
     if setting.method != "full":
         model = add_adapter(model, bundle.vocabulary, lora)
     return model, replace(setting, fingerprint=fingerprint)

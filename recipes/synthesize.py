@@ -24,8 +24,10 @@ from reasonrec.data_gen.trace_checks import Checker
 from reasonrec.data_gen.traces import Reply, Trace, to_frame
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.teachers import SynthesizeConfig, build_teacher
-from reasonrec.tokenizers.artefact import check_output, read_manifest, staged, write_json
+from reasonrec.tokenizers.artefact import read_manifest, staged, write_json
 from reasonrec.tokenizers.index import ItemIndex
+from reasonrec.tokenizers.output import claim_output, releasing_outputs
+from reasonrec.tokenizers.terminal import say
 
 if TYPE_CHECKING:
     from reasonrec.recipes.bundle import Bundle
@@ -101,12 +103,13 @@ def describe(report: dict[str, Any]) -> str:
     return "\n".join([*lines, describe_leak(report["leak"])])
 
 
+@releasing_outputs()
 def main() -> None:
     """Run the stage."""
     (config,) = parse([SynthesizeConfig])
     if os.environ.get("RANK", "0") != "0":  # nothing here is training: one process does it
         return
-    out = check_output(config.output_dir, overwrite=config.overwrite)
+    out = claim_output(config.output_dir, overwrite=config.overwrite)
     start = time.perf_counter()
     dataset = Dataset.load(config.dataset)
     inputs = {"dataset": dataset.manifest.hash}
@@ -126,7 +129,7 @@ def main() -> None:
             teacher=report["teacher"], max_history=config.max_history, filter_model=config.filter_model,
             n_train=report["train"]["kept"], n_valid=report["valid"]["kept"],
         )  # fmt: skip
-    print(f"{describe(report)}\n{out} written in {time.perf_counter() - start:.1f} s")
+    say(f"{describe(report)}\n{out} written in {time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from reasonrec.recipes.reasoning import Reasoned, Reasoner, Thinking, control_ch
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import say
 
 
 class RankingOptions(Protocol):
@@ -38,6 +39,7 @@ class RankingOptions(Protocol):
     sasrec_trials: int
     base_model: str | None
     precision: PrecisionName
+    trust_remote_code: bool
     device: str | None
     seed: int
 
@@ -154,8 +156,9 @@ class Table:
             base_model=self.options.base_model,
             dtype=self.options.precision,
             device=self.options.device,
+            trust_remote_code=self.options.trust_remote_code,
         )
-        print(f"{path}: {recommender.precision}")
+        say(f"{path}: {recommender.precision}")
         if recommender.bundle.dataset.manifest.hash != self.dataset.manifest.hash:
             raise UserError(f"{path} belongs to another dataset than {self.dataset.path}")
         return recommender

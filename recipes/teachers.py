@@ -21,8 +21,9 @@ from reasonrec.data_gen.teacher_local import LocalTeacher
 from reasonrec.data_gen.teacher_prompts import Asker
 from reasonrec.data_gen.trace_cases import Selection
 from reasonrec.data_gen.traces import Teacher
-from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
+from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, PrecisionName
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import say
 
 
 def _help(text: str, **rules: Any) -> dict[str, Any]:
@@ -85,7 +86,7 @@ class SynthesizeConfig:
         metadata=_help("trained model (sft.py) under which a chain has to raise the target's probability", path=True),
     )
     precision: PrecisionName = field(default="auto", metadata=_help(PRECISION_HELP))
-    seed: int = field(default=0, metadata=_help("draws the cases", at_least=0))
+    seed: int = field(default=0, metadata=_help("draws the cases", at_least=0, at_most=MAX_SEED))
     overwrite: bool = field(default=False, metadata=_help("move an existing output_dir aside"))
 
     def __post_init__(self) -> None:
@@ -144,7 +145,7 @@ def build_teacher(
         lambda chosen: (load_base(name, method="lora", precision=chosen),), choose(config.precision), itemgetter(0)
     )
     model = model.to(precision.device).eval()
-    print(f"{name}: {precision}")
+    say(f"{name}: {precision}")
     tokenizer = load_tokenizer(config.teacher_model)
     return LocalTeacher(
         asker, model, tokenizer, config.teacher_model, log, config.hindsight, config.concurrency, config.max_new_tokens

@@ -14,14 +14,14 @@ import inspect
 import sys
 from collections.abc import Sequence
 
-import yaml
-
 from reasonrec.rewards.calling import CONTEXT, KEYWORDS, REQUIRABLE, ROWS
 from reasonrec.rewards.check import Finding
 from reasonrec.rewards.registry import RewardSpec, load_reward, names
 from reasonrec.rewards.sandbox import Limits, check_apart
 from reasonrec.tokenizers.environment import expand_home, wait_passively
-from reasonrec.tokenizers.errors import UserError, shown
+from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import one_line, say
+from reasonrec.tokenizers.yaml_files import load_yaml
 
 _LONGEST = 1200  # characters of a line
 
@@ -32,26 +32,26 @@ def list_rewards() -> None:
         reward = load_reward(name)
         first = (inspect.getdoc(reward.function) or "").split("\n")[0]
         needs = f" [requires {', '.join(reward.requires)}]" if reward.requires else ""
-        print(f"{name:<14} {first}{needs}")
-    print("\nKeywords of a reward (name those you want, and end with **_):")
+        say(f"{name:<14} {first}{needs}")
+    say("\nKeywords of a reward (name those you want, and end with **_):")
     for name in KEYWORDS:
         kind = "on request" if name in REQUIRABLE else "always" if name in {*ROWS, *CONTEXT} else ""
-        print(f"{name:<16} {kind:<11} {KEYWORDS[name]}")
+        say(f"{name:<16} {kind:<11} {KEYWORDS[name]}")
 
 
 def report(spec: str, found: Finding) -> None:
     """Print what a check found."""
     for mode, rows in found.values.items():
-        print(f"{shown(spec)}, {mode} mode")
+        say(f"{one_line(spec)}, {mode} mode")
         for case, value in rows:
-            print(f"  {'None' if value is None else format(value, '.4f'):>9}  {case.kind:<12} {case.name}")
+            say(f"  {'None' if value is None else format(value, '.4f'):>9}  {case.kind:<12} {case.name}")
     for note in found.notes:
-        print(f"note: {shown(note, _LONGEST)}")
+        say(f"note: {one_line(note, _LONGEST)}")
     for warning in found.warnings:
-        print(f"warning: {shown(warning, _LONGEST)}")
+        say(f"warning: {one_line(warning, _LONGEST)}")
     for violation in found.violations:
-        print(f"violation: {shown(violation, _LONGEST)}")
-    print("it cannot be used as it is" if found.violations else "it can be used")
+        say(f"violation: {one_line(violation, _LONGEST)}")
+    say("it cannot be used as it is" if found.violations else "it can be used")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,18 +84,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         try:
-            own = yaml.safe_load(options.options)
-        except yaml.YAMLError as error:
-            raise UserError(
-                f"--options {options.options!r} is not valid YAML: {' '.join(str(error).split())}"
-            ) from error
+            own = load_yaml(options.options)
+        except UserError as error:
+            raise UserError(f"--options {options.options!r} is {error}") from error
         if not isinstance(own, dict):
             raise UserError(f"--options {options.options!r}: write a mapping, such as '{{n: 4}}'")
         name = expand_home(options.reward, "reward")
         spec = RewardSpec.read(name, {"weight": 1.0, **own})
         found = check_apart(name, spec.options, Limits(options.time_limit, options.memory_limit))
     except UserError as error:
-        print(f"error: {shown(error, _LONGEST)}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr)
         return 2
     report(options.reward, found)
     return 1 if found.violations or (options.strict and found.warnings) else 0

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from reasonrec.tokenizers.errors import UserError, shown
+from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import one_line
 
 RewardFunction = Callable[..., Sequence[float | None]]
 
@@ -99,12 +100,12 @@ class Reward:
             if hasattr(type(values), "tolist"):  # an array or a tensor
                 values = values.tolist()
         except UserError as error:  # it knows what is wrong
-            raise UserError(f"reward {self.name!r}: {shown(error, 500)}") from error
+            raise UserError(f"reward {self.name!r}: {one_line(error, 500)}") from error
         except (Exception, SystemExit) as error:
             row = self._culprit(batch)
             where = f"on the completion {_shown(batch, row)}" if row is not None else "on the batch as a whole"
             raise UserError(
-                f"reward {self.name!r} raised {_type(error)}: {shown(error)} {where}; {_SHAPE}, whatever the "
+                f"reward {self.name!r} raised {_type(error)}: {one_line(error)} {where}; {_SHAPE}, whatever the "
                 "completion holds"
             ) from error
         return self._checked(values, batch)
@@ -125,7 +126,7 @@ class Reward:
                 number = value
             elif isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
                 raise UserError(
-                    f"reward {self.name!r} returned {shown(reprlib.repr(value), 160)} ({_type(value)}) for the "
+                    f"reward {self.name!r} returned {one_line(reprlib.repr(value), 160)} ({_type(value)}) for the "
                     f"completion {_shown(batch, row)}; {_SHAPE}"
                 )
             else:
@@ -215,8 +216,8 @@ def _as_float(value: Any) -> float:
 
 
 def _type(value: object) -> str:
-    return shown(type(value).__name__, 60)
+    return one_line(type(value).__name__, 60)
 
 
 def _shown(batch: Mapping[str, Any], row: int) -> str:
-    return f"{shown(repr(batch['completions'][row]), 160)} (row {row})"
+    return f"{one_line(repr(batch['completions'][row]), 160)} (row {row})"

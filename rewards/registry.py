@@ -27,7 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonrec.rewards.calling import LARGEST, REQUIRABLE, Reward, RewardFunction, check_signature, own_options
-from reasonrec.tokenizers.errors import UserError, shown
+from reasonrec.tokenizers.artefact import file_hash
+from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import one_line
 
 # One family a file; a new one is added here.
 FAMILIES = ("exact", "prefix", "rank", "format", "length", "repetition", "collaborative", "likelihood")
@@ -86,7 +88,7 @@ def load_reward(spec: str, options: Mapping[str, Any] | None = None) -> Reward:
         UserError: If there is no such name, file or function (names the nearest), if the file fails, if the function
             cannot be called as a reward, or if it has no such option.
     """
-    if ":" in spec or "/" in spec or spec.endswith(".py"):
+    if _is_file(spec):
         found = _from_file(spec)
     else:
         _load_families()
@@ -120,7 +122,7 @@ class RewardSpec:
         weight = self.weight
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) <= LARGEST:
             raise UserError(
-                f"weight {shown(weight, 60)} ({type(weight).__name__}): a weight is a finite number of at most "
+                f"weight {one_line(weight, 60)} ({type(weight).__name__}): a weight is a finite number of at most "
                 f"{LARGEST:g} in size, 0 logs only"
             )
 
@@ -216,6 +218,23 @@ def load_rewards(config: Mapping[str, Any]) -> WeightedRewards:
     return WeightedRewards(tuple(named), tuple(float(spec.weight) for spec in specs.values()))
 
 
+def reward_files(config: Mapping[str, Any]) -> dict[str, str]:
+    """The files that the rewards of a configuration come from: these decide a training as the configuration does.
+
+    Args:
+        config: Name or `file.py:function` to weight, as `load_rewards` takes it.
+
+    Returns:
+        Each `path/to/file.py` to the SHA-256 of its content; rewards of the kit have none.
+    """
+    files = {spec.rpartition(":")[0] if ":" in spec else spec for spec in config if _is_file(spec)}
+    return {file: file_hash(Path(file)) for file in sorted(files)}
+
+
+def _is_file(spec: str) -> bool:
+    return ":" in spec or "/" in spec or spec.endswith(".py")
+
+
 def _as_reward(name: str, function: Any, requires: Sequence[str]) -> Reward:
     requires = (requires,) if isinstance(requires, str) else tuple(requires)
     for wanted in requires:
@@ -272,7 +291,7 @@ def _run_file(path: Path, spec: str) -> ModuleType:
     except (Exception, SystemExit) as error:  # a script that ends itself would end the training with status 0
         del sys.modules[name]
         raise UserError(
-            f"reward {spec!r}: running {path} failed with {shown(type(error).__name__, 60)}: {shown(error)}"
+            f"reward {spec!r}: running {path} failed with {one_line(type(error).__name__, 60)}: {one_line(error)}"
         ) from error
     return module
 

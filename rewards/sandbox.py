@@ -27,7 +27,8 @@ import yaml
 from reasonrec.rewards.calling import LARGEST, Reward
 from reasonrec.rewards.check import Answer, Ended, Finding, Question, answer, check
 from reasonrec.rewards.registry import load_reward
-from reasonrec.tokenizers.errors import UserError, shown
+from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import one_line
 
 _LONGEST_LINE = 1 << 24  # bytes of an answer
 _LONGEST_ERROR = 1000
@@ -198,18 +199,18 @@ def _load(message: Mapping[str, Any]) -> tuple[Reward | None, str]:
     try:
         return load_reward(message["spec"], yaml.safe_load(message["options"])), ""
     except UserError as error:
-        return None, shown(error, _LONGEST_ERROR)
+        return None, one_line(error, _LONGEST_ERROR)
     except BaseException as error:
-        return None, f"loading {message['spec']!r} failed with {shown(type(error).__name__)}: {shown(error)}"
+        return None, f"loading {message['spec']!r} failed with {one_line(type(error).__name__)}: {one_line(error)}"
 
 
 def _score(reward: Reward, message: Mapping[str, Any]) -> Answer:
     rows = message["rows"]
     try:
         found = answer(reward, Question(message["mode"], None if rows is None else tuple(rows), message["speed"]))
-        return Answer(found.values, shown(found.error, _LONGEST_ERROR), found.changed, found.seconds)
+        return Answer(found.values, one_line(found.error, _LONGEST_ERROR), found.changed, found.seconds)
     except BaseException as error:
-        return Answer(None, f"it raised {shown(type(error).__name__)}: {shown(error)}")
+        return Answer(None, f"it raised {one_line(type(error).__name__)}: {one_line(error)}")
 
 
 def main() -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -141,3 +143,18 @@ def tiny_index(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     with staged(out, kind="index", config={}, inputs={"dataset": dataset.manifest.hash}) as (folder, _):
         index.save(folder)
     return out
+
+
+@pytest.fixture(scope="session")
+def edit_manifest() -> Callable[..., None]:
+    """A function that changes an artefact's manifest as its author could have, hashes included."""
+    from reasonrec.tokenizers.artefact import read_manifest, write_json
+    from reasonrec.tokenizers.output import MANIFEST
+
+    def edit(folder: Path, change: Callable[[Any], object]) -> None:
+        manifest = read_manifest(folder)
+        change(manifest)
+        manifest.hash_again()
+        write_json(folder / MANIFEST, manifest.__dict__)
+
+    return edit

@@ -156,6 +156,17 @@ def test_what_is_never_written(path: Path) -> None:
     assert not list(forbidden(tree(path)))
 
 
+# `say` and `UserError` write out what an id or a title of others would do to a terminal.
+MAY_PRINT = {"tokenizers/terminal.py"}
+
+
+@every_source
+def test_what_is_printed_is_made_visible(path: Path) -> None:
+    calls = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
+    lines = [node.lineno for node in calls if ast.unparse(node.func) in {"print", "sys.stdout.write"}]
+    assert not lines or relative(path) in MAY_PRINT, f"lines {lines}: say() of tokenizers/terminal.py"
+
+
 @pytest.mark.parametrize(
     "code",
     [

@@ -7,50 +7,32 @@ of each input; a loader compares the hashes and says which stage to run again wh
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from reasonrec.tokenizers.errors import UserError
-
-MANIFEST = "manifest.json"
-SETTINGS = "unfinished.json"  # in a partial folder: what the run that began it was told
-# What a person looks at; it may carry a date or a font and says nothing about the content.
-_UNHASHED_SUFFIXES = {".html", ".png", ".md", ".log"}
-_UNHASHED_FOLDERS = {"logs"}  # TensorBoard
-_NO_SPACE = 1 << 16  # bytes; a disk with less than this is full
-
-
-@dataclass
-class Manifest:
-    """What an artefact is and what it was made from.
-
-    Attributes:
-        kind: `dataset`, `index`, `adapter`, `model` or `report`.
-        config: The parsed configuration of the stage that made it.
-        seed: The seed of that stage.
-        inputs: Name of each input artefact to its content hash.
-        files: Relative path of each hashed file to its SHA-256.
-        facts: Whatever a later stage has to know (for a dataset: is the history masked, which split, …).
-        kit_version: Version of reasonrec.
-        hash: Content hash: SHA-256 over `files`, independent of paths, dates and configuration.
-    """
-
-    kind: str
-    config: dict[str, Any]
-    seed: int
-    inputs: dict[str, str] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    kit_version: str = ""
-    hash: str = ""
+from reasonrec.tokenizers.manifest import Manifest, check_names, distinct, is_content, parse_manifest, plain
+from reasonrec.tokenizers.output import (
+    MANIFEST,
+    MARKER,
+    claim_output,
+    clear,
+    disk_full_is_clear,
+    finish_output,
+    is_held,
+    old_folder,
+    partial_folder,
+    release_output,
+    resume_folder,
+    start_folder,
+)
 
 
 def kit_version() -> str:
@@ -68,23 +50,8 @@ def file_hash(path: Path) -> str:
 
 
 def _hash_files(folder: Path) -> dict[str, str]:
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if not path.is_file() or path.name == MANIFEST or path.suffix in _UNHASHED_SUFFIXES:
-            continue
-        if relative.parts[0] in _UNHASHED_FOLDERS or relative.parts[0].startswith("checkpoint-"):
-            continue
-        files[relative.as_posix()] = file_hash(path)
-    return files
-
-
-def content_hash(files: Mapping[str, str]) -> str:
-    """One hash over the file hashes of an artefact."""
-    digest = hashlib.sha256()
-    for name, value in sorted(files.items()):
-        digest.update(f"{name}\0{value}\n".encode())
-    return digest.hexdigest()
+    found = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name.as_posix(): file_hash(path) for name, path in found.items() if is_content(name)}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -92,87 +59,6 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     temporary.replace(path)
-
-
-def partial_folder(out: Path) -> Path:
-    """The folder a stage works in until its artefact is whole."""
-    return out.with_name(out.name + ".partial")
-
-
-def check_output(out: str | Path, *, overwrite: bool) -> Path:
-    """Refuse early to overwrite a finished artefact.
-
-    Raises:
-        UserError: If `out` exists and `overwrite` is off.
-    """
-    out = Path(out)
-    if out.exists() and not overwrite:
-        raise UserError(f"output_dir={out} exists already; choose another one, or pass --overwrite to move it aside")
-    return out
-
-
-def keep_if_same(
-    out: str | Path, settings: Mapping[str, Any], *, free: Mapping[str, str] | None = None
-) -> tuple[list[str], dict[str, tuple[str, str]]]:
-    """Let a stage go on in its partial folder only with the settings that it began with; clear it otherwise.
-
-    Args:
-        out: Where the artefact ends up.
-        settings: Whatever decides the result: configuration and hashes of the inputs.
-        free: What may differ, and is reported.
-
-    Returns:
-        Names of the settings that differ from those of the unfinished run, empty if it goes on or starts anew; and,
-        if it goes on, what of `free` differs, before and now.
-    """
-    work = partial_folder(Path(out))
-    wanted = json.loads(json.dumps({"settings": settings, "free": free or {}}, default=str))
-    try:
-        found = json.loads((work / SETTINGS).read_text(encoding="utf-8"))
-        before, freely = dict(found["settings"]), dict(found["free"])
-    except (OSError, ValueError, TypeError, KeyError):
-        before, freely = {}, {}  # a run that was stopped before it wrote anything of use
-    now = wanted["settings"]
-    differing = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-    changed = {name: (freely[name], new) for name, new in wanted["free"].items() if freely.get(name, new) != new}
-    if differing:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-    if differing or changed:
-        write_json(work / SETTINGS, wanted)
-    return (differing if before else []), ({} if differing else changed)
-
-
-@contextmanager
-def disk_full_is_clear(out: Path) -> Iterator[None]:
-    """Turn whatever a writer raises on a full disk into one clear message; `staged` does this for what it wraps.
-
-    Args:
-        out: The artefact that is being built in its partial folder.
-
-    Raises:
-        UserError: If the disk is full.
-    """
-    work = partial_folder(out)
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, UserError) or not _disk_is_full(error, work):
-            raise
-        raise UserError(
-            f"the disk is full; {work} is unfinished and {out} was not touched: free some space and rerun"
-        ) from error
-
-
-def _disk_is_full(error: BaseException | None, folder: Path) -> bool:
-    while error is not None:
-        # Writers in Rust (Parquet, safetensors) give no errno, only this text.
-        if "No space left on device" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__ or error.__context__
-    # torch.save and numpy say nothing of the kind, so the disk itself is asked.
-    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    return shutil.disk_usage(there).free < _NO_SPACE
 
 
 @contextmanager
@@ -184,9 +70,10 @@ def staged(
     seed: int = 0,
     inputs: Mapping[str, str] | None = None,
     overwrite: bool = False,
-    resume: bool = False,
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Build an artefact in `<out>.partial/`, write its manifest, and rename it to `<out>/`.
+
+    What an interrupted run would have gone on from (`<out>.resume/`) goes only when the artefact stands.
 
     Args:
         out: Where the artefact ends up.
@@ -195,38 +82,70 @@ def staged(
         seed: Seed of the stage.
         inputs: Name to content hash of every input artefact.
         overwrite: Move an existing `out` to `<out>.old` (replacing an older one) instead of refusing.
-        resume: Keep what an interrupted run left in the partial folder; otherwise it is cleared first.
 
     Yields:
-        The partial folder, and a dictionary for the facts to put into the manifest.
+        The partial folder, empty but for its marker, and a dictionary for the facts to put into the manifest.
 
     Raises:
-        UserError: If `out` exists and `overwrite` is off, or the disk is full.
+        UserError: If `claim_output` refuses, the disk is full, or a file is missing or of no use in this kind.
     """
-    out = check_output(out, overwrite=overwrite)
+    mine = not is_held(Path(out))
+    out = claim_output(out, overwrite=overwrite)
     work = partial_folder(out)
-    if work.exists() and not resume:
-        shutil.rmtree(work)
     facts: dict[str, Any] = {}
-    with disk_full_is_clear(out):
-        work.mkdir(parents=True, exist_ok=True)
-        yield work, facts
-        (work / SETTINGS).unlink(missing_ok=True)  # the manifest says it from here on
-        _readable(work)
-        write_manifest(work, kind=kind, config=config, seed=seed, inputs=inputs, facts=facts)
+    try:
+        with disk_full_is_clear(out):
+            start_folder(work)
+            yield work, facts
+            _readable(work)
+            write_manifest(work, kind=kind, config=config, seed=seed, inputs=inputs, facts=facts)
+        _put_in_place(out)
+    finally:
+        if mine:
+            release_output(out)
+
+
+def adopt(
+    out: Path, *, kind: str, config: Mapping[str, Any], seed: int, inputs: Mapping[str, str], overwrite: bool
+) -> bool:
+    """Finish a run that was stopped between its last written file and its name.
+
+    Args:
+        out: Where the artefact ends up.
+        kind: As for `staged`, like all that follows; a partial folder that says anything else is left alone.
+        config: Likewise.
+        seed: Likewise.
+        inputs: Likewise.
+        overwrite: Likewise.
+
+    Returns:
+        Whether there was a whole artefact, which now stands.
+    """
+    try:
+        found = read_manifest(partial_folder(out), kind)
+    except UserError:
+        return False
+    if (found.config, found.seed, found.inputs) != (plain(config), seed, plain(inputs)):
+        return False
+    claim_output(out, overwrite=overwrite)
+    _put_in_place(out)
+    return True
+
+
+def _put_in_place(out: Path) -> None:
+    """Give a whole partial folder its name; only then what a run would have gone on from may go."""
+    (partial_folder(out) / MARKER).unlink(missing_ok=True)  # the manifest says whose it is from here on
     if out.exists():
-        aside = out.with_name(out.name + ".old")
-        if aside.exists():
-            shutil.rmtree(aside)
-        out.rename(aside)
-    work.rename(out)
+        clear(old_folder(out))
+        out.rename(old_folder(out))
+    partial_folder(out).rename(out)
+    clear(resume_folder(out))
+    finish_output(out)
 
 
 def _readable(folder: Path) -> None:
     """Give every file the mode of an ordinary new one: safetensors makes its files private."""
-    manifest = folder / MANIFEST
-    manifest.touch()
-    mode = manifest.stat().st_mode
+    mode = (folder / MARKER).stat().st_mode
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(mode)
@@ -241,19 +160,16 @@ def write_manifest(
     inputs: Mapping[str, str] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Hash the files of `folder` and write its manifest."""
+    """Hash the files of `folder` and write its manifest.
+
+    Raises:
+        UserError: If a file is missing or of no use in this kind.
+    """
     files = _hash_files(folder)
-    manifest = Manifest(
-        kind=kind,
-        config=dict(config),
-        seed=seed,
-        inputs=dict(inputs or {}),
-        files=files,
-        facts=dict(facts or {}),
-        kit_version=kit_version(),
-        hash=content_hash(files),
-    )
-    write_json(folder / MANIFEST, manifest.__dict__)
+    check_names(folder, kind, files)
+    manifest = Manifest(kind, plain(config), seed, plain(inputs or {}), files, plain(facts or {}), kit_version())
+    manifest.hash_again()
+    write_json(folder / MANIFEST, asdict(manifest))
     return manifest
 
 
@@ -265,24 +181,30 @@ def read_manifest(path: str | Path, kind: str | None = None) -> Manifest:
         kind: The kind it has to be, if any.
 
     Raises:
-        UserError: If there is no artefact, it is of another kind, or a file was changed or lost.
+        UserError: If there is no artefact, it is of another kind, or a file was changed, lost or added.
     """
     path = Path(path)
     if not (path / MANIFEST).is_file():
-        if partial_folder(path).exists():
-            raise UserError(f"{path} is unfinished ({partial_folder(path)} exists): run its stage again")
+        for beside in (partial_folder(path), resume_folder(path)) if path.name else ():
+            if beside.exists():
+                raise UserError(f"{path} is unfinished ({beside} exists): run its stage again")
         raise UserError(f"{path} is no artefact of this kit (it has no {MANIFEST}): check the path or run its stage")
     try:
-        manifest = Manifest(**json.loads((path / MANIFEST).read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        manifest = parse_manifest(
+            json.loads((path / MANIFEST).read_text(encoding="utf-8"), object_pairs_hook=distinct)
+        )
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path / MANIFEST} is damaged ({error}): run the stage that made {path} again") from error
     if kind is not None and manifest.kind != kind:
         raise UserError(f"{path} is of kind {manifest.kind!r}, needed is {kind!r}")
+    check_names(path, manifest.kind, manifest.files)
     for name, expected in manifest.files.items():
         if not (path / name).is_file():
             raise UserError(f"{path / name} is missing: run the stage that made {path} again")
         if file_hash(path / name) != expected:
             raise UserError(f"{path / name} was changed after {path} was made: run its stage again")
+    if manifest.version == 1:
+        warnings.warn(f"{path} was made by an older version of this kit (its manifest has no seal)", stacklevel=2)
     return manifest
 
 

@@ -32,6 +32,7 @@ from reasonrec.tokenizers.prefix import Prefix, forward, read
 from reasonrec.tokenizers.rows import code_logits, log_normaliser
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
+from reasonrec.tokenizers.whole import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,6 +41,7 @@ Exclude = Sequence[Sequence[int] | np.ndarray]
 
 # An exact search keeps this many times `num_beams` prefixes, and reads as many times what a beam search does at most.
 PATIENCE = 8
+MAX_K, MAX_BEAMS = 10**6, 2**31 - 1  # a list far beyond any reader, and what index arithmetic holds
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def beam_search(
             together, or the model cannot be searched (`prefix.check_searchable`).
         FloatingPointError: If the model returns NaN; the message names the step.
     """
+    k, num_beams = check_width(k, num_beams)
     room = search_room(trie, num_beams, full_vocabulary=full_vocabulary)
     prefix = read(model, input_ids, attention_mask, room=room, ahead=trie.depth)
     excluded = trie.excluded_ranks(exclude) if exclude is not None else None
@@ -107,6 +110,19 @@ def beam_search(
         exact=exact,
         full_vocabulary=full_vocabulary,
     )
+
+
+def check_width(k: int, num_beams: int) -> tuple[int, int]:
+    """The length of a list and the width of its search, as integers.
+
+    Raises:
+        UserError: If one of them is no whole number from 1 on, or the search is narrower than the list.
+    """
+    k = whole("k", k, at_least=1, at_most=MAX_K)
+    num_beams = whole("num_beams", num_beams, at_least=1, at_most=MAX_BEAMS)
+    if k > num_beams:
+        raise UserError(f"num_beams={num_beams} has to be at least k={k}, the length of the list")
+    return k, num_beams
 
 
 def search_room(trie: Trie, num_beams: int, *, full_vocabulary: bool = False) -> int:
@@ -143,8 +159,7 @@ def search(
         full_vocabulary: See `beam_search`.
     """
     check_vocabulary(trie, vocabulary)
-    if not 1 <= k <= num_beams:
-        raise UserError(f"num_beams={num_beams} has to be at least k={k}, the length of the list, and k at least 1")
+    k, num_beams = check_width(k, num_beams)
     rows, device = len(prefix.position), prefix.position.device
     prefix.cache.rewind(prefix.length)
     # The prefixes read last, at first that of no code, and what each prefix read so far sees: (rows, read, slots).

@@ -116,7 +116,7 @@ def load_encoder(
 
     location = locate_model(model_name)
     try:
-        model: Any = SentenceTransformer(location, device=device)
+        model: Any = SentenceTransformer(location, device=device, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -244,12 +244,13 @@ def fuse_fields(
         vectors = np.asarray(encode(list(number)), dtype=np.float32)
         present = np.flatnonzero([bool(text) for text in stripped])
         row = np.array([number[stripped[i]] for i in present])
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        with np.errstate(over="ignore"):  # such a vector is refused
+            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         _refuse(
             ~np.isfinite(norms[row, 0]),
             present,
             stripped,
-            f"the {name} embedding is not finite (NaN or infinite)",
+            f"the {name} embedding is not finite, or its length is not (in float32)",
         )
         _refuse(norms[row, 0] == 0, present, stripped, f"the {name} embedding is zero")
         if total is None:

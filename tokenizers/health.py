@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from reasonrec.tokenizers.index import ItemIndex
+from reasonrec.tokenizers.terminal import visible
 
 # Where the first of several categories ends: "Action, Comedy", "Tools > Drills", "Drama|War".
 _SEPARATOR = re.compile(r"\s*(?:,|;|\||>|/ )\s*")
@@ -252,7 +253,7 @@ def plot_report(report: dict[str, Any], index: ItemIndex, embeddings: np.ndarray
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 7.5), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(visible(title, 120), parse_math=False)  # a name may hold a dollar
     axes = figure.subplots(2, 3)
 
     ax = axes[0, 0]

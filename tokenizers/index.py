@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from reasonrec.tokenizers.artefact import Manifest, check_input, read_manifest
+from reasonrec.tokenizers.artefact import check_input, read_manifest
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.manifest import Manifest
 
 INDEX_FILE = "index.safetensors"
 QUANTIZER_FILE = "quantizer.safetensors"

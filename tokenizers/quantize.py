@@ -49,8 +49,12 @@ def encode_residual(embeddings: np.ndarray, codebooks: Sequence[np.ndarray]) -> 
 
     Returns:
         int32 (n, depth).
+
+    Raises:
+        UserError: As `check_embeddings`.
     """
-    residual = np.array(embeddings, dtype=np.float32)
+    residual = _float32(embeddings)
+    check_embeddings(residual)
     codes = np.empty((len(residual), len(codebooks)), dtype=np.int32)
     with threadpool_limits(limits=1):
         for level, centroids in enumerate(codebooks):
@@ -85,21 +89,17 @@ class ResidualKMeans:
         """Learn the codebooks and encode the rows they were learned from.
 
         Args:
-            embeddings: (n, dim), finite.
+            embeddings: (n, dim).
 
         Returns:
             int32 (n, depth).
 
         Raises:
-            UserError: If a codebook is larger than the number of rows, or a row is not finite.
+            UserError: If a codebook is larger than the number of rows, or as `check_embeddings`.
         """
-        residual = np.array(embeddings, dtype=np.float32)
+        residual = _float32(embeddings)
         check_sizes(self.codebook_sizes, len(residual))
-        bad = np.flatnonzero(~np.isfinite(residual).all(1))
-        if len(bad):
-            raise UserError(
-                f"{len(bad)} embeddings are not finite (items {', '.join(map(str, bad[:10]))}): embed the items again"
-            )
+        check_embeddings(residual)
         codes = np.empty((len(residual), len(self.codebook_sizes)), dtype=np.int32)
         self.codebooks = []
         with threadpool_limits(limits=1):
@@ -189,6 +189,36 @@ def check_sizes(codebook_sizes: Sequence[int], n_items: int) -> None:
                 f"codebook_sizes[{level}]={size} is larger than the catalogue of {n_items} items, so "
                 f"codes would stay empty: use at most {n_items}; two levels of {max(2, round(n_items**0.5))} will do"
             )
+
+
+def check_embeddings(embeddings: np.ndarray) -> None:
+    """Refuse embeddings that no quantizer can compute distances with, wherever they come from.
+
+    Args:
+        embeddings: (n, dim).
+
+    Raises:
+        UserError: If a value is not finite, or so large that the squares of distances, or their variance, would not
+            be; names the items.
+    """
+    lengths = np.sqrt(np.einsum("nd,nd->n", embeddings, embeddings, dtype=np.float64))
+    # No two rows are further apart than twice the longest; the auction takes the variance of all squared distances.
+    longest = float((np.finfo(np.float32).max / (16 * max(len(embeddings), 1) ** 2)) ** 0.25)
+    for wrong, problem in ((~np.isfinite(lengths), "not finite"), (lengths > longest, "too long for float32")):
+        if wrong.any():
+            bad = np.flatnonzero(wrong)
+            shown = ", ".join(map(str, bad[:10])) + (", …" if len(bad) > 10 else "")
+            raise UserError(
+                f"{len(bad)} embeddings are {problem} (items {shown}): that of item {bad[0]} has length "
+                f"{lengths[bad[0]]:g}, at most {longest:.1g} can be compared; embed the items again, with another "
+                "embedding_model or precision"
+            )
+
+
+def _float32(embeddings: np.ndarray) -> np.ndarray:
+    """A copy; what float32 cannot hold becomes infinite, which is refused."""
+    with np.errstate(over="ignore"):
+        return np.array(embeddings, dtype=np.float32)
 
 
 def balanced_assignment(costs: np.ndarray, capacities: np.ndarray, steps: Sequence[float]) -> np.ndarray:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from reasonrec.tokenizers.decode import Exclude, Found, search, search_room
+from reasonrec.tokenizers.decode import MAX_BEAMS, Exclude, Found, check_width, search, search_room
 from reasonrec.tokenizers.prefix import Prefix, check_searchable, extend, read
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
+from reasonrec.tokenizers.whole import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,6 +33,9 @@ class UserState:
         tail: Token ids behind them, the begin marker last.
         max_history: Items that a prompt may hold.
         num_beams: Width of the widest search.
+
+    Raises:
+        UserError: If `max_history` or `num_beams` is no whole number from 1 on.
     """
 
     def __init__(
@@ -47,7 +51,8 @@ class UserState:
     ) -> None:
         self._model, self._trie, self._vocabulary = model, trie, vocabulary
         self._head, self._tail = list(head), list(tail)
-        self._max_history, self._num_beams = max_history, num_beams
+        self._max_history = whole("max_history", max_history, at_least=1)
+        self._num_beams = whole("num_beams", num_beams, at_least=1, at_most=MAX_BEAMS)
         self._items: list[list[int]] = []
         self._stem: Prefix | None = None
         self._pending: list[int] = []
@@ -84,8 +89,15 @@ class UserState:
 
         Returns:
             Items and scores (1, k), as `decode.beam_search` gives for the whole prompt.
+
+        Raises:
+            UserError: If `k` or `num_beams` is no whole number from 1 on, the search is narrower than the list, or an
+                excluded item is not in the catalogue.
         """
-        beams = self._num_beams if num_beams is None else min(num_beams, self._num_beams)
+        beams = self._num_beams
+        if num_beams is not None:
+            beams = min(beams, whole("num_beams", num_beams, at_least=1, at_most=MAX_BEAMS))
+        k, beams = check_width(k, beams)  # before the history is read
         ahead = self._trie.depth
         if self._stem is None:
             stem = [*self._head, *(token for item in self._items for token in item)]

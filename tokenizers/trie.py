@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.whole import item_numbers
 
 _INT32 = 2**31 - 1
 
@@ -265,7 +266,7 @@ class Trie:
         lengths = [len(items) for items in exclude]
         if not any(lengths):
             return None
-        items = np.concatenate([np.asarray(row, dtype=np.int64) for row in exclude])
+        items = np.concatenate([item_numbers("exclude", row) for row in exclude])
         unknown = items[(items < 0) | (items >= self.n_items)]
         if len(unknown):
             raise UserError(f"excluded item {unknown[0]} is not in the catalogue, which has 0..{self.n_items - 1}")

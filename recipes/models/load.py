@@ -19,6 +19,7 @@ from reasonrec.recipes.models.precision import Precision, choose
 from reasonrec.recipes.models.quantized import keep_unpacked, nf4, prepare_4bit
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.rows import text_rows
+from reasonrec.tokenizers.terminal import say
 from reasonrec.tokenizers.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -93,10 +94,11 @@ def resolve_model(reference: str) -> str:
 def _convert_gguf(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    print(f"unpacking {source.name} (once) …", flush=True)
+    say(f"unpacking {source.name} (once) …")
     # Stored in bf16, as it was published, on every machine; what it is computed in is decided when it is loaded.
-    model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.bfloat16)
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    file: dict[str, Any] = {"gguf_file": source.name, "trust_remote_code": False}
+    model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.bfloat16, **file)
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, **file)
     # What is left of GGUF would make `save_pretrained` refuse.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -154,7 +156,7 @@ def load_base(
     model = _from_pretrained(AutoModelForCausalLM, resolve_model(reference), **options)
     model.name_or_path = reference  # what an adapter remembers, and publishes: never the cache folder of this machine
     if method == "qlora" and (done := prepare_4bit(model, precision)) and os.environ.get("RANK", "0") == "0":
-        print(done)
+        say(done)
     return model
 
 
@@ -163,6 +165,8 @@ def _from_pretrained(auto: Any, path: str, **options: Any) -> Any:
         return auto.from_pretrained(path, **options)
     except (OSError, ValueError) as error:  # ValueError: no config.json, an unknown architecture, code of its own
         first = str(error).splitlines()[0]
+        if "trust_remote_code" in str(error):
+            first = "it brings code of its own; if you trust it, pass --trust_remote_code true (a keyword in Python)"
         if not Path(path).exists():  # what the Hub says of a folder's name helps nobody by itself
             first = f"there is no folder {Path(path).absolute()}, and the Hub did not give it either: {first}"
         raise UserError(f"model={path}: {first} (a Hub id, a local folder, or package:NAME)") from error

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset as HfDataset
+from numpy.typing import NDArray
 from transformers import TrainerControl
 from trl import GRPOConfig, GRPOTrainer
 
@@ -32,17 +33,18 @@ from reasonrec.recipes.models.load import restore_trainable, trainable_values
 from reasonrec.recipes.models.policy import install_item_policy
 from reasonrec.recipes.models.precision import decide
 from reasonrec.recipes.trainers.advantages import permuted_rows
+from reasonrec.recipes.trainers.best import keep_best
+from reasonrec.recipes.trainers.divergence import LARGEST, from_all
 from reasonrec.recipes.trainers.groups import Advantage, Pool, alive, choose, telemetry
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, save_weights
 from reasonrec.recipes.trainers.keys import check_reports, prepare_arguments
 from reasonrec.recipes.trainers.rollout import Sampler, noise, roll_out
 from reasonrec.recipes.trainers.scoring import Scorer
+from reasonrec.recipes.trainers.watched import WatchedTrainer
 from reasonrec.tokenizers.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-BEST = "best"  # folder of the weights that did best on validation, inside the working folder
 
 
 @dataclass
@@ -134,7 +136,7 @@ class RolloutSettings:
 Probe = Callable[["PreTrainedModel", int, int], Sequence[dict[str, float]]]
 
 
-class ItemGRPOTrainer(GRPOTrainer):
+class ItemGRPOTrainer(WatchedTrainer, GRPOTrainer):
     """Reinforcement learning of item recommendations.
 
     Args:
@@ -241,7 +243,7 @@ class ItemGRPOTrainer(GRPOTrainer):
         Returns:
             All groups of all processes, in the order of the data.
         """
-        settings, args, model, scorer = self._settings, self.args, self._base(), self._scorer
+        settings, args, model = self._settings, self.args, self._base()
         cycle = (
             self.state.global_step
             * args.gradient_accumulation_steps
@@ -260,34 +262,40 @@ class ItemGRPOTrainer(GRPOTrainer):
         with torch.no_grad(), self.accelerator.autocast():
             for number, candidates in enumerate(block.reshape(self._rounds, wanted)):
                 other = permuted_rows(wanted, 1, args.seed + cycle) if wanted > 1 else None
-                numbers = candidates[mine]
-                drawn = noise(args.seed, cycle, numbers, self.num_generations, settings.max_chain + scorer.trie.depth)
-                rollouts = roll_out(
-                    model,
-                    scorer.trie,
-                    scorer.vocabulary,
-                    [self._prompts.token_ids(prompt) for prompt in numbers],
-                    sampler,
-                    eos_ids=self.eos_token_ids,
-                    pad_id=self._tokenizer.pad_token_id,
-                    noise=drawn,
-                )
-                repeat = self.num_generations
-                scores = scorer(
-                    model,
-                    rollouts,
-                    self._prompts,
-                    numbers.repeat(repeat),
-                    None if other is None else candidates[other][mine].repeat(repeat),
-                )
-                pools += gather_object([Pool(numbers, rollouts, scores)])
+                targets = None if other is None else candidates[other][mine]
+                pools += self._roll_out(model, sampler, cycle, candidates[mine], targets)
                 found = Pool.join(pools[number * self.accelerator.num_processes :])
-                advantage = settings.advantage(found.scores.total, found.scores.hits, repeat)
-                living += int(alive(advantage, repeat).sum())
+                advantage = settings.advantage(found.scores.total, found.scores.hits, self.num_generations)
+                living += int(alive(advantage, self.num_generations).sum())
                 if living >= wanted:
                     break
         model.train(training)
         return Pool.join(pools)
+
+    def _roll_out(
+        self, model: Any, sampler: Sampler, cycle: int, numbers: NDArray[np.int64], permuted: NDArray[np.int64] | None
+    ) -> list[Pool]:
+        """Roll out and score this process' prompts; what all processes found, or the error of any of them."""
+        scorer, size = self._scorer, self.num_generations
+
+        def compute() -> Pool:
+            rollouts = roll_out(
+                model,
+                scorer.trie,
+                scorer.vocabulary,
+                [self._prompts.token_ids(prompt) for prompt in numbers],
+                sampler,
+                eos_ids=self.eos_token_ids,
+                pad_id=self._tokenizer.pad_token_id,
+                noise=noise(self.args.seed, cycle, numbers, size, sampler.max_chain + scorer.trie.depth),
+            )
+            others = None if permuted is None else permuted.repeat(size)
+            return Pool(numbers, rollouts, scorer(model, rollouts, self._prompts, numbers.repeat(size), others))
+
+        try:
+            return from_all(compute)
+        except FloatingPointError as error:
+            raise self.diverged(str(error), step=self.state.global_step + 1) from error
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Roll out, choose groups, and let TRL make a batch of them."""
@@ -296,6 +304,8 @@ class ItemGRPOTrainer(GRPOTrainer):
         pool = self._collect(wanted)
         scores = pool.scores
         advantage = self._settings.advantage(scores.total, scores.hits, size)
+        if (largest := float(np.nan_to_num(np.abs(scores.total)).max())) > LARGEST:  # their deviation is infinite
+            raise UserError(f"rewards add up to {largest:g}, too much for an advantage: lower their weights")
         chosen = choose(alive(advantage, size), wanted)
         permuted = self._settings.advantage(scores.permuted_total, scores.permuted_hits, size)
         for name, value in telemetry(pool, advantage, permuted, chosen, self._scorer.trie.depth).items():
@@ -361,7 +371,7 @@ class ItemGRPOTrainer(GRPOTrainer):
         history = {e["step"]: e[selects] for e in self.state.log_history if selects in e}
         history.pop(self.state.global_step, None)  # a resumed run probes its start once more
         if metrics[selects] > max(history.values(), default=-np.inf) and self.args.should_save:
-            self.write_weights(Path(str(self.args.output_dir)) / BEST)
+            keep_best(Path(str(self.args.output_dir)), self.state.global_step, self.write_weights)
         history[self.state.global_step] = metrics[selects]
         best = max(history, key=lambda step: (history[step], -step))
         if self._settings.patience and sum(step > best for step in history) >= self._settings.patience:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
 from reasonrec.recipes.models.load import restore_trainable, trainable_values
 from reasonrec.recipes.models.policy import install_item_policy
 from reasonrec.recipes.models.precision import decide
+from reasonrec.recipes.trainers.divergence import check_trained
 from reasonrec.recipes.trainers.keys import check_reports, prepare_arguments
+from reasonrec.recipes.trainers.watched import WatchedTrainer
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
@@ -54,7 +55,7 @@ class SftArguments(SFTConfig):
         check_reports(self.report_to)
 
 
-class ItemSFTTrainer(SFTTrainer):
+class ItemSFTTrainer(WatchedTrainer, SFTTrainer):
     """Trains on plan lines in their order.
 
     Args:
@@ -111,21 +112,13 @@ def save_weights(model: Any, folder: str | Path) -> None:
     Args:
         model: A `PeftModel` or a plain model.
         folder: Where to.
+
+    Raises:
+        UserError: If the training diverged (`check_trained`).
     """
+    check_trained(model)
     if hasattr(model, "peft_config"):
         # "auto" would add both embedding matrices once the vocabulary differs from the base's.
         model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=["default"])
     else:
         model.save_pretrained(folder)
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint: `trainer_state.json` is written last, so a torn one has none that is JSON."""
-    whole = []
-    for path in folder.glob("checkpoint-*"):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            whole.append((int(path.name.rsplit("-", 1)[1]), path))
-        except (OSError, ValueError):
-            continue
-    return max(whole)[1] if whole else None

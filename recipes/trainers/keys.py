@@ -148,7 +148,6 @@ _GRPO = {
         "dataloader_multiprocessing_context",
         "prompts are in memory: there is nothing to load",
     ),
-    "trust_remote_code": "it stays as in the training that model comes from",
 }
 REFUSED: dict[Stage, dict[str, str]] = {"sft": {**_BOTH, **_SFT}, "grpo": {**_BOTH, **_GRPO}}
 

@@ -178,7 +178,7 @@ def roll_out(
 
     Raises:
         UserError: If a prompt of direct mode does not end with the begin marker, or the model cannot be searched.
-        FloatingPointError: If the model returns NaN.
+        FloatingPointError: If the model returns NaN, or logits that leave no distribution.
     """
     if not sampler.max_chain and any(prompt[-1] != vocabulary.begin_id for prompt in prompts):
         raise UserError("in direct mode (max_chain=0) every prompt has to end with the begin marker")
@@ -190,7 +190,10 @@ def roll_out(
         chunk = [list(prompt) for prompt in prompts[begin : begin + sampler.batch]]
         part = None if uniform is None else uniform[begin : begin + sampler.batch]
         parts.append(_roll_out_batch(model, trie, vocabulary, chunk, sampler, eos_ids, pad_id, part))
-    return Rollouts.join(parts)
+    rollouts = Rollouts.join(parts)
+    if not all(np.isfinite(row).all() for row in rollouts.log_probs):  # infinite logits leave no distribution
+        raise FloatingPointError("a log-probability of the rollouts is not finite")
+    return rollouts
 
 
 def _start(model: PreTrainedModel, prompts: list[list[int]], sampler: Sampler, pad_id: int, depth: int) -> Lanes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -148,4 +149,5 @@ def test_the_plot_shows_every_task_and_phase(tmp_path):
     plan = make_curriculum(config(), PHASES, material())
     plot_plan(plan, PHASES, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-    plot_plan(plan[:3], PHASES, tmp_path / "short.png")
+    named = [replace(phase, name=f"$\\x {phase.name}$ \x1b") for phase in PHASES]
+    plot_plan(plan[:3], named, tmp_path / "short.png")

@@ -92,6 +92,13 @@ def test_unknown_and_missing_columns(tmp_path: Path) -> None:
         write_dataset(tmp_path, tiny(train=tiny().train.rename({"first_target": "extra"})))
 
 
+def test_a_name_of_others_stays_on_its_line() -> None:
+    counts = dict.fromkeys(("n_users", "n_items", "n_train_sequences", "n_train_targets", "n_valid", "n_test"), 1)
+    said = describe({**FACTS, **counts, "name": "mine\n  users  9\x1b[1A"})
+    assert said.splitlines()[0].endswith(r"mine\n  users  9\x1b[1A")
+    assert len(said.splitlines()) == len(describe({**FACTS, **counts}).splitlines())
+
+
 def test_count_targets() -> None:
     train = pl.DataFrame({"items": [[0, 1, 1], [2], [2, 0]], "first_target": [1, 0, 1]})
     assert count_targets(train, 4).tolist() == [1, 2, 1, 0]

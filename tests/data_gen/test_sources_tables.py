@@ -84,6 +84,39 @@ def test_missing_id_and_rating_name_their_line(tmp_path: Path) -> None:
         read_interactions(path, columns={}, min_rating=1)
 
 
+@pytest.mark.parametrize("value", ["1e300", "inf", "-1e300", "9" * 30])
+def test_times_out_of_any_range_name_their_row(tmp_path: Path, value: str) -> None:
+    log = write(tmp_path / "log.csv", f"user_id,item_id,timestamp\n1,2,1700000000\n1,3,1700000000.5\n1,4,{value}\n")
+    with pytest.raises(UserError, match=r"1 values of column 'timestamp' are no timestamps.* in line 4 of .*log\.csv"):
+        read_interactions(log, columns={})
+    path, times = tmp_path / "log.parquet", [1.7e9, 1.7e9 + 0.5, float(value)]
+    pl.DataFrame({"user_id": ["1"] * 3, "item_id": ["2"] * 3, "timestamp": times}).write_parquet(path)
+    with pytest.raises(UserError, match=r"column 'timestamp'.* in row 3 of .*log\.parquet"):
+        read_interactions(path, columns={})
+
+
+def test_ratings_out_of_range(tmp_path: Path) -> None:
+    for value in ("inf", "-inf", "1e999"):
+        log = write(tmp_path / "log.csv", f"user_id,item_id,timestamp,rating\n1,2,5,1\n1,3,6,{value}\n")
+        with pytest.raises(UserError, match=rf"1 values .* are no ratings, the first is '{value}' in line 3"):
+            read_interactions(log, columns={}, min_rating=1)
+    log = write(tmp_path / "log.csv", "user_id,item_id,timestamp,rating\n1,2,5,-1e300\n1,3,6,1e300\n")
+    assert read_interactions(log, columns={}, min_rating=1)[0]["item_id"].to_list() == ["3"]
+
+
+def test_an_id_as_long_as_a_text_is_another_column(tmp_path: Path) -> None:
+    path = tmp_path / "items.parquet"
+    pl.DataFrame({"item_id": ["a\0b\x1b", "x" * 1000], "title": ["A", "B"]}).write_parquet(path)
+    assert read_items(path, columns={})[0]["item_id"].to_list() == ["a\0b\x1b", "x" * 1000], "kept as written"
+    pl.DataFrame({"item_id": ["a", "\x1b" * 100_000], "title": ["A", "B"]}).write_parquet(path)
+    with pytest.raises(
+        UserError, match=r"'item_id', row 2 of .*, has 100,000 characters, more than 1,000: "
+    ) as caught:
+        read_items(path, columns={})
+    assert str(caught.value).isprintable()
+    assert str(caught.value).endswith("or shorten the ids in both tables")
+
+
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read_items(tmp_path / "none.csv", columns={})

@@ -2,7 +2,7 @@ import datetime as dt
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasonrec.data_gen.timestamps import parse_timestamps
@@ -115,3 +115,44 @@ def test_two_units_are_told_with_an_example_of_each(sizes: list[int], coarse: in
 def test_what_stands_for_no_time_is_no_time(absent: int) -> None:
     parsed = parse_timestamps(pl.Series([1700000000, 1700000060, 1700000120, absent]))
     assert (parsed.wrong, parsed.other, parsed.why) == (3, 0, "is no time between 1973 and 2103 in epoch seconds")
+
+
+SECOND = 1_700_000_000
+FAR = [1e300, -1e300, float("inf"), float("-inf"), float("nan"), 9.3e18]
+
+
+@pytest.mark.parametrize("far", FAR)
+def test_a_number_that_64_bits_do_not_hold_is_no_time(far: float) -> None:
+    for values in ([SECOND + 0.5, far], [float(SECOND), float(SECOND), far], [20231114.0, 20231115.0, far]):
+        times = parse_timestamps(pl.Series(values))
+        assert times.wrong == len(values) - 1
+        assert times.values.to_list()[-1] is None
+        assert times.values.null_count() == 1
+    assert parse_timestamps(pl.Series([far])).wrong == 0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pl.Series([SECOND, 2**64 - 1], dtype=pl.UInt64), pl.Series([SECOND, 10**30], dtype=pl.Int128),
+        pl.Series([str(SECOND), "9" * 30]), pl.Series([str(SECOND), "-" + "9" * 400]),
+    ],
+)  # fmt: skip
+def test_an_integer_that_64_bits_do_not_hold_is_no_time(values: pl.Series) -> None:
+    times = parse_timestamps(values)
+    assert (times.values.to_list(), times.wrong) == ([SECOND * 1000, None], 1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.none() | st.integers(-(2**63), 2**63 - 1), min_size=1)
+    | st.lists(st.none() | st.floats(), min_size=1)
+    | st.lists(st.none() | st.sampled_from([2**63, 2**64 - 1, SECOND]), min_size=1)
+    | st.lists(st.none() | st.text("0123456789.eE+-", max_size=40), min_size=1)
+)
+def test_any_column_is_times_or_names_one_that_is_none(values: list[object]) -> None:
+    column = pl.Series(values, dtype=pl.UInt64 if {2**63, 2**64 - 1} & {v for v in values if v == v} else None)
+    times = parse_timestamps(column)
+    assert times.values.dtype == pl.Int64
+    assert len(times.values) == len(values)
+    assert times.wrong is not None or times.values.null_count() == 0

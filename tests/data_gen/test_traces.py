@@ -21,8 +21,9 @@ from reasonrec.data_gen.traces import (
     places_to_items,
     to_frame,
 )
-from reasonrec.tokenizers.artefact import Manifest, staged
+from reasonrec.tokenizers.artefact import staged
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.manifest import Manifest
 
 BODIES = ["oak lamps [1][3]", "wood", "light", "a lamp", "[1][3]"]
 REPLY = "\n".join(f"{CUES[stage]}: {body}" for stage, body in zip(STAGES, BODIES, strict=True))

@@ -17,8 +17,8 @@ from reasonrec.data_gen.teacher_grounded import GroundedTeacher
 from reasonrec.data_gen.trace_cases import select_train, select_valid
 from reasonrec.data_gen.trace_checks import Checker
 from reasonrec.data_gen.traces import Trace
-from reasonrec.tokenizers.artefact import Manifest
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.manifest import Manifest
 
 CATEGORIES = ["Drama", "Drama, War", "War", "Comedy", "Comedy, Drama", "Crime", "", "War, Crime"]
 N = len(CATEGORIES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,31 +19,33 @@ from reasonrec.recipes.bundle import Bundle, Setting, load_with_rows, setting_fa
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.start import agreed_setting
 from reasonrec.recipes.trainers.item_sft import save_weights
-from reasonrec.tokenizers.artefact import MANIFEST, staged
+from reasonrec.tokenizers.artefact import staged
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
 
 
 @pytest.fixture
-def moved(adapter: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def moved(
+    adapter: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit_manifest: Callable[..., None]
+) -> Path:
     """The shared adapter, trained on a relative path that led somewhere; `base` lies there."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(adapter, tmp_path / "adapter")
     shutil.copytree(tiny_base, tmp_path / "elsewhere" / "base")
-    point(tmp_path / "adapter", "models/base")
+    point(edit_manifest, tmp_path / "adapter", "models/base")
     return tmp_path / "adapter"
 
 
-def point(adapter: Path, base: str) -> None:
+def point(edit_manifest: Callable[..., None], adapter: Path, base: str) -> None:
     """Let an adapter say that it was trained on another path."""
-    manifest = json.loads((adapter / MANIFEST).read_text())
-    manifest["facts"]["setting"]["base_model"] = base
-    (adapter / MANIFEST).write_text(json.dumps(manifest))
+    edit_manifest(adapter, lambda manifest: manifest.facts["setting"].update(base_model=base))
 
 
 @pytest.mark.parametrize("reference", ["models/base", "./base", "../base", "a/b/base", "/nowhere/base", "base"])
-def test_what_is_missing_is_named_with_the_way_out(moved: Path, reference: str) -> None:
-    point(moved, reference)
+def test_what_is_missing_is_named_with_the_way_out(
+    moved: Path, reference: str, edit_manifest: Callable[..., None]
+) -> None:
+    point(edit_manifest, moved, reference)
     with pytest.raises(UserError, match=r"adapter of the base model .*pass --base_model PATH") as refused:
         Recommender.load(moved)
     words = str(refused.value)

@@ -117,12 +117,10 @@ def test_a_sample_of_the_cases(evaluate: Evaluate) -> None:
 
 
 def test_a_model_that_goes_on_from_another_one_needs_no_control_of_its_own(
-    evaluate: Evaluate, adapter: Path, tmp_path: Path
+    evaluate: Evaluate, adapter: Path, tmp_path: Path, edit_manifest: Callable[..., None]
 ) -> None:
     later = shutil.copytree(adapter, tmp_path / "later")
-    manifest = json.loads((later / "manifest.json").read_text())
-    manifest["inputs"]["model"] = read_manifest(adapter).hash
-    (later / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(later, lambda manifest: manifest.inputs.update(model=read_manifest(adapter).hash))
     few = ("--max_rows", "7", "--no_baselines", "--num_beams", "20")
     both = evaluate("--models", str(adapter), str(later), *few, out="both")
     names = [row["name"] for row in both["rows"]]

@@ -68,11 +68,7 @@ def config(model: Path, out: Path, **options) -> dict:
 
 def log_of(folder: Path) -> list[dict]:
     log = json.loads((folder / "train_metrics.json").read_text())["log"]
-    return [
-        {k: v for k, v in entry.items() if "time" not in k and "num_tokens" not in k}
-        for entry in log
-        if "reward" in entry
-    ]
+    return [{k: v for k, v in entry.items() if "time" not in k} for entry in log if "reward" in entry]
 
 
 def weights_of(folder: Path) -> dict[str, np.ndarray]:
@@ -128,7 +124,7 @@ def test_the_log_tells_what_was_rolled_out(whole):
 def test_killed_and_run_again_it_ends_the_same(whole, starts, tmp_path, killed_behind):
     settings = config(starts["lora"], tmp_path / "grpo", keep="last")
     killed_behind(2, "grpo", *command("grpo", tmp_path, settings)[2:])
-    assert (tmp_path / "grpo.partial" / "checkpoint-2" / "trainer_state.json").is_file()
+    assert (tmp_path / "grpo.resume" / "checkpoint-2" / "trainer_state.json").is_file()
     assert not (tmp_path / "grpo").exists()
     done = launch("grpo", tmp_path, settings)
     assert "going on from" in done.stdout

@@ -22,6 +22,7 @@ from reasonrec.tokenizers.artefact import staged
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex, build_index
 from reasonrec.tokenizers.score import score_all_items
+from reasonrec.tokenizers.terminal import shown
 
 HISTORIES = [[3, 1, 4], [1], [5, 9, 2, 6, 5, 3, 5, 8], [7, 7]]
 
@@ -255,3 +256,91 @@ def test_raw_ids_that_nobody_knows(tiny_dataset):
         assert given_history(dataset, text, strict=False) == [4, 2]
     with pytest.raises(UserError, match="2 of 4 items are unknown"):
         given_history(dataset, text, strict=True)
+
+
+HUGE = 10**5000
+NO_NUMBERS = [0, -1, True, 2.5, float("nan"), float("inf"), "3", None, [3], 10**30, HUGE]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=shown)
+def test_numbers_of_a_search_are_whole_and_in_range(recommender, value):
+    rule = r"=.* has to be a whole number, (at least 1|from 1 to [\d,]+)$"
+    history = [[1, 2]]
+    for exhaustive in (False, True):
+        with pytest.raises(UserError, match=f"^k{rule}"):
+            recommender.recommend(history, k=value, exhaustive=exhaustive)
+    with pytest.raises(UserError, match=f"^num_beams{rule}"):
+        recommender.recommend(history, num_beams=value)
+    with pytest.raises(UserError, match=f"^num_beams{rule}"):
+        recommender.state([1], num_beams=value)
+    state = recommender.state([1])
+    with pytest.raises(UserError, match=f"^k{rule}"):
+        state.search(k=value)
+    if value != 10**30:  # batches may be as large as they like
+        with pytest.raises(UserError, match=f"^batch_size{rule}"):
+            recommender.recommend(history, batch_size=value)
+        with pytest.raises(UserError, match=f"^chains{rule}"):
+            Thinking(value)
+    if value is not None:
+        with pytest.raises(UserError, match=f"^num_beams{rule}"):
+            state.search(k=1, num_beams=value)
+    assert state.tokens_read == 0, "refused before anything is read"
+    with pytest.raises(UserError, match=f"^k{rule}"):
+        Reasoner(recommender, value)
+    with pytest.raises(UserError, match=f"^num_beams{rule}"):
+        Reasoner(recommender, 5, value)
+
+
+def test_chains_may_propose_fewer_items_than_the_list_holds(recommender):
+    items = Reasoner(recommender, 5, 2)([[1, 2]], Thinking(3, 4)).items
+    assert items.shape == (1, 5)
+    assert (items[0][:2] >= 0).all()
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf"), "1", None])
+def test_a_temperature_is_finite_and_above_zero(temperature):
+    with pytest.raises(UserError, match="has to be a finite number above 0"):
+        Thinking(temperature=temperature)
+
+
+@pytest.mark.parametrize("histories", [None, 5, "12", b"12", {"a": [1]}, 1.5])
+def test_histories_are_a_list(recommender, histories):
+    with pytest.raises(UserError, match=r"^histories=.* has to be a list with one list of items for each user"):
+        recommender.recommend(histories)
+    if histories is not None:
+        with pytest.raises(UserError, match=r"^exclude=.* has to be a list with one list of items for each user"):
+            recommender.recommend([[1]], exclude=histories)
+
+
+@pytest.mark.parametrize(
+    "history",
+    [[float("nan")], [None], [[1]], [b"1"], [1, None], None, 5, "12", b"12", {1: 2}, [HUGE, None], ["a", HUGE]],
+)
+def test_a_history_is_a_list_of_items(recommender, history):
+    for use in (
+        lambda: recommender.recommend([history]),
+        lambda: recommender.recommend([[1]], exclude=[history]),
+        lambda: recommender.state(history),
+    ):
+        with pytest.raises(UserError, match=r"is no item|is no list|mixes text and numbers"):
+            use()
+
+
+@pytest.mark.parametrize("item", [-1, 10**6, 10**30, HUGE, np.uint64(2**64 - 1), "\ud800", "a\0\x1b[1m"], ids=shown)
+def test_an_item_out_of_the_catalogue(recommender, item):
+    with pytest.raises(UserError, match=r"^excluded item .* is not in the catalogue") as caught:
+        recommender.recommend([[1]], exclude=[iter([item])])
+    assert str(caught.value).isprintable()
+    with pytest.raises(UserError, match=r"^item .* is not in the catalogue"):
+        recommender.state([1]).append(item)
+    with pytest.raises(UserError, match=r"^excluded item .* is not in the catalogue"):
+        recommender.state([1]).search(k=1, exclude=[[item]])
+    with pytest.warns(UserWarning, match="1 items in 1 histories are not in the catalogue"):
+        recommender.recommend([[item]], k=1)
+
+
+def test_lists_of_arrays_and_generators_are_lists(recommender):
+    expected, _ = recommender.recommend([[1, 2], [3, 4]], k=3, exclude=[[5], [6]])
+    for given in (np.array([[1, 2], [3, 4]]), torch.tensor([[1, 2], [3, 4]]), (h for h in ([1, 2], (3, 4)))):
+        found, _ = recommender.recommend(given, k=np.int64(3), exclude=iter([[5], [6]]), batch_size=np.int32(1))
+        assert (found == expected).all()

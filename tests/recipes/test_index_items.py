@@ -11,9 +11,9 @@ from reasonrec.data_gen.schema import ROWS, Dataset, Tables, write_dataset
 from reasonrec.recipes import index_items
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.index_items import IndexConfig, neighbours
-from reasonrec.tokenizers.artefact import read_manifest, staged
+from reasonrec.tokenizers.artefact import read_manifest, staged, write_manifest
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.index import ItemIndex, load_codebooks, load_embeddings
+from reasonrec.tokenizers.index import ItemIndex, load_codebooks, load_embeddings, save_quantizer
 
 CONFIGS = sorted((Path(__file__).parents[2] / "recipes" / "configs").glob("*/index.yaml"))
 KINDS = ("hammer", "romantic movie", "green apple", "winter coat")
@@ -139,6 +139,18 @@ def test_embeddings_are_used_again_only_where_they_fit(tmp_path, monkeypatch, fl
     other = make_dataset(tmp_path / "other", train=[[2, 3]])
     with pytest.raises(UserError, match="was made with dataset"):
         stage(monkeypatch, *flags, *source, "--output_dir", str(tmp_path / "third"), "--dataset", str(other))
+
+
+def test_embeddings_taken_over_that_cannot_be_compared_are_refused(tmp_path, monkeypatch, flags):
+    stage(monkeypatch, *flags)
+    made = read_manifest(tmp_path / "index")
+    embeddings = load_embeddings(tmp_path / "index")
+    embeddings[5] = 1e38
+    save_quantizer(tmp_path / "index", load_codebooks(tmp_path / "index"), embeddings)
+    write_manifest(tmp_path / "index", kind="index", config=made.config, inputs=made.inputs)
+    with pytest.raises(UserError, match=r"1 embeddings are too long for float32 \(items 5\): that of item 5"):
+        stage(monkeypatch, *flags, "--embeddings_from", str(tmp_path / "index"), "--output_dir", str(tmp_path / "two"))
+    assert not (tmp_path / "two").exists()
 
 
 def test_an_external_index(tmp_path, monkeypatch, flags):

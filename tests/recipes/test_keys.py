@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass, field, fields
@@ -57,6 +58,9 @@ def config(*argv: str) -> Config:
         (["--sizes", "64", "1"], r"sizes\[1\]=1 has to be at least 2"),
         (["--sizes", "100"], r"sizes\[0\]=100 has to be at most 99"),
         (["--tasks", "{a: 1, b: -0.5}"], r"tasks\[b\]=-0\.5 has to be at least 0"),
+        (["--rate", "1e999"], "rate=inf has to be a finite number"),
+        (["--k", "1" + 400 * "0"], r"k=10* … 0* has to be a number of 64 bits, 9223372036854775807 at most"),
+        (["--k", "9223372036854775808"], r"k=9223372036854775808 has to be a number of 64 bits, \d+ at most"),
         (["--ratios", "0.5", "nan"], r"ratios\[1\]=nan has to be a finite number"),
     ],
 )  # fmt: skip
@@ -69,6 +73,30 @@ def test_a_number_out_of_range_in_the_file(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("rate: .nan\n")
     with pytest.raises(UserError, match="rate=nan has to be a finite number"):
         config("--config", str(tmp_path / "c.yaml"))
+
+
+@pytest.mark.parametrize("value", ["1e300", "1e9", "2.5", "9" * 5000, "nan", "inf", "\x1b[1m"])
+def test_what_is_no_whole_number(value: str) -> None:
+    with pytest.raises(UserError, match="argument --k: invalid int value: ") as caught:
+        config("--k", value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) <= 3000
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "1e300"])
+def test_a_seed_that_a_library_would_refuse(seed: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="seed"):
+        parse([IndexConfig], ["--dataset", "d", "--output_dir", str(tmp_path / "i"), "--seed", seed])
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\udcffb", "\ud83d"])
+def test_text_that_no_file_can_hold(text: str) -> None:
+    """A byte on the command line that is no UTF-8 is half a character; in a file it is an escape."""
+    where = [["--output_dir", text], ["--prompt", text], ["--models", "x", text], ["--rewards", json.dumps({text: 1})]]
+    for argv in where:
+        with pytest.raises(UserError, match=r"=.*(\\x00|\\ud).* has to be text in UTF-8 without NUL: rename"):
+            config(*argv)
+    assert config("--prompt", "👩\u200d🚀 é").prompt == "👩\u200d🚀 é"
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import getpass
 import re
 import socket
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
-from reasonrec.recipes.model_card import write_card
+from reasonrec.recipes.model_card import as_code, as_text, write_card
 from reasonrec.recipes.recommender import Recommender
 
 FOLDER = "path/to/this/folder"
@@ -84,3 +89,54 @@ def test_a_base_of_the_hub_is_linked_and_a_whole_model_needs_none(adapter: Path,
     assert card.data.base_model is None
     assert "tiny_model learned 48 items" in card.text
     assert "PeftModel" not in card.text
+
+
+EVIL = "x](javascript:alert(1)) <script>alert(2)</script> | `` ![a](b) https://a.b www.a.b a@b.c &lt; __d__ \x1b[2J"
+TAGS = {"h1", "p", "table", "thead", "tbody", "tr", "th", "td", "code", "pre"}
+
+
+def rendered(markdown: str) -> str:
+    return str(MarkdownIt("gfm-like", {"linkify": False, "html": True}).render(markdown))
+
+
+def plain(html: str) -> str:
+    return unescape(re.sub(r"</?p>\n?", "", html))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        EVIL, "- a", "1. a", "2) a", "# a #", "> a", "===", "---", "***", "_a_ b_c _", "~~a~~", "&copy;", "a\\",
+        "[a]: b",        "<!-- a", "`", "|", "$a$", ":tada:", "@someone", "[^1]", "<https://a.b>",
+    ],
+)  # fmt: skip
+def test_a_name_of_others_is_shown_as_it_is(text: str) -> None:
+    expected = text.replace("\x1b", r"\x1b")
+    assert plain(rendered(as_text(text))) == expected
+    assert unescape(rendered(f"# For {as_text(text)}")) == f"<h1>For {expected}</h1>\n"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(exclude_categories=("Cs",)) | st.sampled_from("\\`*_[]()<>#|~!-+=.:&@$\n")))
+def test_any_name_is_text_and_any_prompt_is_one_cell_of_code(text: str) -> None:
+    assert not set(re.findall(r"<(\w+)", rendered(as_text(text)))) - {"p"}
+    cells = rendered(f"| a | b |\n|---|---|\n| prompt | {as_code(text)} |\n| c | d |\n")
+    assert cells.count("<td>") == 4
+    assert cells.count("<code>") == 1
+
+
+def test_a_card_of_hostile_names_is_still_a_card(adapter: Path, tmp_path: Path) -> None:
+    ours = Recommender.load(adapter)
+    facts = {**ours.bundle.dataset.facts, "name": f"---\nlicense: mine\n---\n{EVIL}"}
+    dataset = replace(ours.bundle.dataset, manifest=replace(ours.bundle.dataset.manifest, facts=facts))
+    setting = replace(ours.setting, base_model='x"\nlicense: mine\n---\n```\n<script>')
+    write_card(tmp_path, setting, replace(ours.bundle, dataset=dataset), {})
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.base_model == setting.base_model
+    assert card.data.license is None
+    page = rendered(card.text)
+    assert not set(re.findall(r"<(\w+)", page)) - TAGS
+    assert page.count("<pre>") == 2
+    assert "<h1>A generative recommender for --- license: mine --- x](javascript:alert(1)) &lt;script&gt;" in page
+    for code in re.findall(r"<pre><code.*?>(.*?)</code></pre>", page, flags=re.DOTALL):
+        ast.parse(unescape(code))

@@ -9,8 +9,8 @@ import pytest
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes import args, prepare
-from reasonrec.tokenizers.artefact import MANIFEST
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.output import MANIFEST
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "configs"

@@ -15,12 +15,12 @@ from reasonrec.recipes.args import run
 
 def test_warnings_are_one_line_and_deprecations_nobodys_business(capsys: pytest.CaptureFixture[str]) -> None:
     def main() -> None:
-        warnings.warn("item 7 is\nunknown", stacklevel=1)
+        warnings.warn("item 7 is\nunknown\x1b[1m", stacklevel=1)
         warnings.warn("use something else", FutureWarning, stacklevel=1)
         warnings.warn("use something else", DeprecationWarning, stacklevel=1)
 
     run(main)()
-    assert capsys.readouterr().err == "warning: item 7 is unknown\n"
+    assert capsys.readouterr().err == "warning: item 7 is unknown\\x1b[1m\n"
     with pytest.warns(UserWarning, match="afterwards"):  # Python users keep Python's
         warnings.warn("afterwards", stacklevel=1)
 

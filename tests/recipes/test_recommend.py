@@ -90,6 +90,10 @@ def test_repeats_are_as_the_data_set_says_unless_told(ask: Callable[..., tuple[s
         ([], ["either --user or --history"]),
         (["--user", "u0", "--history", "0-0-0"], ["either --user or --history"]),
         (["--user", "u0", "--model", "nowhere"], ["nowhere", "check the path"]),
+        (["--user", "u\x1b[2J\u202e"], [r"--user u\x1b[2J\u202e: no such user"]),
+        (["--user", "u\udcff"], [r"user='u\udcff' has to be text in UTF-8"]),
+        (["--history", "a\r\x1b[1A,b", "--strict"], [r"item a\r\x1b[1A is not in the catalogue"]),
+        (["--user", "u0", "--k", "10000000"], ["k=10000000 has to be a whole number, from 1 to 1,000,000"]),
         (["--user", "u0", "--titles", "lamp"], ["unknown flag --titles"]),
     ],
 )

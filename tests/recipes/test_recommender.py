@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.models.precision import choose
 from reasonrec.recipes.recommender import Recommender
-from reasonrec.tokenizers.artefact import MANIFEST, read_manifest
+from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.score import score_all_items
 
@@ -148,17 +148,17 @@ def test_another_dataset_is_refused(adapter: Path, tiny_dataset: Path, other_wor
         assert read_manifest(path).hash[:12] in str(refused.value)
 
 
-def test_another_base_is_refused(adapter: Path, tiny_base: Path, tmp_path: Path) -> None:
+def test_another_base_is_refused(
+    adapter: Path, tiny_base: Path, tmp_path: Path, edit_manifest: Callable[..., None]
+) -> None:
     """The folder of the base model holds other weights now."""
     from transformers import AutoModelForCausalLM
 
     base, moved = tmp_path / "base", tmp_path / "adapter"
     shutil.copytree(tiny_base, base)
     shutil.copytree(adapter, moved)
-    manifest = json.loads((moved / MANIFEST).read_text())
-    trained_on = manifest["facts"]["setting"]["fingerprint"]
-    manifest["facts"]["setting"]["base_model"] = str(base)
-    (moved / MANIFEST).write_text(json.dumps(manifest))
+    trained_on = read_manifest(moved).facts["setting"]["fingerprint"]
+    edit_manifest(moved, lambda manifest: manifest.facts["setting"].update(base_model=str(base)))
     assert Recommender.load(moved).setting.fingerprint == trained_on  # the same weights elsewhere are fine
     model = AutoModelForCausalLM.from_pretrained(base)
     with torch.no_grad():

@@ -206,6 +206,29 @@ def test_report_is_one_file_and_shows_text_as_text(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.json", "report.html"]
 
 
+def test_names_that_would_hide_or_reorder_text_are_written_out(
+    tmp_path: Path, metrics: dict[str, Any], dataset: Any, rows: list[Row]
+) -> None:
+    """In the table and on the page, in text and in attributes; the numbers' file keeps them as they are."""
+    evil = 'x" onload="alert(1)\x1b[2J\u202e\n' + "y" * 500
+    named = json.loads(json.dumps(metrics).replace("model, beam 20", json.dumps(evil)[1:-1]))
+    named["dataset"]["name"] = evil
+    shown = report.format_table(named)
+    assert len(shown.splitlines()) == len(report.format_table(metrics).splitlines())
+    assert r'x" onload="alert(1)\x1b[2J\u202e\n' in shown
+    assert all(character.isprintable() or character == "\n" for character in shown)
+    assert max(map(len, shown.splitlines())) < 700
+    named["rows"][2]["note"] = evil
+    cases = report.examples(dataset, "test", rows[:1], n=1)
+    cases[0]["history"] = [evil]
+    page = report.write_report(tmp_path, named, {evil: b"png"}, cases).read_text(encoding="utf-8")
+    assert not set("\x1b\u202e") & set(page)
+    assert 'x" onload' not in page
+    assert page.count("x&#34; onload=&#34;alert(1)\\x1b[2J\\u202e") > 5
+    stored = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert stored["dataset"]["name"] == named["dataset"]["name"]
+
+
 def test_report_of_baselines_alone(tmp_path: Path, dataset: Any, rows: list[Row]) -> None:
     found = evaluate_rows(dataset, "valid", rows[:1], ks=(5,), draws=20)
     assert "HR@5" in report.write_report(tmp_path, found).read_text()

@@ -145,3 +145,17 @@ def test_bad_input_is_refused() -> None:
     data.train = data.train.with_columns(pl.col("items").list.head(1))
     with pytest.raises(UserError, match="two items"):
         sasrec.fit(data, SMALL, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("rate", "batch", "what"),
+    [
+        (1e37, 16, "the (loss|gradient norm) is"),
+        (1e37, 500, "the weights .* hold"),
+        (1e38, 500, "the optimiser's step"),
+    ],
+)
+def test_a_training_that_diverges_is_an_error(rate: float, batch: int, what: str) -> None:
+    """In the losses; where an epoch has one step only, in the weights that it left; or in the step itself."""
+    with pytest.raises(UserError, match=rf"training diverged at step \d+: SASRec: {what}.*; lower learning_rate="):
+        sasrec.fit(_dataset(), small(3, learning_rate=rate, batch_size=batch), progress=False)

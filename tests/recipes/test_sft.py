@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,8 +19,9 @@ from safetensors.torch import load_file
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes import sft
-from reasonrec.recipes.trainers.item_sft import last_checkpoint
-from reasonrec.tokenizers.artefact import partial_folder, read_manifest
+from reasonrec.recipes.trainers.resume import last_checkpoint
+from reasonrec.tokenizers.artefact import read_manifest
+from reasonrec.tokenizers.output import resume_folder
 
 SFT = Path(sft.__file__)
 Stage = Callable[..., subprocess.CompletedProcess[str]]
@@ -49,7 +51,7 @@ def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def check_folder(out: Path, kind: str, method: str, sft_flags: list[str]) -> dict[str, Any]:
     """What every trained folder promises; returns its train_metrics.json."""
-    assert not partial_folder(out).exists()
+    assert not resume_folder(out).exists()
     assert {path.name for path in out.iterdir()} == (MODEL_FILES if kind == "model" else ADAPTER_FILES)
     (events,) = (out / "logs").iterdir()
     assert events.name.startswith("events.out.tfevents")
@@ -126,7 +128,7 @@ def killed(
     """What a run killed behind its second checkpoint left; and its flags."""
     out = tmp_path_factory.mktemp("killed") / "lora"
     flags = [*sft_flags, *lora_flags, "--output_dir", str(out)]
-    work = partial_folder(out)
+    work = resume_folder(out)
     killed_behind(10, "sft", *flags)
     assert not out.exists(), "an unfinished artefact must not carry its name"
     assert last_checkpoint(work) == work / "checkpoint-10"
@@ -139,7 +141,7 @@ def killed(
 def left(killed: tuple[Path, list[str]]) -> tuple[Path, list[str]]:
     """The partial folder as the kill left it, in its place; and the flags."""
     out, flags = killed
-    work = partial_folder(out)
+    work = resume_folder(out)
     for folder in (out, work):
         shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(out.with_name("kept"), work)
@@ -159,12 +161,15 @@ def test_checkpoints_hold_the_adapter_and_no_more(killed: tuple[Path, list[str]]
 def test_a_killed_run_goes_on_to_the_same_bits(stage: Stage, left: tuple[Path, list[str]], adapter: Path) -> None:
     out, flags = left
     printed = stage("sft", *flags).stdout
-    assert f"going on from {partial_folder(out) / 'checkpoint-10'}" in printed
+    assert f"going on from {resume_folder(out) / 'checkpoint-10'}" in printed
     assert same_bits(weights(out), weights(adapter))
     assert {path.name for path in out.iterdir()} == ADAPTER_FILES, "no resume state stays"
     logs = [json.loads((folder / "train_metrics.json").read_text())["log"] for folder in (out, adapter)]
-    losses = [[entry["loss"] for entry in log if "loss" in entry] for log in logs]
-    assert losses[0] == losses[1]
+    for log in logs:
+        for line in log:
+            line.pop("train_runtime", None)
+    assert logs[0] == logs[1], "losses, tokens and all, of the whole run"
+    assert (out / "README.md").read_text() == (adapter / "README.md").read_text()
 
 
 @pytest.mark.parametrize("harm", ["missing", "truncated"])
@@ -176,7 +181,7 @@ def test_a_torn_checkpoint_is_skipped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out, flags = left
-    torn = partial_folder(out) / "checkpoint-10"
+    torn = resume_folder(out) / "checkpoint-10"
     state = torn / "trainer_state.json"
     if harm == "missing":  # killed while it was written: the state comes last
         state.unlink()
@@ -184,7 +189,7 @@ def test_a_torn_checkpoint_is_skipped(
     else:
         state.write_bytes(state.read_bytes()[:100])
     here(monkeypatch, *flags, "--logging_steps", "7")  # this may change between the two
-    assert f"going on from {partial_folder(out) / 'checkpoint-5'}" in capsys.readouterr().out
+    assert f"going on from {resume_folder(out) / 'checkpoint-5'}" in capsys.readouterr().out
     assert same_bits(weights(out), weights(adapter))
 
 
@@ -198,7 +203,7 @@ def test_other_settings_start_anew(
     out, flags = left
     here(monkeypatch, *flags, "--lora_alpha", "8")
     printed = capsys.readouterr().out
-    assert f"{partial_folder(out)} was begun with other settings (lora_alpha): starting anew" in printed
+    assert f"{resume_folder(out)} was begun with other settings (lora_alpha): starting anew" in printed
     assert "going on" not in printed
     here(monkeypatch, *flags, "--lora_alpha", "8", "--output_dir", str(tmp_path / "fresh"))
     assert "other settings" not in capsys.readouterr().out
@@ -213,14 +218,34 @@ def test_another_machine_goes_on_in_its_own_precision(
     begun = flags.index("--bf16")
     here(monkeypatch, *flags[:begun], *flags[begun + 2 :], "--precision", "bf16")
     printed = capsys.readouterr().out
-    assert f"{partial_folder(out)} was begun with precision fp32: going on with bf16" in printed
-    assert f"going on from {partial_folder(out) / 'checkpoint-10'}" in printed
+    assert f"{resume_folder(out)} was begun with precision fp32: going on with bf16" in printed
+    assert f"going on from {resume_folder(out) / 'checkpoint-10'}" in printed
     assert "precision: bf16 on cpu (as asked" in printed
     ours, theirs = weights(out), weights(adapter)
     assert not same_bits(ours, theirs)
     for name, value in ours.items():
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, theirs[name], rtol=0.2, atol=0.05)
+
+
+@pytest.mark.parametrize("optimiser", ["adamw_torch_fused", "sgd"])
+def test_a_training_that_diverges_leaves_nothing(
+    sft_flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    optimiser: str,
+) -> None:
+    out = tmp_path / "out"
+    flags = ["--learning_rate", "1e38", "--method", "lora", "--bf16", "false", "--save_steps", "1"]
+    with pytest.raises(SystemExit) as stopped:
+        here(monkeypatch, *sft_flags, *flags, "--optim", optimiser, "--output_dir", str(out))
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"error: training diverged at step \d+: the .*; lower learning_rate=1e\+38, or max_grad", message)
+    assert not out.exists()
+    for weights_file in resume_folder(out).glob("checkpoint-*/*.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(weights_file).values())
 
 
 # --- (e) two processes ------------------------------------------------------------------------------------------
@@ -322,7 +347,7 @@ def mistake(
             here(monkeypatch, *sft_flags, "--output_dir", str(out), *flags)
         assert stopped.value.code == 2
         assert out.exists() == existed
-        assert not partial_folder(out).exists()
+        assert not resume_folder(out).exists()
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1
         return lines[0]
@@ -368,4 +393,4 @@ def test_an_index_of_another_dataset_is_refused(
         assert read_manifest(path).hash[:12] in message
     assert "recipes/index_items.py" in message
     assert not out.exists()
-    assert not partial_folder(out).exists()
+    assert not resume_folder(out).exists()

@@ -20,8 +20,9 @@ from reasonrec.data_gen.traces import STAGES, Traces
 from reasonrec.recipes import model_card, sft, synthesize
 from reasonrec.recipes.leak import chain_items, chain_words, describe_leak, leak_test
 from reasonrec.recipes.plans import TaskChoice
-from reasonrec.tokenizers.artefact import partial_folder, write_manifest
+from reasonrec.tokenizers.artefact import write_manifest
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.output import resume_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -252,10 +253,10 @@ def test_a_run_killed_in_the_middle_of_a_phase_ends_the_same(
         patch.setattr(model_card, "write_card", killed)  # training is done, the artefact is not
         with pytest.raises(KeyboardInterrupt):
             train(out, patch, tiny_dataset, tiny_index, tiny_base, *flags, "--save_total_limit", "99")
-    steps = sorted(int(path.name.split("-")[1]) for path in partial_folder(out).glob("checkpoint-*"))
+    steps = sorted(int(path.name.split("-")[1]) for path in resume_folder(out).glob("checkpoint-*"))
     assert len(steps) > 2
     for step in steps[1:]:
-        shutil.rmtree(partial_folder(out) / f"checkpoint-{step}")
+        shutil.rmtree(resume_folder(out) / f"checkpoint-{step}")
     train(out, monkeypatch, tiny_dataset, tiny_index, tiny_base, *flags)
     weights = "adapter_model.safetensors"
     assert (out / weights).read_bytes() == (adapter / weights).read_bytes()

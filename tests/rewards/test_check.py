@@ -148,3 +148,10 @@ def test_list_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "length", "--options", "[1]"]) == 2
     assert main(["check", "length", "--options", "{"]) == 2
     assert main(["check", "length", "--options", "{wide: 1}"]) == 2
+    capsys.readouterr()
+    for options in ("{a: !!timestamp x\x1b}", "[" * 5000, "a: " + "9" * 5000, "{a: 1, a: 2}"):
+        assert main(["check", "length", "--options", options]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: --options ")
+        assert "not valid YAML" in error
+        assert error.removesuffix("\n").isprintable()

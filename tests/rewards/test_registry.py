@@ -14,7 +14,7 @@ import torch
 from reasonrec.rewards import registry
 from reasonrec.rewards.calling import CONTEXT, REQUIRABLE, ROWS, Reward, take
 from reasonrec.rewards.cases import cases, make_batch
-from reasonrec.rewards.registry import RewardSpec, load_reward, load_rewards, names, reward
+from reasonrec.rewards.registry import RewardSpec, load_reward, load_rewards, names, reward, reward_files
 from reasonrec.tokenizers.errors import UserError
 
 
@@ -267,3 +267,13 @@ def test_two_files_with_functions_of_one_name_keep_apart(write: Callable[..., st
 def test_a_spec_is_a_weight_and_options() -> None:
     assert RewardSpec.read("x", 2) == RewardSpec(2)
     assert RewardSpec.read("x", {"weight": -1.5, "n": 3}) == RewardSpec(-1.5, {"n": 3})
+
+
+def test_files_of_rewards_are_known_by_their_content(write: Callable[..., str]) -> None:
+    path = write("def f(*, completions, **_):\n    return [0.0] * len(completions)\n")
+    config = {f"{path}:f": 1.0, f"{path}:g": 0, "rsvr": {"weight": 1.0}}
+    first = reward_files(config)
+    assert list(first) == [path]
+    assert reward_files({"rsvr": 1.0}) == {}
+    write("def f(*, completions, **_):\n    return [1.0] * len(completions)\n")
+    assert reward_files(config)[path] != first[path]

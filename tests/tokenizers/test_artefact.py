@@ -20,22 +20,27 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from reasonrec.tokenizers.artefact import (
-    MANIFEST,
-    Manifest,
     check_input,
-    check_output,
-    content_hash,
     kit_version,
-    partial_folder,
     read_manifest,
     staged,
     write_json,
 )
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.manifest import Manifest, content_hash
+from reasonrec.tokenizers.output import (
+    MANIFEST,
+    MARKER,
+    claim_output,
+    partial_folder,
+    release_output,
+    resume_folder,
+    start_folder,
+)
 
 
 def make(out: Path, text: str = "one", **options: object) -> Manifest:
-    with staged(out, kind="dataset", config={"text": text}, **options) as (folder, facts):  # type: ignore[arg-type]
+    with staged(out, kind="notes", config={"text": text}, **options) as (folder, facts):  # type: ignore[arg-type]
         (folder / "a.txt").write_text(text)
         (folder / "deep").mkdir(exist_ok=True)
         (folder / "deep" / "b.txt").write_text("b")
@@ -46,14 +51,14 @@ def make(out: Path, text: str = "one", **options: object) -> Manifest:
 
 def test_an_artefact_appears_whole(tmp_path: Path) -> None:
     out = tmp_path / "new" / "data"
-    with staged(out, kind="dataset", config={"k": 5}, seed=7, inputs={"raw": "abc"}) as (folder, facts):
+    with staged(out, kind="notes", config={"k": 5}, seed=7, inputs={"raw": "abc"}) as (folder, facts):
         assert folder == partial_folder(out)
         assert not out.exists()
         (folder / "a.txt").write_text("a")
         facts["n"] = 1
     assert sorted(p.name for p in tmp_path.joinpath("new").iterdir()) == ["data"]
-    manifest = read_manifest(out, "dataset")
-    assert (manifest.kind, manifest.config, manifest.seed) == ("dataset", {"k": 5}, 7)
+    manifest = read_manifest(out, "notes")
+    assert (manifest.kind, manifest.config, manifest.seed) == ("notes", {"k": 5}, 7)
     assert (manifest.inputs, manifest.facts) == ({"raw": "abc"}, {"n": 1})
     assert list(manifest.files) == ["a.txt"]
     assert manifest.kit_version == kit_version() == "0.1.0"
@@ -62,7 +67,7 @@ def test_an_artefact_appears_whole(tmp_path: Path) -> None:
 def test_the_hash_is_of_the_content_alone(tmp_path: Path) -> None:
     one, same = make(tmp_path / "one"), make(tmp_path / "two", seed=9, inputs={"x": "y"})
     other = make(tmp_path / "three", text="two")
-    assert one.hash == same.hash == content_hash(one.files)
+    assert one.hash == same.hash == one.content()
     assert one.hash != other.hash
     assert set(one.files) == {"a.txt", "deep/b.txt"}, "what a person looks at is not hashed"
 
@@ -74,7 +79,7 @@ def test_a_moved_file_changes_the_hash() -> None:
 
 def test_an_exception_leaves_no_artefact(tmp_path: Path) -> None:
     out = tmp_path / "data"
-    with pytest.raises(RuntimeError, match="bang"), staged(out, kind="dataset", config={}) as (folder, _):
+    with pytest.raises(RuntimeError, match="bang"), staged(out, kind="notes", config={}) as (folder, _):
         (folder / "half.txt").write_text("half")
         raise RuntimeError("bang")
     assert not out.exists()
@@ -88,14 +93,18 @@ def test_an_exception_leaves_no_artefact(tmp_path: Path) -> None:
     assert not partial_folder(out).exists()
 
 
-def test_resume_keeps_what_was_left(tmp_path: Path) -> None:
+def test_resume_state_goes_when_the_artefact_stands(tmp_path: Path) -> None:
     out = tmp_path / "data"
-    with pytest.raises(KeyboardInterrupt), staged(out, kind="model", config={}) as (folder, _):
-        (folder / "checkpoint.txt").write_text("step 3")
+    start_folder(resume_folder(out))
+    kept = resume_folder(out) / "checkpoint.txt"
+    kept.write_text("step 3")
+    with pytest.raises(KeyboardInterrupt), staged(out, kind="notes", config={}):
         raise KeyboardInterrupt
-    with staged(out, kind="model", config={}, resume=True) as (folder, _):
-        assert (folder / "checkpoint.txt").read_text() == "step 3"
-    assert read_manifest(out).files.keys() == {"checkpoint.txt"}
+    with staged(out, kind="notes", config={}) as (folder, _):
+        assert kept.read_text() == "step 3"
+        (folder / "weights.txt").write_text("step 9")
+    assert read_manifest(out).files.keys() == {"weights.txt"}
+    assert not resume_folder(out).exists()
 
 
 def test_an_existing_artefact_is_kept(tmp_path: Path) -> None:
@@ -105,8 +114,10 @@ def test_an_existing_artefact_is_kept(tmp_path: Path) -> None:
         make(out, text="two")
     assert read_manifest(out).hash == first.hash
     with pytest.raises(UserError, match="exists already"):
-        check_output(out, overwrite=False)
-    assert check_output(str(out), overwrite=True) == out
+        claim_output(out, overwrite=False)
+    assert claim_output(str(out), overwrite=True) == out
+    release_output(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_overwrite_moves_it_aside(tmp_path: Path) -> None:
@@ -118,7 +129,7 @@ def test_overwrite_moves_it_aside(tmp_path: Path) -> None:
 def test_a_failed_overwrite_touches_nothing(tmp_path: Path) -> None:
     out = tmp_path / "data"
     first = make(out)
-    with pytest.raises(RuntimeError), staged(out, kind="dataset", config={}, overwrite=True) as (folder, _):
+    with pytest.raises(RuntimeError), staged(out, kind="notes", config={}, overwrite=True) as (folder, _):
         (folder / "a.txt").write_text("half")
         raise RuntimeError
     assert read_manifest(out).hash == first.hash
@@ -128,10 +139,10 @@ def test_a_failed_overwrite_touches_nothing(tmp_path: Path) -> None:
 def test_a_loader_notices_every_change(tmp_path: Path) -> None:
     out = tmp_path / "data"
     make(out)
-    with pytest.raises(UserError, match="is of kind 'dataset', needed is 'index'"):
+    with pytest.raises(UserError, match="is of kind 'notes', needed is 'index'"):
         read_manifest(out, "index")
     (out / "report.html").write_text("someone edited the report")
-    read_manifest(out, "dataset")
+    read_manifest(out, "notes")
     (out / "a.txt").write_text("changed")
     with pytest.raises(UserError, match=r"a\.txt was changed after .*data was made: run its stage again"):
         read_manifest(out)
@@ -140,7 +151,7 @@ def test_a_loader_notices_every_change(tmp_path: Path) -> None:
         read_manifest(out)
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"kind": "dataset"}', '{"kind": "x", "config": {}, "seed": 0, "odd": 1}'])
+@pytest.mark.parametrize("text", ["", "{", '{"kind": "notes"}', '{"kind": "x", "config": {}, "seed": 0, "odd": 1}'])
 def test_a_damaged_manifest_is_a_clear_error(tmp_path: Path, text: str) -> None:
     make(tmp_path / "data")
     (tmp_path / "data" / MANIFEST).write_text(text)
@@ -183,7 +194,7 @@ from pathlib import Path
 from reasonrec.tokenizers.artefact import staged
 
 out, patience = Path(sys.argv[1]), float(sys.argv[2])
-with staged(out, kind="dataset", config={}, overwrite=True) as (folder, facts):
+with staged(out, kind="notes", config={}, overwrite=True) as (folder, facts):
     (folder / "first.txt").write_text("first")
     print("half way", flush=True)
     time.sleep(patience)
@@ -200,7 +211,7 @@ def test_kill_in_the_middle_of_a_stage(tmp_path: Path, existed: bool) -> None:
         assert process.stdout.readline() == "half way\n"
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert [p.name for p in partial_folder(out).iterdir()] == ["first.txt"]
+    assert sorted(p.name for p in partial_folder(out).iterdir()) == ["first.txt", MARKER]
     assert out.exists() == existed
     if existed:
         assert read_manifest(out).hash == before
@@ -246,7 +257,7 @@ def test_a_full_disk(small_disk: Path, writer: str) -> None:
     before = make(out).hash
     with (
         pytest.raises(UserError, match=r"the disk is full; .*data\.partial is unfinished and .*data was not touched"),
-        staged(out, kind="dataset", config={}, overwrite=True) as (folder, _),
+        staged(out, kind="notes", config={}, overwrite=True) as (folder, _),
     ):
         WRITERS[writer](folder)
     assert read_manifest(out).hash == before
@@ -260,7 +271,7 @@ def test_a_write_that_finds_no_space(tmp_path: Path, writer: str) -> None:
     out = tmp_path / "data"
     with (
         pytest.raises(UserError, match="the disk is full"),
-        staged(out, kind="dataset", config={}) as (folder, _),
+        staged(out, kind="notes", config={}) as (folder, _),
     ):
         (folder / "x").symlink_to("/dev/full")
         WRITERS[writer](folder)
@@ -270,13 +281,13 @@ def test_a_write_that_finds_no_space(tmp_path: Path, writer: str) -> None:
 def test_what_safetensors_says_of_a_full_disk(tmp_path: Path) -> None:
     """It writes beside the file and renames, so no device can stand in for the file: its words have to do."""
     error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-    with pytest.raises(UserError, match="the disk is full"), staged(tmp_path / "data", kind="dataset", config={}):
+    with pytest.raises(UserError, match="the disk is full"), staged(tmp_path / "data", kind="notes", config={}):
         raise error
     assert not (tmp_path / "data").exists()
 
 
 def test_another_error_is_not_called_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(IsADirectoryError), staged(tmp_path / "data", kind="dataset", config={}) as (folder, _):
+    with pytest.raises(IsADirectoryError), staged(tmp_path / "data", kind="notes", config={}) as (folder, _):
         folder.write_text("a folder is no file")
 
 

@@ -388,5 +388,5 @@ def test_longer_lists_than_the_catalogue_end_in_nothing(world):
 
 @pytest.mark.parametrize("k", [0, -1])
 def test_a_list_has_to_have_a_length(world, k):
-    with pytest.raises(UserError, match="k at least 1"):
+    with pytest.raises(UserError, match=f"k={k} has to be a whole number, from 1 to 1,000,000"):
         world.beam(k=k)

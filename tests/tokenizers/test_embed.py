@@ -65,7 +65,7 @@ def test_joined_text_leaves_out_what_is_missing():
     assert with_joined(fields)["joined"] == ["saw, tools", "axe, acme"]
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e38])
 def test_a_vector_that_is_not_finite_names_the_items(value):
     encoder = Encoder(good=(1.0, 0.0), bad=(value, 0.0))
     with pytest.raises(UserError, match=r"2 items \(items 1, 3; item 1 reads 'bad'\).*embedding_model"):

@@ -110,6 +110,6 @@ def test_the_report_is_json_and_prints():
 @pytest.mark.parametrize("with_embeddings", [True, False])
 def test_the_plot_is_written(tmp_path, with_embeddings):
     embeddings = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32) if with_embeddings else None
-    figure = plot_report(report(), build_index(CODES, [4, 3]), embeddings, "six items")
+    figure = plot_report(report(), build_index(CODES, [4, 3]), embeddings, "six items, $\\x$ \x1b")
     figure.savefig(tmp_path / "health.png", dpi=40)
     assert (tmp_path / "health.png").read_bytes().startswith(b"\x89PNG")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from reasonrec.tokenizers.artefact import Manifest, staged
+from reasonrec.tokenizers.artefact import staged
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import (
     INDEX_FILE,
@@ -20,6 +20,7 @@ from reasonrec.tokenizers.index import (
     load_embeddings,
     save_quantizer,
 )
+from reasonrec.tokenizers.manifest import Manifest
 
 DATA = Path(os.environ.get("REASONREC_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 INDUSTRIAL = DATA / "industrial"

@@ -178,6 +178,34 @@ def test_embeddings_that_are_not_finite_name_the_items(cls):
 
 
 @both
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (1e38, "too long for float32"),
+        (2e8, "fine"),
+        (1e9, "too long for float32"),
+        (1e300, "not finite"),
+        (-np.inf, "not fin"),
+    ],
+)
+def test_embeddings_whose_squares_overflow_name_the_items(cls, value, problem):
+    """1e38 is finite, but distances to it are not; the largest that are let through make finite codebooks."""
+    points = clusters(4, 5).astype(np.float64)
+    points[[3, 7], 0] = value
+    quantizer = cls([4, 4], n_init=1)
+    if problem == "fine":
+        quantizer.fit_encode(points)
+        assert all(np.isfinite(book).all() for book in quantizer.codebooks)
+        quantizer.encode(points)
+        return
+    with pytest.raises(UserError, match=rf"2 embeddings are {problem}.*\(items 3, 7\): that of item 3 has length"):
+        quantizer.fit_encode(points)
+    quantizer.codebooks = [np.zeros((4, 16), np.float32)]
+    with pytest.raises(UserError, match="that of item 3 has length"):
+        quantizer.encode(points)
+
+
+@both
 def test_a_codebook_as_large_as_the_catalogue_works(cls):
     points = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
     assert len(np.unique(cls([12]).fit_encode(points))) == 12

@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from reasonrec.data_gen.rl_prompts import prompt_block
 from reasonrec.recipes.models.load import load_tokenizer
+from reasonrec.recipes.trainers.best import best_folder
 from reasonrec.recipes.trainers.groups import Advantage
-from reasonrec.recipes.trainers.item_grpo import BEST, GrpoArguments, ItemGRPOTrainer, RolloutSettings
-from reasonrec.recipes.trainers.item_sft import last_checkpoint
+from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer, RolloutSettings
+from reasonrec.recipes.trainers.resume import last_checkpoint
 from reasonrec.tokenizers.errors import UserError
 
 methods = pytest.mark.parametrize("method", ["full", "lora", "qlora"])
@@ -270,7 +271,7 @@ def test_the_probe_keeps_the_best_and_stops_early(tiny_base, make_grpo, tmp_path
     assert trainer.state.global_step == 6, "two probes in a row were not better than the one at step 2"
     entries = [(e["step"], e["eval_ndcg@10"], e["eval_hr@10"]) for e in trainer.state.log_history if "eval_hr@10" in e]
     assert entries == [(0, 0.1, 0.5), (2, 0.4, 0.5), (4, 0.3, 0.5), (6, 0.2, 0.5)]
-    best = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / BEST, dtype=torch.float32)
+    best = AutoModelForCausalLM.from_pretrained(best_folder(tmp_path / "out", 2), dtype=torch.float32)
     for kept, then in zip(best.parameters(), seen[1], strict=True):
         assert torch.equal(kept, then)
 

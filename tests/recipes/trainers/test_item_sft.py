@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 from trl import SFTConfig
 
 from reasonrec.recipes.models.load import LoraSettings, add_adapter, add_code_rows, load_base, load_tokenizer
-from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, last_checkpoint, save_weights
+from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, save_weights
+from reasonrec.recipes.trainers.resume import last_checkpoint
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 
@@ -246,29 +246,3 @@ def test_what_is_saved_is_the_adapter_in_safetensors(base, tmp_path, method):
         tensors = [stored.get_tensor(name) for name in stored.keys()]  # noqa: SIM118
     assert sorted(float(t.double().sum()) for t in tensors) == sorted(float(p.double().sum()) for p in trained)
     assert {t.dtype for t in tensors} == {torch.float32}
-
-
-def checkpoint(folder: Path, step: int, state: str | None = "{}") -> Path:
-    path = folder / f"checkpoint-{step}"
-    path.mkdir(parents=True)
-    (path / "adapter_model.safetensors").write_bytes(b"weights")
-    if state is not None:
-        (path / "trainer_state.json").write_text(state)
-    return path
-
-
-def test_the_last_checkpoint_is_the_newest_whole_one(tmp_path):
-    assert last_checkpoint(tmp_path / "nowhere") is None
-    assert last_checkpoint(tmp_path) is None
-    checkpoint(tmp_path, 300, state=None)  # killed before the state was written
-    assert last_checkpoint(tmp_path) is None
-    nine, ten = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
-    assert last_checkpoint(tmp_path) == ten, "by number, not by name"
-    checkpoint(tmp_path, 11, state=json.dumps({"global_step": 11})[:-4])  # killed while it was written
-    checkpoint(tmp_path, 12, state="")
-    (tmp_path / "checkpoint-best").mkdir()
-    (tmp_path / "checkpoint-best" / "trainer_state.json").write_text("{}")
-    (tmp_path / "checkpoint-20").write_text("no folder")
-    assert last_checkpoint(tmp_path) == ten
-    (ten / "trainer_state.json").unlink()
-    assert last_checkpoint(tmp_path) == nine
