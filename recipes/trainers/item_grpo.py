@@ -34,7 +34,7 @@ from reasonrec.recipes.models.policy import install_item_policy
 from reasonrec.recipes.models.precision import decide
 from reasonrec.recipes.trainers.advantages import permuted_rows
 from reasonrec.recipes.trainers.best import keep_best
-from reasonrec.recipes.trainers.divergence import LARGEST, from_all
+from reasonrec.recipes.trainers.divergence import from_all
 from reasonrec.recipes.trainers.groups import Advantage, Pool, alive, choose, telemetry
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, save_weights
 from reasonrec.recipes.trainers.keys import check_reports, prepare_arguments
@@ -304,8 +304,6 @@ class ItemGRPOTrainer(WatchedTrainer, GRPOTrainer):
         pool = self._collect(wanted)
         scores = pool.scores
         advantage = self._settings.advantage(scores.total, scores.hits, size)
-        if (largest := float(np.nan_to_num(np.abs(scores.total)).max())) > LARGEST:  # their deviation is infinite
-            raise UserError(f"rewards add up to {largest:g}, too much for an advantage: lower their weights")
         chosen = choose(alive(advantage, size), wanted)
         permuted = self._settings.advantage(scores.permuted_total, scores.permuted_hits, size)
         for name, value in telemetry(pool, advantage, permuted, chosen, self._scorer.trie.depth).items():

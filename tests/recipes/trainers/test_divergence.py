@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from reasonrec.recipes.trainers.divergence import LARGEST, bad_number, bad_tensor, check_trained, diverged, from_all
+from reasonrec.recipes.trainers.groups import Advantage
 from reasonrec.recipes.trainers.item_sft import save_weights
+from reasonrec.rewards import calling
+from reasonrec.rewards.registry import load_rewards
 from reasonrec.tokenizers.errors import UserError
 
 
@@ -77,7 +81,12 @@ def test_reinforcement_learning_that_diverges_is_an_error(tiny_base, make_grpo):
         trainer.train()
 
 
-def test_rewards_too_large_for_an_advantage_are_an_error(tiny_base, make_grpo, problem):
-    trainer = make_grpo(tiny_base, problem=problem(rewards={"exact": 1e300}))
-    with pytest.raises(UserError, match=r"rewards add up to 1e\+300, too much for an advantage: lower their weights"):
-        trainer.train()
+@pytest.mark.parametrize("algorithm", ["grpo", "srpo"])
+def test_rewards_too_large_for_an_advantage_are_an_error(algorithm):
+    with pytest.raises(UserError, match=r"weight 1e\+300 .*: a weight is a finite number of at most 1e\+06 in size"):
+        load_rewards({"exact": 1e300})
+    largest = calling.LARGEST**2  # a reward times its weight: the group's deviation is still finite
+    total, hits = np.array([largest, -largest, 0.0, 0.0]), np.array([True, False, False, False])
+    found = Advantage(algorithm, 2, scale=True)(total, hits, 4)
+    assert np.isfinite(found).all()
+    assert found[0] > found[2] > found[1]
