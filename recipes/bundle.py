@@ -15,14 +15,8 @@ import numpy as np
 from reasonrec.data_gen.alignment import Renderer
 from reasonrec.data_gen.prompts import Prompter
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.recipes.models.load import (
-    Method,
-    add_code_rows,
-    load_base,
-    load_tokenizer,
-    resize,
-    stored_fingerprint,
-)
+from reasonrec.recipes.models.fingerprint import fingerprint, fingerprint_like
+from reasonrec.recipes.models.load import Method, add_code_rows, load_base, load_tokenizer, resize
 from reasonrec.recipes.models.precision import Precision, choose
 from reasonrec.tokenizers.artefact import check_input, read_manifest
 from reasonrec.tokenizers.errors import UserError
@@ -145,9 +139,8 @@ def load_with_rows(
     model = load_base(
         setting.base_model, method=setting.method, precision=precision, trust_remote_code=trust_remote_code
     )
-    print_of_base = stored_fingerprint(model, setting.base_model, trust_remote_code=trust_remote_code)
     add_code_rows(model, bundle.tokenizer, bundle.vocabulary, bundle.index.codes, bundle.row_texts())
-    return model, print_of_base
+    return model, fingerprint(setting.base_model)
 
 
 def load_trained(
@@ -203,7 +196,7 @@ def load_trained(
     base = load_base(
         setting.base_model, method=setting.method, precision=precision, trust_remote_code=trust_remote_code
     )
-    check_base(manifest, base, trained, trust_remote_code)
+    check_base(manifest, base, setting, trained, trust_remote_code)
     resize(base, bundle.vocabulary)
     model = PeftModel.from_pretrained(base, path, is_trainable=trainable)
     model.peft_config["default"].base_model_name_or_path = setting.base_model  # what a further training writes
@@ -235,17 +228,26 @@ def trained_tokenizer(
         ) from error
 
 
-def check_base(manifest: Manifest, base: PreTrainedModel, setting: Setting, trust_remote_code: bool = False) -> None:
+def check_base(
+    manifest: Manifest, base: PreTrainedModel, setting: Setting, trained: Setting, trust_remote_code: bool = False
+) -> None:
     """Check that an adapter meets the base model it was trained on.
+
+    Args:
+        manifest: The adapter's.
+        base: The base model.
+        setting: Where it was loaded from.
+        trained: What the adapter was trained with.
+        trust_remote_code: As the base was loaded.
 
     Raises:
         UserError: If the weights differ; the message gives both fingerprints and the reference used in training.
     """
-    actual = stored_fingerprint(base, setting.base_model, trust_remote_code=trust_remote_code)
-    if actual != setting.fingerprint:
+    actual = fingerprint_like(trained.fingerprint, base, setting.base_model, trust_remote_code=trust_remote_code)
+    if actual != trained.fingerprint:
         raise UserError(
-            f"this {manifest.kind} was trained on base weights {setting.fingerprint[:12]}… ({setting.base_model}), "
-            f"but the base loaded now has {actual[:12]}…: load {setting.base_model} in the same revision, or train "
+            f"this {manifest.kind} was trained on base weights {trained.fingerprint[:12]}… ({trained.base_model}), "
+            f"but the base loaded now has {actual[:12]}…: load {trained.base_model} in the same revision, or train "
             "again"
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import re
@@ -170,32 +169,6 @@ def _from_pretrained(auto: Any, path: str, **options: Any) -> Any:
         if not Path(path).exists():  # what the Hub says of a folder's name helps nobody by itself
             first = f"there is no folder {Path(path).absolute()}, and the Hub did not give it either: {first}"
         raise UserError(f"model={path}: {first} (a Hub id, a local folder, or package:NAME)") from error
-
-
-def fingerprint(model: PreTrainedModel, n_rows: int = 256) -> str:
-    """Identifies a base model's weights, whether loaded in 4 bit or not: some embedding rows and all 1-D weights."""
-    digest = hashlib.sha256()
-    weight = model.get_input_embeddings().weight
-    tensors = [
-        weight[:n_rows],
-        *(p for name, p in sorted(model.named_parameters()) if p.ndim == 1 and "lora" not in name),
-    ]
-    for tensor in tensors:
-        digest.update(tensor.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def stored_fingerprint(model: PreTrainedModel, reference: str, *, trust_remote_code: bool = False) -> str:
-    """The fingerprint of a base model's weights as they are stored, whatever they were loaded in.
-
-    Only float16 loses what tells them apart: it has fewer exponents than bfloat16. They are read once more then.
-    """
-    from transformers import AutoModelForCausalLM
-
-    if model.get_input_embeddings().weight.dtype == torch.float16:
-        options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": "auto"}
-        model = _from_pretrained(AutoModelForCausalLM, resolve_model(reference), **options)
-    return fingerprint(model)
 
 
 def add_code_rows(
