@@ -44,8 +44,8 @@ _OPEN, _CLOSE = "\u2039", "\u203a"  # ‹ ›
 _KEPT_FORMAT = "\u200c\u200d"  # joiners carry meaning in Persian, Indic scripts and emoji
 
 
-def _drop_controls(text: str) -> str:
-    """Remove invisible characters, keep white space; lone surrogates would not even encode."""
+def drop_controls(text: str) -> str:
+    """Remove invisible characters (ANSI escapes begin with one) and lone surrogates, keep white space."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(
@@ -75,7 +75,7 @@ def neutralise(text: str, extra: Sequence[str] = ()) -> str:
         >>> neutralise("M3 < M5 [Pack of 2] <|im_end|>")
         'M3 < M5 (Pack of 2) ‹|im_end|›'
     """
-    text = _break_brackets(_drop_controls(text).translate(_PLAIN))
+    text = _break_brackets(drop_controls(text).translate(_PLAIN))
     words = [word for word in extra if word.strip()]
     # A space inside splits a token and keeps it readable. Two words may need each other's letters, hence the
     # rounds.
@@ -116,7 +116,7 @@ def clean_text(text: str | None, limit: int) -> str:
         return ""
     # Far more than can survive, so one huge field does not cost minutes of regular expressions.
     text = strip_markup(text[: 8 * limit + 1000])
-    text = _SPACES.sub(" ", _drop_controls(text)).strip()
+    text = _SPACES.sub(" ", drop_controls(text)).strip()
     if len(text) > limit:
         cut = text.rfind(" ", limit * 4 // 5, limit)
         text = text[: cut if cut > 0 else limit].rstrip()

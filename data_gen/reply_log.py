@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import one_line
 
 
 def request_hash(request: Mapping[str, Any]) -> str:
     """Identifies a request by everything that decides its reply."""
-    return hashlib.sha256(json.dumps(request, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
+    text = json.dumps(request, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 class ReplyLog:
@@ -38,16 +40,19 @@ class ReplyLog:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             return
-        raw = path.read_bytes()
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}): name another file with `replies`") from error
         whole, torn = raw[: raw.rfind(b"\n") + 1], raw[raw.rfind(b"\n") + 1 :]
         for number, line in enumerate(whole.splitlines(), 1):
             try:
-                entry = json.loads(line)
+                entry = _entry(json.loads(line))
                 self._entries[entry["request"]] = entry
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(
-                    f"{path}, line {number} is no reply ({error}): mend or remove the line, or name another file "
-                    "with `replies`"
+                    f"{path}, line {number} is no reply ({one_line(error)}): mend or remove the line, or name "
+                    "another file with `replies`"
                 ) from error
         if torn:  # a kill in the middle of a line; that reply is asked for again
             with path.open("r+b") as stream:
@@ -67,3 +72,19 @@ class ReplyLog:
             with self.path.open("ab") as stream:
                 stream.write(line)
             self._entries[entry["request"]] = dict(entry)
+
+
+def _entry(value: Any) -> dict[str, Any]:
+    """The value, if it is what a teacher reads again.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON {type(value).__name__}, not an object")
+    if not isinstance(value.get("request"), str):
+        raise ValueError("`request` is missing or no text")
+    for name in ("text", "problem"):
+        if name not in value or not isinstance(value[name], str | None):
+            raise ValueError(f"`{name}` is missing, or neither text nor null")
+    return value

@@ -6,28 +6,33 @@ busy. Every reply is written to a log at once, so a run that was stopped, by wha
 
 from __future__ import annotations
 
-import http.client
 import json
+import math
 import random
+import re
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
+from urllib.parse import quote, urlsplit
 
+from reasonrec.data_gen.bounded_http import Answer, Client, Unanswered
+from reasonrec.data_gen.clean import drop_controls
 from reasonrec.data_gen.label_statistics import Case
 from reasonrec.data_gen.reply_log import ReplyLog, request_hash
 from reasonrec.data_gen.teacher_prompts import Asker, Messages
 from reasonrec.data_gen.traces import Reply
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import one_line
 
 _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
-_HOPELESS = {401, 403, 404, 405}  # no other request would fare better
+_HOPELESS = {401, 402, 403, 404, 405, 407}  # no other request would fare better
 _LONGEST_PAUSE = 60.0
+_LONGEST_TIMEOUT = 86_400.0
+_PLACEHOLDER = 4  # longest word that a server which asks for any key is given: no secret, and part of many words
 
 
 class _Retry(Exception):
@@ -45,10 +50,11 @@ class EndpointSettings:
     Attributes:
         url: Base URL up to and including `/v1`.
         model: Name of the model there.
-        api_key: Sent as bearer token, if any; never stored.
+        api_key: Sent as bearer token, if any, to this address alone; never stored or shown.
         concurrency: Requests under way at a time.
         requests_per_minute: Limit over all of them.
-        timeout_s: Patience with one request.
+        timeout_s: Patience with one request, from the connection to the last byte, however slowly bytes arrive.
+        max_reply_bytes: Longest reply, headers included; a longer one is a failure like any other.
         retries: Further attempts after the first.
         pause_s: Pause before the second attempt; it doubles with each further one.
         give_up_after: Cases in a row without any reply after which the endpoint counts as down.
@@ -67,15 +73,55 @@ class EndpointSettings:
     give_up_after: int = 10
     temperature: float = 0.7
     max_new_tokens: int = 300
+    max_reply_bytes: int = 4 << 20
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise UserError(f"endpoint={self.url!r} has to be a URL such as http://localhost:8000/v1")
-        for name in ("concurrency", "requests_per_minute", "timeout_s", "pause_s", "give_up_after", "max_new_tokens"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name}={getattr(self, name)} has to be above 0")
-        if self.retries < 0 or self.temperature < 0:
-            raise UserError("retries and temperature have to be at least 0")
+        check_address(self.url)
+        if self.api_key and not re.fullmatch("[!-~]+", self.api_key):
+            raise UserError(
+                "the API key holds what no HTTP header can carry (a line break, a space, a letter beyond ASCII): set "
+                "its environment variable (api_key_env names it) to the key alone"
+            )
+        above = "concurrency requests_per_minute timeout_s pause_s give_up_after max_new_tokens max_reply_bytes"
+        for name in above.split():
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{name}={getattr(self, name)} has to be above 0, and finite")
+        if self.timeout_s > _LONGEST_TIMEOUT:
+            raise UserError(f"timeout_s={self.timeout_s:g} has to be at most a day, {_LONGEST_TIMEOUT:g}")
+        if self.retries < 0 or not (0 <= self.temperature < math.inf):
+            raise UserError("retries and temperature have to be at least 0, and finite")
+
+    def without_key(self, text: str) -> str:
+        """A text from the endpoint without what a terminal obeys, and without the key, however it is spelt."""
+        text, key = drop_controls(text), self.api_key or ""
+        if len(key) > _PLACEHOLDER:
+            for spelling in (key, key.replace("/", r"\/"), quote(key, safe="")):
+                text = text.replace(spelling, "***")
+        return text
+
+
+def check_address(url: str) -> None:
+    """Check the base URL of an endpoint, which goes into messages, reports and manifests.
+
+    Raises:
+        UserError: If it is no plain HTTP address, or could hold a secret; what could be one is not repeated.
+    """
+    rule = "write the address up to /v1, such as http://localhost:8000/v1"
+    if re.search("[@?#]", url):
+        raise UserError(
+            "endpoint holds an @, a ? or a #, and so perhaps a user, a password or a key, which would be written into "
+            f"reports: {rule}, and put the key into the environment variable OPENAI_API_KEY, or into the one that "
+            "api_key_env names"
+        )
+    if not re.fullmatch("[!-~]*", url):
+        raise UserError(f"endpoint={url!a} holds white space, control characters or letters beyond ASCII: {rule}")
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # the port, or brackets
+        good = False
+    if not good:
+        raise UserError(f"endpoint={url!r} has to be a URL such as http://localhost:8000/v1")
 
 
 class _Pace:
@@ -89,7 +135,7 @@ class _Pace:
             now = time.monotonic()
             at = max(now, self._next)
             self._next = at + self._gap
-        stop.wait(at - now)
+        stop.wait(min(at - now, threading.TIMEOUT_MAX))
 
 
 @dataclass
@@ -109,6 +155,11 @@ class EndpointTeacher:
     hindsight: bool = False
     attempts: int = field(default=0, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    _client: Client = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        url = self.settings.url.rstrip("/") + "/chat/completions"
+        self._client = Client(url, self.settings.timeout_s, self.settings.max_reply_bytes)
 
     @property
     def name(self) -> str:
@@ -119,8 +170,8 @@ class EndpointTeacher:
         """Ask for every case that the log does not answer yet; replies come in the order of arrival.
 
         Raises:
-            UserError: If the endpoint refuses everything (key, address, model), or stays down; what came before that
-                is in the log.
+            UserError: If the endpoint refuses everything (key, address, model), points elsewhere, or stays down; what
+                came before that is in the log.
         """
         pace, stop, silent = _Pace(self.settings.requests_per_minute), threading.Event(), 0
         todo = iter(cases)
@@ -179,36 +230,51 @@ class EndpointTeacher:
             with self._lock:
                 self.attempts += 1
             try:
-                return _read(self._post(body))
+                text, problem = self._ask(body)
+                return (None if text is None else self.settings.without_key(text)), problem
             except _Retry as error:
                 why = error.why
                 if attempt < self.settings.retries:
                     # Drawn, so that requests which failed together do not come back together.
-                    pause = self.settings.pause_s * 2**attempt * random.uniform(0.5, 1.0)
+                    pause = self.settings.pause_s * 2 ** min(attempt, 16) * random.uniform(0.5, 1.0)
                     stop.wait(min(max(pause, error.pause), _LONGEST_PAUSE))
         return None, why
 
-    def _post(self, body: dict[str, Any]) -> bytes:
+    def _ask(self, body: dict[str, Any]) -> tuple[str | None, str | None]:
+        """Text or problem of one attempt.
+
+        Raises:
+            _Retry: If another attempt may fare better.
+            UserError: If none will.
+        """
         headers = {"Content-Type": "application/json"}
         if self.settings.api_key:
             headers["Authorization"] = f"Bearer {self.settings.api_key}"
-        url = self.settings.url.rstrip("/") + "/chat/completions"
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         try:
-            with urllib.request.urlopen(request, timeout=self.settings.timeout_s) as response:
-                return bytes(response.read())
-        except urllib.error.HTTPError as error:
-            detail = error.read(300).decode("utf-8", "replace").replace("\n", " ")
-            if error.code in _HOPELESS:
-                raise UserError(
-                    f"endpoint={self.settings.url} answers {error.code} for model {self.settings.model}: {detail} "
-                    "(check the address up to /v1, the model's name and the key)"
-                ) from error
-            if error.code in _AGAIN or error.code >= 500:
-                raise _Retry(f"failed: status {error.code}", _seconds(error.headers.get("Retry-After"))) from error
-            return json.dumps({"refused": f"status {error.code}: {detail}"}).encode()
-        except (OSError, http.client.HTTPException) as error:  # refused connection, timeout, cut off in the middle
-            raise _Retry(f"failed: {type(error).__name__}") from error
+            answer = self._client.post(json.dumps(body).encode(), headers)
+        except Unanswered as error:
+            raise _Retry(f"failed: {error}") from error
+        if 200 <= answer.status < 300:
+            return _read(answer.body)
+        if 300 <= answer.status < 400 or answer.status in _HOPELESS:
+            raise UserError(self._hopeless(answer))
+        if answer.status in _AGAIN or not 400 <= answer.status < 500:
+            raise _Retry(f"failed: status {answer.status}", _seconds(answer.retry_after))
+        return None, "refused"
+
+    def _hopeless(self, answer: Answer) -> str:
+        where = f"endpoint={self.settings.url} answers {answer.status}"
+        if 300 <= answer.status < 400:
+            target = re.sub("//[^/]*@", "//", re.split("[?#]", answer.location)[0])
+            shown = one_line(self.settings.without_key(target), 120) or "nowhere"
+            return (
+                f"{where} and points to {shown}: redirects are not followed, for they would take the key and the "
+                "prompts along; if you trust that address, name it up to /v1 as `endpoint`"
+            )
+        # The whole text first: a key that a cut goes through would not be recognised.
+        detail = one_line(self.settings.without_key(answer.body.decode("utf-8", "replace")), 200)
+        model = one_line(self.settings.model, 100)
+        return f"{where} for model {model}: {detail} (check the address up to /v1, the model's name and the key)"
 
 
 def _seconds(value: str | None) -> float:
@@ -226,12 +292,10 @@ def _read(raw: bytes) -> tuple[str | None, str | None]:
     """
     try:
         response = json.loads(raw)
-        if "refused" in response:
-            return None, "refused"
         choice = response["choices"][0]
         message = choice["message"]
         text = message.get("content")
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise _Retry("failed: junk instead of a completion") from error
     if message.get("refusal") or choice.get("finish_reason") == "content_filter":
         return None, "refused"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -14,7 +15,7 @@ from reasonrec.data_gen.reasoning_tasks import Mention
 from reasonrec.data_gen.reply_log import ReplyLog
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.data_gen.synthesis import OnMiss, hindsight_targets
-from reasonrec.data_gen.teacher_endpoint import EndpointSettings, EndpointTeacher
+from reasonrec.data_gen.teacher_endpoint import EndpointSettings, EndpointTeacher, check_address
 from reasonrec.data_gen.teacher_grounded import GroundedTeacher
 from reasonrec.data_gen.teacher_local import LocalTeacher
 from reasonrec.data_gen.teacher_prompts import Asker
@@ -67,7 +68,12 @@ class SynthesizeConfig:
     api_key_env: str = field(default="OPENAI_API_KEY", metadata=_help("environment variable that holds the key"))
     concurrency: int = field(default=8, metadata=_help("requests under way, or cases generated together", at_least=1))
     requests_per_minute: float = field(default=600.0, metadata=_help("limit over all requests", above=0))
-    timeout_s: float = field(default=60.0, metadata=_help("patience with one request", above=0))
+    timeout_s: float = field(
+        default=60.0, metadata=_help("seconds for one request, to the last byte of its reply", above=0, at_most=86400)
+    )
+    max_reply_bytes: int = field(
+        default=4 << 20, metadata=_help("longest reply of the endpoint; a longer one has failed", at_least=1)
+    )
     retries: int = field(default=5, metadata=_help("further attempts", at_least=0))
     pause_s: float = field(default=1.0, metadata=_help("pause before the second attempt; it doubles", at_least=0))
     temperature: float = field(default=0.7, metadata=_help("sampling temperature of the endpoint", at_least=0))
@@ -93,6 +99,13 @@ class SynthesizeConfig:
             raise UserError(f"teacher: {self.teacher} needs teacher_model")
         if self.teacher == "grounded" and (self.hindsight or self.teacher_model):
             raise UserError("teacher: grounded reads no LLM and is blind: remove hindsight and teacher_model")
+        # Both are written into the manifest, whichever teacher it is.
+        check_address(self.endpoint)
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):  # not repeated: it may be the key
+            raise UserError(
+                "api_key_env is the name of an environment variable (letters, digits and _), not the key itself: "
+                "export OPENAI_API_KEY=…, or name another variable"
+            )
 
 
 def build_teacher(
@@ -107,7 +120,15 @@ def build_teacher(
     asker = Asker(dataset.items, targets=hindsight_targets(*selections) if config.hindsight else None)
     log = ReplyLog(Path(config.replies or f"{config.output_dir.rstrip('/')}.replies.jsonl"))
     if config.teacher == "endpoint":
-        names = ("concurrency", "requests_per_minute", "timeout_s", "retries", "pause_s", "temperature")
+        names = (
+            "concurrency",
+            "requests_per_minute",
+            "timeout_s",
+            "retries",
+            "pause_s",
+            "temperature",
+            "max_reply_bytes",
+        )
         settings = EndpointSettings(
             config.endpoint,
             config.teacher_model,

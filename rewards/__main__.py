@@ -3,7 +3,8 @@
 python -m reasonrec.rewards list
 python -m reasonrec.rewards check examples/custom_reward.py:fresh_items
 
-`check` ends with status 1 if the reward cannot be used, and with 2 if it cannot be loaded.
+`check` runs the reward in a process of its own, within limits, and does not show what it prints. It ends with status 1
+if the reward cannot be used (it hangs, crashes or breaks a rule), and with 2 if it cannot be loaded.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import sys
 from collections.abc import Sequence
 
 from reasonrec.rewards.calling import CONTEXT, KEYWORDS, REQUIRABLE, ROWS
-from reasonrec.rewards.check import Finding, check_reward
+from reasonrec.rewards.check import Finding
 from reasonrec.rewards.registry import RewardSpec, load_reward, names
+from reasonrec.rewards.sandbox import Limits, check_apart
 from reasonrec.tokenizers.environment import expand_home, wait_passively
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.terminal import say
+from reasonrec.tokenizers.terminal import one_line, say
 from reasonrec.tokenizers.yaml_files import load_yaml
+
+_LONGEST = 1200  # characters of a line
 
 
 def list_rewards() -> None:
@@ -38,15 +42,15 @@ def list_rewards() -> None:
 def report(spec: str, found: Finding) -> None:
     """Print what a check found."""
     for mode, rows in found.values.items():
-        say(f"{spec}, {mode} mode")
+        say(f"{one_line(spec)}, {mode} mode")
         for case, value in rows:
             say(f"  {'None' if value is None else format(value, '.4f'):>9}  {case.kind:<12} {case.name}")
     for note in found.notes:
-        say(f"note: {note}")
+        say(f"note: {one_line(note, _LONGEST)}")
     for warning in found.warnings:
-        say(f"warning: {warning}")
+        say(f"warning: {one_line(warning, _LONGEST)}")
     for violation in found.violations:
-        say(f"violation: {violation}")
+        say(f"violation: {one_line(violation, _LONGEST)}")
     say("it cannot be used as it is" if found.violations else "it can be used")
 
 
@@ -67,6 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     check.add_argument("reward", help="a registered name, or path/to/file.py:function")
     check.add_argument("--options", default="{}", help="the reward's own keywords, as YAML: '{n: 4}'")
     check.add_argument("--strict", action="store_true", help="let warnings end with status 1 too")
+    limits = Limits()
+    check.add_argument(
+        "--time_limit", type=float, default=limits.seconds, help="seconds for all of it (default: %(default)g)"
+    )
+    check.add_argument(
+        "--memory_limit", type=float, default=limits.memory_gb, help="GiB for its process (default: %(default)g)"
+    )
     options = parser.parse_args(argv)
     if options.command == "list":
         list_rewards()
@@ -80,11 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"--options {options.options!r}: write a mapping, such as '{{n: 4}}'")
         name = expand_home(options.reward, "reward")
         spec = RewardSpec.read(name, {"weight": 1.0, **own})
-        reward = load_reward(name, spec.options)
+        found = check_apart(name, spec.options, Limits(options.time_limit, options.memory_limit))
     except UserError as error:
         say(f"error: {error}", file=sys.stderr)
         return 2
-    found = check_reward(reward)
     report(options.reward, found)
     return 1 if found.violations or (options.strict and found.warnings) else 0
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import one_line
 
 RewardFunction = Callable[..., Sequence[float | None]]
 
@@ -54,6 +56,9 @@ CONTEXT_ON_REQUEST = {
 }
 REQUIRABLE = {**ROWS_ON_REQUEST, **CONTEXT_ON_REQUEST}
 KEYWORDS = {**ROWS, **CONTEXT, **REQUIRABLE}
+# Above it a reward says nothing any more: float32, in which advantages are computed, resolves 0.06 there, and its
+# squares, with a weight of the same size, have to stay finite.
+LARGEST = 1e6
 _SHAPE = "it has to return a list with one float or None for each completion"
 
 
@@ -83,31 +88,32 @@ class Reward:
             A float or None for each completion.
 
         Raises:
-            UserError: If the function raises or returns anything else than one finite number or None per
-                completion; names the reward and the completion.
+            UserError: If the function raises (`SystemExit` too, or a training would end as if it were done) or returns
+                anything else than one number of at most `LARGEST` in size, or None, per completion; names the reward
+                and the completion.
         """
         missing = [name for name in (*_wanted(self.function), *self.requires) if name not in {*batch, *self.options}]
         if missing:
             raise UserError(f"reward {self.name!r} needs {missing[0]}, which this caller does not provide")
         try:
-            values = self.function(**{**batch, **self.options})
+            values: Any = self.function(**{**batch, **self.options})
+            if hasattr(type(values), "tolist"):  # an array or a tensor
+                values = values.tolist()
         except UserError as error:  # it knows what is wrong
-            raise UserError(f"reward {self.name!r}: {error}") from error
-        except Exception as error:
+            raise UserError(f"reward {self.name!r}: {one_line(error, 500)}") from error
+        except (Exception, SystemExit) as error:
             row = self._culprit(batch)
             where = f"on the completion {_shown(batch, row)}" if row is not None else "on the batch as a whole"
             raise UserError(
-                f"reward {self.name!r} raised {type(error).__name__}: {error} {where}; {_SHAPE}, whatever the "
+                f"reward {self.name!r} raised {_type(error)}: {one_line(error)} {where}; {_SHAPE}, whatever the "
                 "completion holds"
             ) from error
         return self._checked(values, batch)
 
     def _checked(self, values: Any, batch: Mapping[str, Any]) -> list[float | None]:
         completions = batch["completions"]
-        if hasattr(values, "tolist"):  # an array or a tensor
-            values = values.tolist()
         if not isinstance(values, list | tuple):
-            raise UserError(f"reward {self.name!r} returned {type(values).__name__}; {_SHAPE}")
+            raise UserError(f"reward {self.name!r} returned {_type(values)}; {_SHAPE}")
         if len(values) != len(completions):
             first = f"; the first completion is {_shown(batch, 0)}" if len(completions) else ""
             raise UserError(
@@ -120,15 +126,15 @@ class Reward:
                 number = value
             elif isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
                 raise UserError(
-                    f"reward {self.name!r} returned {_short(repr(value))} ({type(value).__name__}) for the completion "
-                    f"{_shown(batch, row)}; {_SHAPE}"
+                    f"reward {self.name!r} returned {one_line(reprlib.repr(value), 160)} ({_type(value)}) for the "
+                    f"completion {_shown(batch, row)}; {_SHAPE}"
                 )
             else:
-                number = float(value)
-            if number is not None and not math.isfinite(number):
+                number = _as_float(value)
+            if number is not None and not abs(number) <= LARGEST:
                 raise UserError(
-                    f"reward {self.name!r} returned {number} for the completion {_shown(batch, row)}; {_SHAPE}, "
-                    "None where there is nothing to say"
+                    f"reward {self.name!r} returned {number:g} for the completion {_shown(batch, row)}; a reward is "
+                    f"finite and at most {LARGEST:g} in size, and {_SHAPE}, None where there is nothing to say"
                 )
             result.append(number)
         return result
@@ -138,7 +144,7 @@ class Reward:
         for row in range(len(batch["completions"])):
             try:
                 self.function(**{**take(batch, [row]), **self.options})
-            except Exception:
+            except (Exception, SystemExit):
                 return row
         return None
 
@@ -174,7 +180,10 @@ def check_signature(name: str, function: Any, nearest: Callable[[str, Sequence[s
         raise UserError(f"reward {name!r} is a {type(function).__name__}, not a function; {form}")
     if inspect.iscoroutinefunction(function):
         raise UserError(f"reward {name!r} is asynchronous; {form}")
-    parameters = inspect.signature(function).parameters.values()
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (ValueError, TypeError) as error:  # written in C
+        raise UserError(f"reward {name!r} does not say which keywords it takes; {form}") from error
     for parameter in parameters:
         if parameter.kind not in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD):
             raise UserError(f"reward {name!r} takes {parameter.name!r} by position; {form}, with the star in front")
@@ -199,9 +208,16 @@ def _wanted(function: RewardFunction) -> list[str]:
     return [p.name for p in parameters if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
 
 
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number or a fraction that no float is large enough for
+        return math.inf
+
+
+def _type(value: object) -> str:
+    return one_line(type(value).__name__, 60)
+
+
 def _shown(batch: Mapping[str, Any], row: int) -> str:
-    return f"{_short(repr(batch['completions'][row]))} (row {row})"
-
-
-def _short(text: str, most: int = 160) -> str:
-    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 3 :]}"
+    return f"{one_line(repr(batch['completions'][row]), 160)} (row {row})"

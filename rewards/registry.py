@@ -16,7 +16,6 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,9 +26,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from reasonrec.rewards.calling import REQUIRABLE, Reward, RewardFunction, check_signature, own_options
+from reasonrec.rewards.calling import LARGEST, REQUIRABLE, Reward, RewardFunction, check_signature, own_options
 from reasonrec.tokenizers.artefact import file_hash
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import one_line
 
 # One family a file; a new one is added here.
 FAMILIES = ("exact", "prefix", "rank", "format", "length", "repetition", "collaborative", "likelihood")
@@ -111,7 +111,7 @@ class RewardSpec:
         options: Values of the function's own keywords.
 
     Raises:
-        UserError: If the weight is no finite number.
+        UserError: If the weight is no number, or above `calling.LARGEST` in size.
     """
 
     weight: float
@@ -120,8 +120,11 @@ class RewardSpec:
     def __post_init__(self) -> None:
         """Check the weight."""
         weight = self.weight
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-            raise UserError(f"weight {weight!r} ({type(weight).__name__}): a weight is a finite number, 0 logs only")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) <= LARGEST:
+            raise UserError(
+                f"weight {one_line(weight, 60)} ({type(weight).__name__}): a weight is a finite number of at most "
+                f"{LARGEST:g} in size, 0 logs only"
+            )
 
     @classmethod
     def read(cls, spec: str, value: Any) -> RewardSpec:
@@ -285,9 +288,11 @@ def _run_file(path: Path, spec: str) -> ModuleType:
     except UserError:
         del sys.modules[name]
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends itself would end the training with status 0
         del sys.modules[name]
-        raise UserError(f"reward {spec!r}: running {path} failed with {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"reward {spec!r}: running {path} failed with {one_line(type(error).__name__, 60)}: {one_line(error)}"
+        ) from error
     return module
 
 

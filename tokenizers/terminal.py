@@ -47,6 +47,24 @@ def shown(value: Any, limit: int = 100) -> str:
     return visible(text, limit)
 
 
+def one_line(text: object, limit: int = 300) -> str:
+    r"""A text of somebody else's (an exception's, a server's) on one line, visible and cut.
+
+    Args:
+        text: What is shown; its `str` counts, even where that is an error of its own.
+        limit: Most characters to keep.
+
+    Example:
+        >>> one_line("red: \x1b[31m!\n  next")
+        'red: \\x1b[31m! next'
+    """
+    try:
+        words = str(text).split()
+    except Exception:  # its author's mistake, in an exception of theirs, say
+        words = [f"({type(text).__name__} without a readable text)"]
+    return visible(" ".join(words), limit)
+
+
 def say(text: object, *, file: TextIO | None = None) -> None:
     """Print a text, made `visible`; its lines stay.
 

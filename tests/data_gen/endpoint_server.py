@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -19,7 +21,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """One request."""
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = self.body = self.rfile.read(int(self.headers["Content-Length"]))
         mode = self.path.split("/")[1]
         with lock:
             seen["posts"] += 1
@@ -87,6 +89,38 @@ class Handler(BaseHTTPRequestHandler):
 
     def empty(self) -> None:
         self._choice(content="  ")
+
+    def redirect(self) -> None:
+        self._send(302, b"", Location="http://user:word@elsewhere.invalid/v1?key=\x1b[2Jx")
+
+    def drip(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):  # until the other side has had enough
+            while True:
+                self.wfile.write(b" ")
+                time.sleep(0.01)
+
+    def huge(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(4 << 30))
+        self.end_headers()
+
+    def says(self) -> None:
+        """The JSON that is the model's name."""
+        self._send(200, json.loads(self.body)["model"].encode())
+
+    def deep(self) -> None:
+        self._send(200, b'{"choices":' * 200_000)
+
+    def echo(self) -> None:
+        key = self.headers["Authorization"].removeprefix("Bearer ")
+        self._choice(content=f"{GOOD}\n\x1b[31m{key[:3]}\x00{key[3:]}\x9b \ud800 {key}")
+
+    def echo_error(self) -> None:
+        key = self.headers["Authorization"].removeprefix("Bearer ")
+        slashed = key.replace("/", "\\/")
+        self._send(401, f"\x1b[2J{'no ' * 30}\n{slashed} {key[:3]}\x00{key[3:]} {key * 99}".encode())
 
     def unauthorised(self) -> None:
         self._send(401, b"no such key")

@@ -115,7 +115,7 @@ def test_an_endpoint_that_goes_down_is_named_and_its_replies_are_kept(server, tm
     with pytest.raises(UserError, match=r"3 cases in a row got no reply"):  # however many fail at once
         list(together.write(CASES))
     nobody = teacher("http://127.0.0.1:9", "fine", log, give_up_after=2, retries=0)
-    with pytest.raises(UserError, match="failed: URLError"):
+    with pytest.raises(UserError, match=r"failed: URLError \(ConnectionRefusedError\)"):
         list(nobody.write(CASES))
 
 
@@ -127,13 +127,16 @@ def test_an_endpoint_that_goes_down_is_named_and_its_replies_are_kept(server, tm
         ("cut", "cut off at max_new_tokens", 1),
         ("empty", "empty", 1),
         ("junk", "failed: junk instead of a completion", 3),
+        ("deep", "failed: junk instead of a completion", 3),
+        ("drip", "failed: TimeoutError", 3),
+        ("huge", "failed: a reply of more than 4194304 bytes", 3),
         ("silent", "failed: TimeoutError", 3),
         ("hang_up", "failed: IncompleteRead", 3),
     ],
 )
 def test_every_way_of_not_answering_is_counted(server, tmp_path, mode, problem, attempts):
     log = tmp_path / "log.jsonl"
-    writer = teacher(server, mode, log, timeout_s=0.2 if mode == "silent" else 60)
+    writer = teacher(server, mode, log, timeout_s=0.2 if mode in ("silent", "drip") else 60)
     replies = list(writer.write(CASES[:2]))
     assert Counter(reply.problem for reply in replies) == {problem: 2}
     assert writer.attempts == 2 * attempts
@@ -150,6 +153,41 @@ def test_a_wrong_key_stops_at_once_and_a_right_one_is_never_written_down(server,
     assert "right" not in repr(writer)
 
 
+@pytest.mark.parametrize(
+    "reply",
+    ["[]", "null", "7", '"refused"', '["refused"]', "{}", '{"choices": {"0": 1}}', '{"choices": [[]]}', "9" * 5000,
+     '{"choices": [{"message": "text"}]}', '{"choices": [{"message": ["content"]}]}', '{"refused": 1}', "NaN"],
+)  # fmt: skip
+def test_json_that_is_no_completion_is_junk(server, tmp_path, reply):
+    writer = EndpointTeacher(
+        Numbered(ITEMS),
+        EndpointSettings(f"{server}/says/v1", reply, requests_per_minute=60000, retries=0),
+        ReplyLog(tmp_path / "log.jsonl"),
+    )
+    assert [r.problem for r in writer.write(CASES[:1])] == ["failed: junk instead of a completion"]
+
+
+def test_a_redirect_stops_at_once(server, tmp_path):
+    with pytest.raises(UserError, match=r"answers 302 and points to http://elsewhere.invalid/v1: redirects are not"):
+        list(teacher(server, "redirect", tmp_path / "log.jsonl", api_key="sk-secret/1").write(CASES))
+
+
+def test_neither_key_nor_control_characters_come_back(server, tmp_path):
+    log, key = tmp_path / "log.jsonl", "sk-secret/1"
+    with pytest.raises(UserError, match=r"answers 401 .*no no .*\*\*\*") as caught:
+        list(teacher(server, "echo_error", log, api_key=key).write(CASES))
+    message = str(caught.value)
+    assert "secret" not in message
+    assert message.isprintable()
+    assert len(message) < 500
+    (reply,) = teacher(server, "echo", log, api_key=key).write(CASES[:1])
+    assert "secret" not in (reply.text or "") + log.read_text()
+    assert (reply.text or "").split("\n")[-1] == "[31m***  ***"
+    assert parse_reply(reply.text or "")
+    (again,) = teacher(server, "echo", log, api_key=key).write(CASES[:1])
+    assert again == reply
+
+
 def test_the_rate_is_limited_over_all_threads(server, tmp_path):
     begin = time.monotonic()
     list(teacher(server, "fine", tmp_path / "log.jsonl", requests_per_minute=1200).write(CASES[:9]))
@@ -161,6 +199,45 @@ def test_settings_that_cannot_be_meant():
         EndpointSettings("localhost:8000", "m")
     with pytest.raises(UserError, match="requests_per_minute=0 has to be above 0"):
         EndpointSettings("http://x/v1", "m", requests_per_minute=0)
+    for name in ("timeout_s", "requests_per_minute", "temperature", "pause_s"):
+        for value in (float("nan"), float("inf")):
+            with pytest.raises(UserError, match=f"{name}.* finite"):
+                EndpointSettings("http://x/v1", "m", **{name: value})
+    with pytest.raises(UserError, match="timeout_s=1e\\+09 has to be at most a day"):
+        EndpointSettings("http://x/v1", "m", timeout_s=1e9)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:s3cret@host/v1", "https://s3cret@host/v1", "s3cret:x@host", "https://host/v1?api_key=s3cret",
+        "https://host/v1#s3cret", "https://üser:s3cret@host/v1",
+    ],
+)  # fmt: skip
+def test_a_secret_in_an_address_is_refused_and_not_repeated(url):
+    with pytest.raises(UserError, match="environment variable OPENAI_API_KEY") as caught:
+        EndpointSettings(url, "m")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://", "http://h:99999/v1", "http://[::1/v1", "ftp://h/v1", "http://h:x/v1", ""])
+def test_what_is_no_address(url):
+    with pytest.raises(UserError, match="has to be a URL such as"):
+        EndpointSettings(url, "m")
+
+
+@pytest.mark.parametrize("url", ["http://h/v 1", "http://h/v1\r\nX: y", "http://höst/v1", "http://h/\udcff"])
+def test_an_address_is_plain_ascii(url):
+    with pytest.raises(UserError, match="holds white space, control characters") as caught:
+        EndpointSettings(url, "m")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("key", ["s3cret\n", "s3cret\r\nX-Admin: 1", "s3 cret", "s3crét", "s3cret\udcff"])
+def test_a_key_that_no_header_carries_is_refused_and_not_repeated(key):
+    with pytest.raises(UserError, match="the API key holds what no HTTP header can carry") as caught:
+        EndpointSettings("http://h/v1", "m", key)
+    assert "s3" not in str(caught.value)
 
 
 # The log.
@@ -183,9 +260,34 @@ def test_a_torn_line_is_dropped_and_the_others_stay(tmp_path):
         ReplyLog(path)
 
 
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b"[1]", "a JSON list, not an object"),
+        (b'{"text": "x", "problem": null}', "`request` is missing"),
+        (b'{"request": ["a"], "text": "x", "problem": null}', "`request` is missing or no text"),
+        (b'{"request": "a"}', "`text` is missing"),
+        (b'{"request": "a", "text": 7, "problem": null}', "`text` is missing, or neither text nor null"),
+        (b'{"request": "a", "text": "x", "problem": {}}', "`problem` is missing"),
+        (b"[" * 200_000, "recursion"),
+        (b'{"request": "\xff"}', "decode"),
+    ],
+)
+def test_a_line_that_is_no_reply_is_named(tmp_path, line, why):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"request": "a", "text": null, "problem": "refused"}\n' + line + b"\n")
+    with pytest.raises(UserError, match=rf"log.jsonl, line 2 is no reply \(.*{why}.*\): mend or remove"):
+        ReplyLog(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        ReplyLog(tmp_path)
+
+
 def test_requests_are_told_apart_by_everything_that_decides_the_reply():
     assert request_hash({"a": 1, "b": 2}) == request_hash({"b": 2, "a": 1})
     assert request_hash({"a": 1}) != request_hash({"a": 2})
+    assert request_hash({"a": "\udcff"}) != request_hash({"a": "\udcfe"}), (
+        "a name that is not UTF-8 on the command line"
+    )
 
 
 # What is asked.

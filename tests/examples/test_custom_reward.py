@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from reasonrec.rewards.check import GOLDEN, cases, make_batch
+from reasonrec.rewards.cases import GOLDEN, cases, make_batch
 from reasonrec.rewards.registry import load_reward, load_rewards
 
 ROOT = Path(__file__).parents[2]

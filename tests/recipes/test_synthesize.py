@@ -194,6 +194,10 @@ def test_a_local_model_that_says_nothing_of_use_is_counted(tiny_dataset, tiny_ba
     [
         (["--teacher", "endpoint"], "teacher: endpoint needs teacher_model"),
         (["--hindsight", "true"], "grounded reads no LLM and is blind"),
+        (["--endpoint", "https://u:p@h/v1"], "put the key into the environment variable OPENAI_API_KEY"),
+        (["--api_key_env", "sk-1"], "api_key_env is the name of an environment variable .*not the key itself"),
+        (["--timeout_s", "1e9"], "timeout_s=1000000000.0 has to be at most 86400"),
+        (["--max_reply_bytes", "0"], "max_reply_bytes=0 has to be at least 1"),
         (["--index", "x"], "give both, or neither"),
         (["--min_history", "9"], "min_history=9 is above max_history=6"),
         (["--rows", "0"], "rows=0 has to be at least 1"),

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from reasonrec.rewards.__main__ import main
-from reasonrec.rewards.check import GOLDEN, cases, check_reward, make_batch
+from reasonrec.rewards.cases import GOLDEN, cases, make_batch
+from reasonrec.rewards.check import check_reward
 from reasonrec.rewards.registry import load_reward, names
 
 Check = Callable[..., tuple[int, str]]
@@ -86,6 +87,20 @@ def test_the_cases_are_what_they_say() -> None:
         ("return ['good'] * len(completions)", "str"),
         ("return [p == t for p, t in zip(predicted_codes, target_codes)]", "bool"),
         ("return [None] * len(completions)", "None for everything"),
+        ("return [2.0] * len(completions)", "every completion gets 2, a malformed one as an exact hit"),
+        ("return [0.0] * len(completions)", "every completion gets 0, a malformed one as an exact hit"),
+        ("return [float(p is None) for p in predicted_codes]", "'no answer' gets 1, an exact hit 0: it pays for"),
+        (
+            "return [float(p in (None, t)) for p, t in zip(predicted_codes, target_codes)]",
+            "the malformed 'no answer' gets 1, an exact hit 1",
+        ),
+        ("return [1.0 if p is None else None for p in predicted_codes]", "'no answer' gets 1, an exact hit 0"),
+        ("return [-float(p in (None, t)) for p, t in zip(predicted_codes, target_codes)]", "gets -1, an exact hit -1"),
+        ("return [1e300] * len(completions)", r"1e\+300 for the completion .* at most 1e\+06 in size"),
+        ("return [float('inf')] * len(completions)", r"inf for the completion .* at most 1e\+06 in size"),
+        ("return [10**400] * len(completions)", r"inf for the completion .* at most 1e\+06 in size"),
+        ("raise SystemExit(0)", "raised SystemExit: 0 on the completion"),
+        ("raise KeyboardInterrupt", "it raised KeyboardInterrupt"),
     ],
 )
 def test_violations(body: str, message: str, check: Check) -> None:
@@ -96,13 +111,14 @@ def test_violations(body: str, message: str, check: Check) -> None:
 
 
 def test_warnings(check: Check) -> None:
-    status, output = check("return [float(p is None) for p in predicted_codes]")
+    misses = "return [float(p is not None and p != t) for p, t in zip(predicted_codes, target_codes)]"
+    status, output = check(misses)
     assert status == 0
     assert "an exact hit 0: alone, or with a large weight" in output
-    assert check("return [float(p is None) for p in predicted_codes]", "--strict")[0] == 1
-    status, output = check("return [2.0] * len(completions)")
+    assert check(misses, "--strict")[0] == 1
+    status, output = check("return [1.0 if p == t else None for p, t in zip(predicted_codes, target_codes)]")
     assert status == 0
-    assert "tells nothing apart" in output
+    assert "every completion that gets anything gets 1" in output
     status, output = check(
         "return [float(p == t) + 0 * max(map(len, completions)) for p, t in zip(predicted_codes, target_codes)]"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from reasonrec.rewards import registry
 from reasonrec.rewards.calling import CONTEXT, REQUIRABLE, ROWS, Reward, take
-from reasonrec.rewards.check import cases, make_batch
+from reasonrec.rewards.cases import cases, make_batch
 from reasonrec.rewards.registry import RewardSpec, load_reward, load_rewards, names, reward, reward_files
 from reasonrec.tokenizers.errors import UserError
 
@@ -93,6 +94,7 @@ def test_a_decorated_function_keeps_its_name_and_needs(write: Callable[..., str]
         ("{folder}/mine:f", "no file .*mine; did you mean 'mine.py'"),
         ("{folder}/mine.py:VALUE", "is a int, not a function"),
         ("{folder}/broken.py:f", "running .*broken.py failed with SyntaxError"),
+        ("{folder}/ends.py:f", "running .*ends.py failed with SystemExit: 0"),
         ("{folder}/raises.py:f", "running .*raises.py failed with ZeroDivisionError"),
     ],
 )
@@ -100,6 +102,7 @@ def test_what_cannot_be_found(spec: str, message: str, write: Callable[..., str]
     write(GOOD + "VALUE = 3\ndef twice(*, completions, **_):\n    return []\n")
     write("def f(:", "broken.py")
     write("1 / 0", "raises.py")
+    write("raise SystemExit(0)", "ends.py")
     with pytest.raises(UserError, match=message):
         load_reward(spec.format(folder=tmp_path))
 
@@ -112,6 +115,7 @@ def test_what_cannot_be_found(spec: str, message: str, write: Callable[..., str]
         ("def f(*, completions): ...", r"\*\*_ at the end"),
         ("def f(*, prediction_codes, **_): ...", "wants 'prediction_codes'.*did you mean 'predicted_codes'"),
         ("class f: ...", "not a function"),
+        ("f = max", "does not say which keywords it takes"),
         ("async def f(*, completions, **_): ...", "asynchronous"),
     ],
 )
@@ -149,6 +153,11 @@ LONG = "x" * 5000
         (np.zeros((2, 1)), "list"),
         (np.array([True, False]), "bool"),
         ([1 + 0j, 1.0], "complex"),
+        ([1.0, 1e300], r"1e\+300 for the completion 'xxx.*finite and at most 1e\+06 in size"),
+        ([1.0, -1.1e6], r"-1.1e\+06 for the completion .* at most 1e\+06 in size"),
+        ([10**400, 1.0], "inf for the completion 'first'"),
+        (np.array([1.0, 1e7], dtype=np.float32), r"1e\+07 for the completion"),
+        (torch.ones(2, device="meta"), "raised NotImplementedError"),
     ],
 )
 def test_what_a_reward_may_not_return(values: Any, message: str) -> None:
@@ -169,12 +178,21 @@ def test_what_a_reward_may_return(values: Any) -> None:
     assert all(type(value) is float or value is None for value in result)
 
 
+def loud(**_: Any) -> list[float]:
+    raise ZeroDivisionError("\x1b[2J a\nb" + "x" * 5000)
+
+
 def test_a_reward_that_raises_is_named_with_the_completion() -> None:
     def f(*, completions: list[str], **_: Any) -> list[float]:
         return [1 / len(text) for text in completions]
 
     with pytest.raises(UserError, match=r"'mine' raised ZeroDivisionError: .* on the completion '' \(row 1\)"):
         Reward("mine", f)(completions=["ab", ""], depth=2)
+    with pytest.raises(UserError, match=r"'mine' raised SystemExit: 0 on the completion 'a' \(row 0\)"):
+        Reward("mine", lambda *, completions, **_: sys.exit(0))(completions=["a"])
+    with pytest.raises(UserError, match=r"raised ZeroDivisionError: \\x1b\[2J a bx+ … x+ on the completion") as caught:
+        Reward("mine", loud)(completions=["a"])
+    assert len(str(caught.value)) < 700
     with pytest.raises(UserError, match="on the batch as a whole"):
         Reward("mine", lambda *, completions, **_: [1.0] if len(completions) < 2 else [][0])(completions=["a", "b"])
     with pytest.raises(UserError, match=r"^reward 'rank': k=0"):
@@ -224,6 +242,8 @@ def test_weight_zero_changes_nothing() -> None:
         ({"rsvr": True}, "'rsvr': weight True"),
         ({"rsvr": None}, "weight None"),
         ({"rsvr": float("nan")}, "weight nan"),
+        ({"rsvr": 1e300}, r"weight 1e\+300 \(float\): a weight is a finite number of at most 1e\+06"),
+        ({"rsvr": -(10**400)}, "weight -1000.* at most"),
         ({"rsvr": "much"}, "'rsvr': could not convert"),
         ({"rsvr": [1]}, "weight \\[1\\]"),
         ({"rsvr": {"n": 1}}, "write {weight: 1.0"),

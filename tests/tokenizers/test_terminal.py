@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasonrec.tokenizers.errors import MAX_MESSAGE_CHARS, UserError
-from reasonrec.tokenizers.terminal import say, shown, visible
+from reasonrec.tokenizers.terminal import one_line, say, shown, visible
 
 # Every plane, lone surrogates included, and what does harm more often than by chance.
 TEXTS = st.text(st.characters() | st.sampled_from("\x1b\r\n\t\x00\x9b\u2028\u202e\u2066\ud800\ufeff\u200d"))
@@ -77,3 +77,32 @@ def test_a_value_in_a_message_never_raises() -> None:
 def test_what_is_said_keeps_its_lines(capsys: pytest.CaptureFixture[str]) -> None:
     say("a table\n\x1b[1mrow\r")
     assert capsys.readouterr().out == "a table\n\\x1b[1mrow\\r\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("as it is, ü and 壁 too", "as it is, ü and 壁 too"),
+        ("two\r\n lines\tand more", "two lines and more"),
+        ("\x1b[2J\x1b]0;title\x07", r"\x1b[2J\x1b]0;title\x07"),
+        ("\x9b31m \u202e \ud800", r"\x9b31m \u202e \ud800"),
+        (ValueError("7"), "7"),
+    ],
+)
+def test_one_line_that_any_terminal_takes(text: object, line: str) -> None:
+    assert one_line(text) == line
+
+
+def test_long_texts_of_others_lose_their_middle() -> None:
+    text = one_line("begin" + "\x00" * 1_000_000 + "end", 60)
+    assert len(text) <= 60
+    assert text.startswith("begin")
+    assert text.endswith("end")
+
+
+def test_a_text_that_cannot_be_made() -> None:
+    class Broken(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    assert one_line(Broken()) == "(Broken without a readable text)"
