@@ -6,28 +6,25 @@ longest history. Training writes its `Setting` into the adapter's manifest, infe
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 
 from reasonrec.data_gen.alignment import Renderer
-from reasonrec.data_gen.prompts import Prompter
+from reasonrec.data_gen.prompts import Prompter, check_history_prompt
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.recipes.models.load import (
-    Method,
-    add_code_rows,
-    load_base,
-    load_tokenizer,
-    resize,
-    stored_fingerprint,
-)
+from reasonrec.recipes.keys import fit
+from reasonrec.recipes.models.adapter_config import read_adapter_config
+from reasonrec.recipes.models.fingerprint import fingerprint, fingerprint_like
+from reasonrec.recipes.models.load import Method, add_code_rows, load_base, load_tokenizer, resize
 from reasonrec.recipes.models.precision import Precision, choose
 from reasonrec.tokenizers.artefact import check_input, read_manifest
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
 from reasonrec.tokenizers.manifest import Manifest
+from reasonrec.tokenizers.terminal import shown
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 
@@ -65,9 +62,27 @@ class Setting:
 
         Args:
             manifest: Manifest of the adapter or model.
+
+        Raises:
+            UserError: If it says something that no training of this kit writes.
         """
-        names = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in manifest.facts["setting"].items() if name in names})
+        kinds, found = get_type_hints(cls), manifest.facts.get("setting")
+        values = {}
+        for item in fields(cls):
+            try:
+                values[item.name] = fit(kinds[item.name], found[item.name])  # type: ignore[index]
+            except (TypeError, KeyError) as error:
+                if isinstance(error, KeyError) and item.default is not MISSING:
+                    continue  # older than this key
+                has = shown(found[item.name]) if isinstance(found, dict) and item.name in found else "nothing"
+                raise UserError(
+                    f"the setting of this {manifest.kind} has {has} as {item.name}, which no training of this kit "
+                    "writes: train it again with recipes/sft.py"
+                ) from error
+        check_history_prompt(values["history_prompt"])
+        if values["max_history"] < 1:
+            raise UserError(f"the setting of this {manifest.kind} has max_history={values['max_history']}: below 1")
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -145,9 +160,8 @@ def load_with_rows(
     model = load_base(
         setting.base_model, method=setting.method, precision=precision, trust_remote_code=trust_remote_code
     )
-    print_of_base = stored_fingerprint(model, setting.base_model, trust_remote_code=trust_remote_code)
     add_code_rows(model, bundle.tokenizer, bundle.vocabulary, bundle.index.codes, bundle.row_texts())
-    return model, print_of_base
+    return model, fingerprint(setting.base_model)
 
 
 def load_trained(
@@ -187,8 +201,8 @@ def load_trained(
         raise UserError(f"{path} is a {manifest.kind}, not a trained model: give the output folder of recipes/sft.py")
     trained = Setting.stored(manifest)
     setting = replace(trained, base_model=base_model or trained.base_model)
-    data = Dataset.load(dataset or manifest.config["dataset"])
-    item_index = ItemIndex.load(index or manifest.config["index"])
+    data = Dataset.load(dataset or _input_folder(manifest, "dataset"))
+    item_index = ItemIndex.load(index or _input_folder(manifest, "index"))
     remedy = (
         f"pass the one it was trained with, or train again: accelerate launch recipes/sft.py --index {index or '…'}"
     )
@@ -203,11 +217,22 @@ def load_trained(
     base = load_base(
         setting.base_model, method=setting.method, precision=precision, trust_remote_code=trust_remote_code
     )
-    check_base(manifest, base, trained, trust_remote_code)
+    check_base(manifest, base, setting, trained, trust_remote_code)
     resize(base, bundle.vocabulary)
-    model = PeftModel.from_pretrained(base, path, is_trainable=trainable)
-    model.peft_config["default"].base_model_name_or_path = setting.base_model  # what a further training writes
+    lora = read_adapter_config(path, setting.base_model)  # PEFT would obey more than that
+    model = PeftModel.from_pretrained(base, path, config=lora, is_trainable=trainable)
+    lora.target_modules = sorted(lora.target_modules or ())  # a set would be saved in another order each time
     return bundle, model, setting, manifest
+
+
+def _input_folder(manifest: Manifest, name: str) -> str:
+    """Where a trained model says that its dataset or index is: a folder of this kit, whose hash is checked then."""
+    found = manifest.config.get(name)
+    if not isinstance(found, str):
+        raise UserError(
+            f"this {manifest.kind} does not say where its {name} is: pass --{name} PATH ({name}= in Python)"
+        )
+    return found
 
 
 def trained_tokenizer(
@@ -235,17 +260,26 @@ def trained_tokenizer(
         ) from error
 
 
-def check_base(manifest: Manifest, base: PreTrainedModel, setting: Setting, trust_remote_code: bool = False) -> None:
+def check_base(
+    manifest: Manifest, base: PreTrainedModel, setting: Setting, trained: Setting, trust_remote_code: bool = False
+) -> None:
     """Check that an adapter meets the base model it was trained on.
+
+    Args:
+        manifest: The adapter's.
+        base: The base model.
+        setting: Where it was loaded from.
+        trained: What the adapter was trained with.
+        trust_remote_code: As the base was loaded.
 
     Raises:
         UserError: If the weights differ; the message gives both fingerprints and the reference used in training.
     """
-    actual = stored_fingerprint(base, setting.base_model, trust_remote_code=trust_remote_code)
-    if actual != setting.fingerprint:
+    actual = fingerprint_like(trained.fingerprint, base, setting.base_model, trust_remote_code=trust_remote_code)
+    if actual != trained.fingerprint:
         raise UserError(
-            f"this {manifest.kind} was trained on base weights {setting.fingerprint[:12]}… ({setting.base_model}), "
-            f"but the base loaded now has {actual[:12]}…: load {setting.base_model} in the same revision, or train "
+            f"this {manifest.kind} was trained on base weights {trained.fingerprint[:12]}… ({trained.base_model}), "
+            f"but the base loaded now has {actual[:12]}…: load {trained.base_model} in the same revision, or train "
             "again"
         )
 

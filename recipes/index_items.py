@@ -15,7 +15,7 @@ import numpy as np
 
 from reasonrec.data_gen.schema import ITEM_TEXT, Dataset
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, PrecisionName
+from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName
 from reasonrec.tokenizers.artefact import check_input, read_manifest, staged, write_json
 from reasonrec.tokenizers.embed import JOINED, embed_items, with_joined
 from reasonrec.tokenizers.errors import UserError
@@ -68,13 +68,12 @@ class IndexConfig:
     batch_size: int = field(default=64, metadata={"help": "texts per forward pass", "at_least": 1})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, …; found out by default"})
     precision: PrecisionName = field(default="auto", metadata={"help": PRECISION_HELP})
+    trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
     embeddings_from: str | None = field(
         default=None,
         metadata={"help": "index of the same dataset and text settings: take its embeddings", "path": True},
     )
-    external_index: str | None = field(
-        default=None, metadata={"help": "JSON file: item number to tokens", "path": True}
-    )
+    external_index: str | None = field(default=None, metadata={"help": "JSON: item number to tokens", "path": True})
     n_init: int = field(
         default=3, metadata={"help": "starts of each level's k-means; the best is kept", "at_least": 1}
     )
@@ -113,6 +112,7 @@ def item_embeddings(config: IndexConfig, dataset: Dataset) -> np.ndarray:
             device=config.device,
             compute=of_encoder(config.precision, config.device),
             max_tokens=config.max_tokens,
+            trust_remote_code=config.trust_remote_code,
         )
     made = read_manifest(config.embeddings_from, "index")
     check_input(made, "dataset", dataset.manifest, REMEDY)

@@ -67,7 +67,12 @@ def build(config: SynthesizeConfig, dataset: Dataset, bundle: Bundle | None, fol
         from reasonrec.recipes.chain_gain import ChainGain
         from reasonrec.recipes.recommender import Recommender
 
-        model = Recommender.load(config.filter_model, dataset=config.dataset, dtype=config.precision)
+        model = Recommender.load(
+            config.filter_model,
+            dataset=config.dataset,
+            dtype=config.precision,
+            trust_remote_code=config.trust_remote_code,
+        )
         gain = ChainGain(model, config.mention)
         kept = parts["train"].traces
         for trace, value in zip(kept, gain(kept), strict=True):
@@ -119,7 +124,7 @@ def main() -> None:
 
         index = ItemIndex.load(config.index)
         setting = Setting(config.model, "lora", "{history}", chat=False, system=None, max_history=config.max_history)
-        bundle = Bundle.build(dataset, index, setting)
+        bundle = Bundle.build(dataset, index, setting, trust_remote_code=config.trust_remote_code)
     if config.filter_model is not None:
         inputs["filter_model"] = read_manifest(config.filter_model).hash
     stage = partial(staged, out, kind="traces", config=asdict(config), seed=config.seed, overwrite=config.overwrite)

@@ -21,7 +21,7 @@ from reasonrec.data_gen.teacher_local import LocalTeacher
 from reasonrec.data_gen.teacher_prompts import Asker
 from reasonrec.data_gen.trace_cases import Selection
 from reasonrec.data_gen.traces import Teacher
-from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, PrecisionName
+from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import say
 
@@ -86,6 +86,7 @@ class SynthesizeConfig:
         metadata=_help("trained model (sft.py) under which a chain has to raise the target's probability", path=True),
     )
     precision: PrecisionName = field(default="auto", metadata=_help(PRECISION_HELP))
+    trust_remote_code: bool = field(default=False, metadata=_help(TRUST_HELP))
     seed: int = field(default=0, metadata=_help("draws the cases", at_least=0, at_most=MAX_SEED))
     overwrite: bool = field(default=False, metadata=_help("move an existing output_dir aside"))
 
@@ -140,13 +141,15 @@ def build_teacher(
     from reasonrec.recipes.models.load import load_base, load_tokenizer
     from reasonrec.recipes.models.precision import choose, load_finite
 
-    name = config.teacher_model
+    name, trust = config.teacher_model, config.trust_remote_code
     (model,), precision = load_finite(
-        lambda chosen: (load_base(name, method="lora", precision=chosen),), choose(config.precision), itemgetter(0)
+        lambda chosen: (load_base(name, method="lora", precision=chosen, trust_remote_code=trust),),
+        choose(config.precision),
+        itemgetter(0),
     )
     model = model.to(precision.device).eval()
     say(f"{name}: {precision}")
-    tokenizer = load_tokenizer(config.teacher_model)
+    tokenizer = load_tokenizer(name, trust_remote_code=trust)
     return LocalTeacher(
         asker, model, tokenizer, config.teacher_model, log, config.hindsight, config.concurrency, config.max_new_tokens
     )

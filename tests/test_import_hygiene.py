@@ -135,6 +135,9 @@ def forbidden(module: ast.Module) -> Iterator[str]:
             keywords = {keyword.arg: keyword.value for keyword in node.keywords}
             if called == "torch.load" and not is_true(keywords.get("weights_only")):
                 yield f"{at}torch.load that may unpickle"
+            loads = called == "SentenceTransformer" or called.endswith(".from_pretrained")
+            if loads and not called.startswith("Peft") and "trust_remote_code" not in keywords:
+                yield f"{at}{called}() that may ask on a terminal whether to run code"
             for name in ("trust_remote_code", "allow_pickle", "drop_last"):
                 if is_true(keywords.get(name)):
                     yield f"{at}{name}=True"
@@ -174,7 +177,7 @@ def test_what_is_printed_is_made_visible(path: Path) -> None:
         "load(trust_remote_code=True)", "def f(*, trust_remote_code=True): pass",
         "def f(a, trust_remote_code=True): pass", "class C:\n    trust_remote_code: bool = True",
         "np.load('x', allow_pickle=True)", "torch.load('x')",
-        "DataLoader(x, drop_last=True)",
+        "DataLoader(x, drop_last=True)", "AutoConfig.from_pretrained('x')", "SentenceTransformer('x', **options)",
     ],
 )  # fmt: skip
 def test_the_check_itself(code: str) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.model_folder import TRUST_REMEDY, check_model_folder
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +96,7 @@ def load_encoder(
     compute: Compute | None = None,
     max_tokens: int | None = None,
     progress: bool = True,
+    trust_remote_code: bool = False,
 ) -> Encode:
     """Load a sentence-transformers model as a function from texts to vectors.
 
@@ -105,6 +107,7 @@ def load_encoder(
         compute: What weights of a stored dtype are computed in; as they are stored by default.
         max_tokens: Cut texts after this many tokens, if the model's own limit is not lower.
         progress: Show a bar.
+        trust_remote_code: Run code that comes with the model; off unless the user asks.
 
     Returns:
         A function from n texts to float32 (n, dim).
@@ -115,9 +118,15 @@ def load_encoder(
     from sentence_transformers import SentenceTransformer
 
     location = locate_model(model_name)
+    if Path(location).is_dir() and not trust_remote_code:
+        check_model_folder(Path(location))
     try:
-        model: Any = SentenceTransformer(location, device=device, trust_remote_code=False)
+        model: Any = SentenceTransformer(
+            location, device=device, trust_remote_code=trust_remote_code, model_kwargs={"use_safetensors": True}
+        )
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(f"embedding_model={model_name}: {TRUST_REMEDY}") from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"embedding_model={model_name} could not be loaded ({reason}); check the name, or without a "
@@ -152,6 +161,7 @@ def embed_items(
     compute: Compute | None = None,
     max_tokens: int | None = None,
     progress: bool = True,
+    trust_remote_code: bool = False,
 ) -> np.ndarray:
     """Embed items from their text fields.
 
@@ -164,6 +174,7 @@ def embed_items(
         compute: What weights of a stored dtype are computed in; as they are stored by default.
         max_tokens: Cut each field after this many tokens.
         progress: Show a bar per field.
+        trust_remote_code: Run code that comes with the model; off unless the user asks.
 
     Returns:
         float32 (n, dim), rows of unit length. On one machine with one thread count the result is reproducible
@@ -175,7 +186,13 @@ def embed_items(
     """
     used = check_fields(fields, weights)
     encode = load_encoder(
-        model_name, batch_size=batch_size, device=device, compute=compute, max_tokens=max_tokens, progress=progress
+        model_name,
+        batch_size=batch_size,
+        device=device,
+        compute=compute,
+        max_tokens=max_tokens,
+        progress=progress,
+        trust_remote_code=trust_remote_code,
     )
     return fuse_fields({name: fields[name] for name in used}, weights, encode)
 

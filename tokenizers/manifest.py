@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, get_type_hints
 
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.model_folder import check_links
 from reasonrec.tokenizers.output import MANIFEST, MARKER
 
 VERSION = 2  # of the manifest
@@ -198,8 +199,9 @@ def check_names(folder: Path, kind: str, names: Mapping[str, str]) -> None:
         names: The files that its manifest names, or will name.
 
     Raises:
-        UserError: If it does not.
+        UserError: If it does not, or a link in it leads out of it.
     """
+    check_links(folder)
     remedy = f"run the stage that made {folder} again"
     if kind in KINDS:
         files = KINDS[kind]

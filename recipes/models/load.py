@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import re
@@ -18,6 +17,7 @@ import torch
 from reasonrec.recipes.models.precision import Precision, choose
 from reasonrec.recipes.models.quantized import keep_unpacked, nf4, prepare_4bit
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.model_folder import TRUST_REMEDY, check_model_folder
 from reasonrec.tokenizers.rows import text_rows
 from reasonrec.tokenizers.terminal import say
 from reasonrec.tokenizers.vocabulary import Vocabulary
@@ -68,8 +68,12 @@ def resolve_model(reference: str) -> str:
         return reference
     name = reference.removeprefix(PACKAGE)
     # Found, not imported: such packages need libraries that this kit does not; a dotted name would import its parents.
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
-    if spec is None or spec.origin is None:
+    try:
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    except ValueError:  # a module that runs without having been found, such as __main__
+        spec = None
+    # A package is a folder of its own; beside a single file, everything that is installed lies.
+    if spec is None or spec.origin is None or Path(spec.origin).name != "__init__.py":
         raise UserError(
             f"model={reference}: the Python package {name} is not installed; `make install` brings the demo's"
         )
@@ -96,9 +100,9 @@ def _convert_gguf(source: Path, target: Path) -> None:
 
     say(f"unpacking {source.name} (once) …")
     # Stored in bf16, as it was published, on every machine; what it is computed in is decided when it is loaded.
-    file: dict[str, Any] = {"gguf_file": source.name, "trust_remote_code": False}
-    model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.bfloat16, **file)
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, **file)
+    file, folder = source.name, source.parent
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.bfloat16, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
     # What is left of GGUF would make `save_pretrained` refuse.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -147,55 +151,48 @@ def load_base(
     from transformers import AutoModelForCausalLM
 
     precision = precision or choose()
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": precision.weights(method)}
+    options: dict[str, Any] = {"dtype": precision.weights(method), "use_safetensors": True}  # never a pickle
     if method == "qlora":
         # Quantise here: trainers ignore `quantization_config` when they are given a model instance.
         options["quantization_config"] = nf4(precision.dtype)
         if precision.device.type != "cpu":
             options["device_map"] = {"": precision.device}
-    model = _from_pretrained(AutoModelForCausalLM, resolve_model(reference), **options)
+    where = resolve_model(reference)
+    model = _from_pretrained(AutoModelForCausalLM, where, trust_remote_code=trust_remote_code, **options)
     model.name_or_path = reference  # what an adapter remembers, and publishes: never the cache folder of this machine
     if method == "qlora" and (done := prepare_4bit(model, precision)) and os.environ.get("RANK", "0") == "0":
         say(done)
     return model
 
 
-def _from_pretrained(auto: Any, path: str, **options: Any) -> Any:
+def _from_pretrained(auto: Any, path: str, *, trust_remote_code: bool, **options: Any) -> Any:
     try:
-        return auto.from_pretrained(path, **options)
+        if not trust_remote_code:
+            _check_alone(path)
+        # Explicit, or transformers would ask on a terminal.
+        return auto.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: no config.json, an unknown architecture, code of its own
-        first = str(error).splitlines()[0]
-        if "trust_remote_code" in str(error):
-            first = "it brings code of its own; if you trust it, pass --trust_remote_code true (a keyword in Python)"
+        first = TRUST_REMEDY if "trust_remote_code" in str(error) else str(error).splitlines()[0]
         if not Path(path).exists():  # what the Hub says of a folder's name helps nobody by itself
             first = f"there is no folder {Path(path).absolute()}, and the Hub did not give it either: {first}"
         raise UserError(f"model={path}: {first} (a Hub id, a local folder, or package:NAME)") from error
 
 
-def fingerprint(model: PreTrainedModel, n_rows: int = 256) -> str:
-    """Identifies a base model's weights, whether loaded in 4 bit or not: some embedding rows and all 1-D weights."""
-    digest = hashlib.sha256()
-    weight = model.get_input_embeddings().weight
-    tensors = [
-        weight[:n_rows],
-        *(p for name, p in sorted(model.named_parameters()) if p.ndim == 1 and "lora" not in name),
-    ]
-    for tensor in tensors:
-        digest.update(tensor.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()
+def _check_alone(path: str) -> None:
+    """Check that a model leads to nothing but itself.
 
-
-def stored_fingerprint(model: PreTrainedModel, reference: str, *, trust_remote_code: bool = False) -> str:
-    """The fingerprint of a base model's weights as they are stored, whatever they were loaded in.
-
-    Only float16 loses what tells them apart: it has fewer exponents than bfloat16. They are read once more then.
+    Raises:
+        UserError: If it does.
+        OSError: If the Hub does not answer.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers.utils.peft_utils import find_adapter_config_file
 
-    if model.get_input_embeddings().weight.dtype == torch.float16:
-        options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": "auto"}
-        model = _from_pretrained(AutoModelForCausalLM, resolve_model(reference), **options)
-    return fingerprint(model)
+    if Path(path).is_dir():
+        check_model_folder(Path(path))
+    elif find_adapter_config_file(path) is not None:
+        raise UserError(f"model={path} is an adapter of another model: give a model that stands by itself")
 
 
 def add_code_rows(

@@ -62,7 +62,7 @@ def check_folder(out: Path, kind: str, method: str, sft_flags: list[str]) -> dic
         "index": read_manifest(sft_flags[3]).hash,
     }
     assert manifest.facts["setting"]["method"] == method == manifest.config["method"]
-    assert len(manifest.facts["setting"]["fingerprint"]) == 64
+    assert re.fullmatch("v2_[0-9a-f]{64}", manifest.facts["setting"]["fingerprint"])
     assert not any("token" in key for key in manifest.config), "no credential may reach an artefact"
     record = json.loads((out / "train_metrics.json").read_text())
     losses = [entry["loss"] for entry in record["log"] if "loss" in entry]
