@@ -132,10 +132,8 @@ def main() -> None:
         seed=args.data_seed if args.data_seed is not None else args.seed,
     )
     torch.manual_seed(args.seed)
-    targets = stage.lora_target_modules
-    lora = LoraSettings(
-        stage.lora_r, stage.lora_alpha, stage.lora_dropout, targets if "," not in targets else targets.split(",")
-    )
+    targets = LoraSettings.modules(stage.lora_target_modules)
+    lora = LoraSettings(stage.lora_r, stage.lora_alpha, stage.lora_dropout, targets)
     (model, setting), precision = load_finite(
         lambda chosen: load_start(stage, setting, bundle, lora, earlier, chosen, trust_remote_code=trust),
         args.chosen,

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from reasonrec.recipes.keys import nearest
 from reasonrec.recipes.models.precision import Precision, choose
 from reasonrec.recipes.models.quantized import keep_unpacked, nf4, prepare_4bit
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.model_folder import TRUST_REMEDY, check_model_folder
 from reasonrec.tokenizers.rows import text_rows
-from reasonrec.tokenizers.terminal import say
+from reasonrec.tokenizers.terminal import say, shown
 from reasonrec.tokenizers.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ class LoraSettings:
     alpha: int
     dropout: float
     target_modules: str | list[str]
+
+    @staticmethod
+    def modules(words: str) -> str | list[str]:
+        """`all-linear`, or names joined by commas, as `target_modules`."""
+        return words if words == "all-linear" else [name.strip() for name in words.split(",")]
 
 
 def resolve_model(reference: str) -> str:
@@ -235,9 +241,15 @@ def add_adapter(model: PreTrainedModel, vocabulary: Vocabulary, settings: LoraSe
 
     Returns:
         The `PeftModel`.
+
+    Raises:
+        UserError: If a target module is none of the model's.
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
+    targets = settings.target_modules
+    if not isinstance(targets, str):  # PEFT takes a text for a pattern of whole paths
+        targets = [_known_module(model, name) for name in targets]
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     ids = vocabulary.token_ids
     # Tied heads follow the embedding; an untied head needs rows of its own.
@@ -251,7 +263,7 @@ def add_adapter(model: PreTrainedModel, vocabulary: Vocabulary, settings: LoraSe
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=settings.target_modules,
+        target_modules=targets,
         trainable_token_indices=rows,
     )
     peft_model = get_peft_model(model, config)
@@ -259,6 +271,18 @@ def add_adapter(model: PreTrainedModel, vocabulary: Vocabulary, settings: LoraSe
     chosen.target_modules = sorted(chosen.target_modules)  # a set would be saved in another order each time
     trainable_to_float32(peft_model)
     return peft_model
+
+
+def _known_module(model: PreTrainedModel, wanted: str) -> str:
+    """The name of a kind of layers, or the end of a path, as PEFT matches them."""
+    paths = [path for path, module in model.named_modules() if not list(module.children())]
+    if not any(path == wanted or path.endswith(f".{wanted}") for path in paths):
+        kinds = sorted({path.rsplit(".", 1)[-1] for path in paths})
+        raise UserError(
+            f"lora_target_modules: the model has no layer {shown(wanted)}{nearest(wanted, kinds)} (all-linear takes "
+            "every linear layer)"
+        )
+    return wanted
 
 
 def _module_name(model: PreTrainedModel, module: torch.nn.Module) -> str:

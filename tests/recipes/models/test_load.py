@@ -238,8 +238,16 @@ def test_everything_that_trains_is_float32_and_starts_as_the_base(base, method):
     torch.testing.assert_close(wrapped(input_ids=ids).logits.float(), before.float(), atol=0.02, rtol=0.02)
 
 
-@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]], ids=str)
-def test_target_modules(tiny_base, targets):
+def test_a_target_module_that_is_none_is_named(tiny_base):
+    model, _, vocabulary = with_rows(tiny_base, "lora")
+    with pytest.raises(UserError, match=r"the model has no layer 'q_prj'; did you mean 'q_proj'\? \(all-linear takes"):
+        add_adapter(model, vocabulary, LoraSettings(2, 4, 0.0, ["v_proj", "q_prj"]))
+
+
+@pytest.mark.parametrize("words", ["all-linear", "q_proj", "q_proj, v_proj"])
+def test_target_modules(tiny_base, words):
+    targets = LoraSettings.modules(words)
+    assert targets == {"all-linear": words, "q_proj": ["q_proj"], "q_proj, v_proj": ["q_proj", "v_proj"]}[words]
     model, _, vocabulary = with_rows(tiny_base, "lora")
     wrapped = add_adapter(model, vocabulary, LoraSettings(2, 4, 0.0, targets))
     names = {name.split(".lora_A")[0].rsplit(".", 1)[-1] for name, _ in wrapped.named_parameters() if "lora_A" in name}
