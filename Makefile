@@ -11,7 +11,7 @@ THREADS ?= $(or $(OMP_NUM_THREADS),$(shell getconf _NPROCESSORS_ONLN))
 # many times as long (make bench BENCH=precision). See wait_passively in tokenizers/environment.py.
 ifeq ($(origin OMP_WAIT_POLICY),undefined)
 export OMP_WAIT_POLICY = PASSIVE
-export GOMP_SPINCOUNT ?= 1000
+export GOMP_SPINCOUNT ?= 3000
 endif
 HARDWARE ?= $(if $(shell command -v nvidia-smi 2>/dev/null),single_gpu,cpu)
 JOBS ?= 2

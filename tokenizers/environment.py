@@ -9,6 +9,7 @@ import sys
 
 from reasonrec.tokenizers.errors import UserError
 
+SPINS = "3000"  # as in the Makefile
 _HOME = re.compile(r"~[\w.-]*(/|$)")
 
 
@@ -37,12 +38,13 @@ def wait_passively() -> None:
 
     By default they spin at every barrier. On a core that a busy neighbour holds, each step then waits for a thread
     that cannot run. To fall asleep at once costs a fifth of a training step, though, for most waits are short: GNU's
-    OpenMP looks a thousand times first, some microseconds. Both are read when a library with OpenMP is loaded, so call
-    this before PyTorch is imported.
+    OpenMP looks `SPINS` times first, some microseconds. A thousand were too few (a tenth of a 4-bit step in float32
+    was lost), five thousand made a step beside a busy process 2.4 times as long. Both are read when a library with
+    OpenMP is loaded, so call this before PyTorch is imported.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def keep_freed_memory() -> None:

@@ -42,7 +42,7 @@ from reasonrec.recipes.plans import TaskChoice, build_plan
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments
 from reasonrec.tokenizers.artefact import write_json
-from reasonrec.tokenizers.environment import keep_freed_memory
+from reasonrec.tokenizers.environment import SPINS, keep_freed_memory
 from reasonrec.tokenizers.index import ItemIndex
 
 SECTIONS = ("steps", "search", "neighbour")
@@ -188,7 +188,7 @@ def measure_neighbour(options: argparse.Namespace) -> dict[str, Any]:
         "OpenMP's default": {},
         "OMP_WAIT_POLICY=ACTIVE": {"OMP_WAIT_POLICY": "ACTIVE"},
         "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
-        "the stages': PASSIVE, GOMP_SPINCOUNT=1000": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"},
+        f"the stages': PASSIVE, GOMP_SPINCOUNT={SPINS}": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": SPINS},
     }
     others = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_WAIT", "GOMP_"))}
     for policy, settings in policies.items():

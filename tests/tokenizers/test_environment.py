@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reasonrec.tokenizers.environment import expand_home, wait_passively
+from reasonrec.tokenizers.environment import SPINS, expand_home, wait_passively
 from reasonrec.tokenizers.errors import UserError
 
 
@@ -36,7 +36,7 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_policy_of_the_user_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-    for given, expected in (((None, None), ("PASSIVE", "1000")), ((None, "5"), ("PASSIVE", "5"))):
+    for given, expected in (((None, None), ("PASSIVE", SPINS)), ((None, "5"), ("PASSIVE", "5"))):
         for name, value in zip(policy, given, strict=True):
             monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
         wait_passively()
@@ -76,3 +76,7 @@ def test_freed_memory_is_kept_unless_the_user_has_a_say() -> None:
     assert held("leave") < 6e6
     assert held("keep") > 6e7
     assert held("keep", MALLOC_ARENA_MAX="8") < 6e6
+
+
+def test_make_waits_as_the_stages_do() -> None:
+    assert f"export GOMP_SPINCOUNT ?= {SPINS}\n" in (Path(__file__).parents[2] / "Makefile").read_text()
