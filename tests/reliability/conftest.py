@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 LARGE = os.environ.get("REASONREC_RELIABILITY") == "large"
+RECIPES = Path(__file__).parents[2] / "recipes"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+SHORT = [
+    *("--per_device_train_batch_size", "16", "--learning_rate", "5e-3", "--precision", "fp32", "--report_to", "none"),
+    *("--activation_checkpointing", "false"),
+]
+LORA = ["--method", "lora", "--max_history", "6", "--num_train_epochs", "0.5", "--save_steps", "4", *SHORT]
+STEPS = ["--num_generations", "4", "--max_steps", "2", "--save_steps", "1", "--eval_steps", "1", "--beta", "0", *SHORT]
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +29,7 @@ def large() -> bool:
 
 
 @pytest.fixture
-def report(record_property: Callable[[str, object], None]) -> Callable[[str, int, list[str]], None]:
+def report() -> Callable[[str, int, list[str]], None]:
     """A function that takes an area's tries and faults down, and fails the test if there is a fault."""
 
     def take_down(area: str, tries: int, faults: list[str]) -> None:
@@ -30,3 +40,57 @@ def report(record_property: Callable[[str, object], None]) -> Callable[[str, int
         assert not faults, "\n".join(faults[:20])
 
     return take_down
+
+
+@pytest.fixture(scope="session")
+def flags_of(
+    tiny_base: Path, tiny_dataset: Path, tiny_index: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], list[str]]:
+    """A function that gives what a stage is run with in the tiny world, without its output."""
+    dataset, world = ["--dataset", str(tiny_dataset)], ["--dataset", str(tiny_dataset), "--index", str(tiny_index)]
+    adapter = tmp_path_factory.mktemp("start") / "adapter"
+
+    def start() -> str:
+        if not adapter.exists():
+            launch("sft", [*flags("sft"), "--output_dir", str(adapter)])
+        return str(adapter)
+
+    def flags(stage: str) -> list[str]:
+        if stage == "prepare":
+            return ["--source", "synthetic", "--train_users", "60", "--held_out_users", "20"]
+        if stage == "index_items":
+            codes = tmp_path_factory.mktemp("codes") / "codes.json"
+            codes.write_text(json.dumps({str(i): [f"<a_{i // 8}>", f"<b_{i % 8}>"] for i in range(48)}))
+            return [*dataset, "--quantizer", "external", "--external_index", str(codes)]
+        if stage == "synthesize":
+            return [*dataset, "--rows", "40", "--valid_rows", "8", "--min_history", "2", "--label_field", "category"]
+        if stage == "sft":
+            return [*world, "--model", str(tiny_base), *LORA]
+        if stage == "grpo":
+            return ["--model", start(), "--valid_rows", "8", *STEPS]
+        assert stage == "eval_ranking"
+        return [*dataset, "--models", start(), "--sasrec_trials", "0", "--max_rows", "6", "--precision", "fp32"]
+
+    return flags
+
+
+@pytest.fixture(scope="session")
+def made(flags_of: Callable[[str], list[str]], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function that gives what a stage made of the tiny world."""
+    found: dict[str, Path] = {}
+
+    def make(stage: str) -> Path:
+        if stage not in found:
+            out = tmp_path_factory.mktemp("made") / stage
+            launch(stage, [*flags_of(stage), "--output_dir", str(out)])
+            found[stage] = out
+        return found[stage]
+
+    return make
+
+
+def launch(stage: str, flags: list[str]) -> None:
+    """Run a stage in a process of its own and expect it to end well."""
+    command = [sys.executable, str(RECIPES / f"{stage}.py"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -1,11 +1,12 @@
-"""Kills a stage at chosen file operations of its finish, runs it again, and looks at what stands.
+"""Kills a stage at chosen file operations of its finish, and at random moments, and runs it again.
 
-python tests/reliability/kill_at.py <stage> <points> <output_dir> [flags of the stage]
+python tests/reliability/kill_at.py <stage> <points> <moments> <output_dir> [flags of the stage]
 
 Every file operation that Python makes raises an audit event before it happens; those that touch the output or what
 lies beside it are counted from the moment its partial folder is begun. `points` is how many of them are tried, spread
-evenly; 0 stands for all. Each try is a fork of this process, which has imported everything and computed nothing, so
-that it takes no longer than the stage itself. Prints JSON: operations, tries, and what went wrong.
+evenly; 0 stands for all. `moments` is how many more kills come at random in the time that the stage takes. Each try is
+a fork of this process, which has imported everything and computed nothing, so that it takes no longer than the stage
+itself. Prints JSON: operations, tries, and what went wrong.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import random
 import shutil
 import signal
 import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
-STAGES = {"prepare": "prepare", "index": "index_items", "synthesize": "synthesize", "sft": "sft", "grpo": "grpo"}
 # Imported before the forks; none of them computes on import.
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "sklearn.cluster", "tqdm")
 WRITES = {
@@ -58,8 +61,12 @@ class Counter:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def forked(stage: str, out: Path, flags: list[str], at: int) -> tuple[int, int]:
-    """Run a stage in a fork that dies at an operation; returns its status and how many operations it began."""
+def forked(stage: str, out: Path, flags: list[str], at: int = NEVER, after: float | None = None) -> tuple[int, int]:
+    """Run a stage in a fork that dies at an operation, or after so many seconds.
+
+    Returns:
+        Its status, and how many operations it began.
+    """
     log = out.with_name("log.txt")
     report = os.memfd_create("seen")
     if (child := os.fork()) == 0:
@@ -69,7 +76,7 @@ def forked(stage: str, out: Path, flags: list[str], at: int) -> tuple[int, int]:
             os.dup2(stream, 1)
             os.dup2(stream, 2)
             sys.argv = [f"reasonrec {stage}", *flags, "--output_dir", str(out)]
-            module = importlib.import_module(f"reasonrec.recipes.{STAGES[stage]}")
+            module = importlib.import_module(f"reasonrec.recipes.{stage}")
             from reasonrec.recipes.args import run
 
             sys.addaudithook(Counter(out, at, report))
@@ -84,6 +91,12 @@ def forked(stage: str, out: Path, flags: list[str], at: int) -> tuple[int, int]:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+    if after is not None:
+        end = time.monotonic() + after
+        over = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        while time.monotonic() < end and os.waitid(os.P_PID, child, over) is None:
+            time.sleep(0.002)
+        os.kill(child, signal.SIGKILL)  # one that has ended is still there until it is waited for
     _, code = os.waitpid(child, 0)
     seen = int.from_bytes(os.pread(report, 8, 0), "little")
     os.close(report)
@@ -102,40 +115,63 @@ def sweep(out: Path) -> None:
 def main() -> None:
     """Run the tries."""
     from reasonrec.tokenizers.artefact import read_manifest
+
+    stage, points, moments, out, flags = (
+        sys.argv[1],
+        int(sys.argv[2]),
+        int(sys.argv[3]),
+        Path(sys.argv[4]),
+        sys.argv[5:],
+    )
+    for name in (*HEAVY, f"reasonrec.recipes.{stage}"):
+        importlib.import_module(name)
+    began = time.monotonic()
+    status, operations = forked(stage, out, flags)
+    took = time.monotonic() - began
+    if status:
+        raise SystemExit(out.with_name("log.txt").read_text()[-2000:])
+    expected = read_manifest(out).hash
+    chosen: Iterable[int] = range(1, operations + 1)
+    if points and points < operations:
+        chosen = sorted({1 + round(i * (operations - 1) / max(points - 1, 1)) for i in range(points)})
+    finish = [fault for at in chosen for fault in attempt(stage, out, flags, expected, at=at)]
+    drawn = [random.Random(number).uniform(0, took) for number in range(moments)]
+    elsewhere = [fault for after in drawn for fault in attempt(stage, out, flags, expected, after=after)]
+    sweep(out)
+    found = {
+        "operations": operations,
+        "kills in the finish": {"tries": len(list(chosen)), "faults": finish},
+        "kills at random moments": {"tries": moments, "faults": elsewhere},
+    }
+    print(json.dumps(found))
+
+
+def attempt(
+    stage: str, out: Path, flags: list[str], expected: str, *, at: int = NEVER, after: float | None = None
+) -> list[str]:
+    """Kill a run once, run it again, and say what is wrong with what stands."""
+    from reasonrec.tokenizers.artefact import read_manifest
     from reasonrec.tokenizers.errors import UserError
 
-    stage, points, out, flags = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:]
-    for name in (*HEAVY, f"reasonrec.recipes.{STAGES[stage]}"):
-        importlib.import_module(name)
-    faults: list[str] = []
-    status, operations = forked(stage, out, flags, NEVER)
-    if status:
-        print(json.dumps({"operations": 0, "tries": 1, "faults": [out.with_name("log.txt").read_text()[-2000:]]}))
-        return
-    expected = read_manifest(out).hash
-    tries = range(1, operations + 1)
-    if points and points < operations:
-        tries = sorted({1 + round(i * (operations - 1) / max(points - 1, 1)) for i in range(points)})  # type: ignore[assignment]
-    for at in tries:
-        sweep(out)
-        status, _ = forked(stage, out, flags, at)
-        if status != -signal.SIGKILL:
-            faults.append(f"operation {at}: the kill gave status {status}")
-        try:
-            if out.exists() and read_manifest(out).hash != expected:
-                faults.append(f"operation {at}: another artefact stands")
-        except UserError as error:
-            faults.append(f"operation {at}: half an artefact stands: {error}")
-        status, _ = forked(stage, out, flags, NEVER) if not out.exists() else (0, 0)
-        left = sorted(path.name for path in out.parent.glob(f"{out.name}*"))
-        if status:
-            faults.append(f"operation {at}: the second run ended with {status}: {_last(out)}")
-        elif read_manifest(out).hash != expected:
-            faults.append(f"operation {at}: the second run made something else")
-        elif set(left) - {out.name, f"{out.name}.lock", f"{out.name}.resume"}:
-            faults.append(f"operation {at}: {left} stay")
+    where, faults = f"operation {at}" if after is None else f"after {after:.3f} s", []
     sweep(out)
-    print(json.dumps({"operations": operations, "tries": len(tries), "faults": faults}))
+    status, _ = forked(stage, out, flags, at, after)
+    if status != -signal.SIGKILL and (after is None or status):  # by then it may have been done
+        faults.append(f"{where}: the kill gave status {status}: {_last(out)}")
+    try:
+        if out.exists() and read_manifest(out).hash != expected:
+            faults.append(f"{where}: another artefact stands")
+    except UserError as error:
+        faults.append(f"{where}: half an artefact stands: {error}")
+    status, _ = forked(stage, out, flags) if not out.exists() else (0, 0)
+    left = sorted(path.name for path in out.parent.glob(f"{out.name}*"))
+    if status:
+        faults.append(f"{where}: the second run ended with {status}: {_last(out)}")
+    elif read_manifest(out).hash != expected:
+        faults.append(f"{where}: the second run made something else")
+    elif set(left) - {out.name, f"{out.name}.lock", f"{out.name}.resume"}:
+        faults.append(f"{where}: {left} stay")
+    return faults
 
 
 def _last(out: Path) -> str:
