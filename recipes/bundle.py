@@ -24,6 +24,7 @@ from reasonrec.tokenizers.artefact import check_input, read_manifest
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
 from reasonrec.tokenizers.manifest import Manifest
+from reasonrec.tokenizers.places import located, own_name
 from reasonrec.tokenizers.terminal import shown
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
@@ -200,9 +201,9 @@ def load_trained(
     if manifest.kind not in ("adapter", "model"):
         raise UserError(f"{path} is a {manifest.kind}, not a trained model: give the output folder of recipes/sft.py")
     trained = Setting.stored(manifest)
-    setting = replace(trained, base_model=base_model or trained.base_model)
-    data = Dataset.load(dataset or _input_folder(manifest, "dataset"))
-    item_index = ItemIndex.load(index or _input_folder(manifest, "index"))
+    setting = replace(trained, base_model=base_model or base_of(manifest, path))
+    data = Dataset.load(dataset or input_folder(manifest, "dataset", path))
+    item_index = ItemIndex.load(index or input_folder(manifest, "index", path))
     remedy = (
         f"pass the one it was trained with, or train again: accelerate launch recipes/sft.py --index {index or '…'}"
     )
@@ -225,14 +226,34 @@ def load_trained(
     return bundle, model, setting, manifest
 
 
-def _input_folder(manifest: Manifest, name: str) -> str:
-    """Where a trained model says that its dataset or index is: a folder of this kit, whose hash is checked then."""
-    found = manifest.config.get(name)
+def input_folder(manifest: Manifest, name: str, folder: str | Path) -> str:
+    """Where a trained model says that its dataset or index is: a folder of this kit, whose hash is checked then.
+
+    Args:
+        manifest: Its manifest.
+        name: `dataset` or `index`.
+        folder: Folder of the trained model.
+
+    Raises:
+        UserError: If it does not say, or it is not there.
+    """
+    found, remedy = manifest.config.get(name), f"pass --{name} PATH ({name}= in Python)"
     if not isinstance(found, str):
-        raise UserError(
-            f"this {manifest.kind} does not say where its {name} is: pass --{name} PATH ({name}= in Python)"
-        )
-    return found
+        raise UserError(f"this {manifest.kind} does not say where its {name} is: {remedy}")
+    if not Path(where := located(found, folder)).exists():
+        raise UserError(f"{folder} was trained with the {name} at {shown(where)}, where nothing is now: {remedy}")
+    return where
+
+
+def base_of(manifest: Manifest, folder: str | Path) -> str:
+    """The base model of a trained model: a Hub id, `package:NAME`, or where its folder is seen from here.
+
+    Args:
+        manifest: Its manifest.
+        folder: Folder of the trained model.
+    """
+    found = manifest.config.get("base_model")
+    return located(found if isinstance(found, str) else Setting.stored(manifest).base_model, folder)
 
 
 def trained_tokenizer(
@@ -285,5 +306,5 @@ def check_base(
 
 
 def setting_facts(setting: Setting) -> dict[str, Any]:
-    """The setting as the manifest keeps it."""
-    return {"setting": asdict(setting)}
+    """The setting as the manifest keeps it; where the base model is stands in the configuration."""
+    return {"setting": asdict(replace(setting, base_model=own_name(setting.base_model)))}

@@ -7,17 +7,18 @@ Writes `metrics.json` and a self-contained `report.html`.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Literal
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName
+from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName, recorded
 from reasonrec.recipes.ranking import KS
-from reasonrec.tokenizers.artefact import staged
+from reasonrec.tokenizers.artefact import adopt, read_manifest, staged
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import external_sids
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
+from reasonrec.tokenizers.places import place
 from reasonrec.tokenizers.terminal import say
 
 
@@ -26,7 +27,7 @@ class EvalConfig:
     """Configuration of the evaluation."""
 
     dataset: str = field(metadata={"help": "dataset folder (prepare.py)", "path": True})
-    output_dir: str = field(metadata={"help": "folder of the report", "path": True})
+    output_dir: str = field(metadata={"help": "folder of the report", "path": "name"})
     models: list[str] = field(
         default_factory=list,
         metadata={"help": "folders of trained models (sft.py, grpo.py), ranked directly", "path": True},
@@ -68,7 +69,7 @@ class EvalConfig:
         default=0, metadata={"help": "SASRec configurations tried on validation; 0 leaves it out", "at_least": 0}
     )
     sid_file: str | None = field(
-        default=None, metadata={"help": "published semantic IDs (JSON) for a column that counts IDs", "path": True}
+        default=None, metadata={"help": "published semantic IDs (JSON) for a column that counts IDs", "path": "name"}
     )
     max_rows: int | None = field(
         default=None, metadata={"help": "evaluate a seeded sample of so many cases", "at_least": 1}
@@ -105,8 +106,13 @@ def main() -> None:
 
     if not PartialState().is_main_process:  # ranking is not distributed
         return
-    claim_output(config.output_dir, overwrite=config.overwrite)
+    out = claim_output(config.output_dir, overwrite=config.overwrite)
     dataset = Dataset.load(config.dataset)
+    inputs = {"dataset": dataset.manifest.hash}
+    inputs |= {place(path, out): read_manifest(path).hash for path in (*config.models, *config.reasoning_models)}
+    about = {"kind": "report", "config": recorded(config, out), "seed": config.seed, "inputs": inputs}
+    if adopt(out, overwrite=config.overwrite, **about):
+        return
     cases = dataset.rows(config.split)
     if config.max_rows and config.max_rows < cases.height:
         cases = cases.sample(config.max_rows, seed=config.seed).sort("row")
@@ -123,14 +129,7 @@ def main() -> None:
         dataset, config.split, rows, KS, table.claims, sid_of_item=sids, cases=cases, seed=config.seed
     )
     shown = [row for row in rows if row.mode in ("direct", "reasoning")] or rows[:1]
-    with staged(
-        config.output_dir,
-        kind="report",
-        config=asdict(config),
-        seed=config.seed,
-        inputs={"dataset": dataset.manifest.hash},
-        overwrite=config.overwrite,
-    ) as (folder, _):
+    with staged(out, overwrite=config.overwrite, **about) as (folder, _):
         write_report(
             folder, metrics, examples=examples(dataset, config.split, shown, cases=cases, thoughts=table.thoughts)
         )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from operator import itemgetter
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +22,7 @@ from reasonrec.recipes.trainers.keys import inherited
 from reasonrec.rewards.registry import load_rewards, reward_files
 from reasonrec.tokenizers.artefact import read_manifest, staged, write_json
 from reasonrec.tokenizers.output import claim_output, releasing_outputs, resume_folder
+from reasonrec.tokenizers.places import place
 from reasonrec.tokenizers.terminal import say
 
 
@@ -45,7 +45,7 @@ class GrpoStage:
         default_factory=lambda: {"rsvr": 1.0},
         metadata={
             "help": "rewards by name or path/to/file.py:function, each with its weight; weight 0 only logs",
-            "path": True,
+            "path": "name",
         },
     )
     algorithm: Literal["grpo", "srpo"] = field(
@@ -97,7 +97,7 @@ def main() -> None:
     # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
     from accelerate import PartialState
 
-    from reasonrec.recipes.bundle import load_trained, setting_facts
+    from reasonrec.recipes.bundle import input_folder, load_trained, setting_facts
     from reasonrec.recipes.model_card import write_card
     from reasonrec.recipes.models.context import check_context
     from reasonrec.recipes.models.precision import load_finite
@@ -113,7 +113,7 @@ def main() -> None:
     out = claim_output(given["output_dir"], overwrite=stage.overwrite)
     work = resume_folder(out)
     rewards = load_rewards(stage.rewards)
-    config = resume.stage_config(stage, args)
+    config = resume.stage_config(stage, args, out)
     with state.main_process_first():  # one process unpacks a packaged model, the others find it
         (bundle, model, setting, start), precision = load_finite(
             lambda chosen: load_trained(
@@ -131,10 +131,12 @@ def main() -> None:
         )
     precision.apply(args)
     check_context(model, bundle, setting.max_history, trained=True, max_chain=stage.chain, end=1)
-    config |= {name: config[name] or start.config[name] for name in ("dataset", "index")}  # for those who load it
+    for name in ("dataset", "index"):  # for those who load it
+        config[name] = place(getattr(stage, name) or input_folder(start, name, stage.model), out)
+    config["base_model"] = place(setting.base_model, out)
     inputs = {"dataset": start.inputs["dataset"], "index": start.inputs["index"], "model": start.hash}
     files = reward_files(stage.rewards)
-    read = inputs | {f"reward {Path(path).name}": value for path, value in files.items()}
+    read = inputs | {f"reward {name}": value for name, value in files.items()}
     kind = "model" if setting.method == "full" else "adapter"
     about = {"kind": kind, "config": config, "seed": args.seed, "inputs": read, "overwrite": stage.overwrite}
     if resume.adopted(out, **about):
@@ -184,13 +186,13 @@ def main() -> None:
         elif chosen == 0:
             say("no step ranks the validation cases better than the start: the start's weights are kept")
         bundle.tokenizer.save_pretrained(folder)
-        facts.update(setting_facts(setting), rows=bundle.vocabulary.size, step=chosen)
-        reinforced = {"mode": stage.mode, "algorithm": stage.algorithm, "rewards": stage.rewards}
+        reinforced = {"mode": stage.mode, "algorithm": stage.algorithm, "rewards": config["rewards"]}
         facts["reinforced"] = {**reinforced, "reward_files": files}
+        facts.update(setting_facts(setting), rows=bundle.vocabulary.size, step=chosen)
         write_json(folder / "train_metrics.json", {"train": result.metrics, "log": trainer.state.log_history})
         write_card(folder, setting, bundle, result.metrics)
         resume.keep_logs(out, folder)
-    say(f"{out} holds the {kind} of step {chosen}: {', '.join(sorted(p.name for p in Path(out).iterdir()))}")
+    say(f"{out} holds the {kind} of step {chosen}: {', '.join(sorted(p.name for p in out.iterdir()))}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +15,8 @@ import numpy as np
 
 from reasonrec.data_gen.schema import ITEM_TEXT, Dataset
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName
-from reasonrec.tokenizers.artefact import check_input, read_manifest, staged, write_json
+from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName, recorded
+from reasonrec.tokenizers.artefact import adopt, check_input, read_manifest, staged, write_json
 from reasonrec.tokenizers.embed import JOINED, embed_items, with_joined
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.health import format_report, health_report, plot_report
@@ -39,7 +39,7 @@ class IndexConfig:
     """
 
     dataset: str = field(metadata={"help": "folder of the dataset (recipes/prepare.py)", "path": True})
-    output_dir: str = field(metadata={"help": "folder of the index", "path": True})
+    output_dir: str = field(metadata={"help": "folder of the index", "path": "name"})
     quantizer: Literal["balanced", "plain", "external"] = field(
         default="balanced",
         metadata={"help": "residual k-means with equal clusters or without, or codes of a file"},
@@ -71,9 +71,9 @@ class IndexConfig:
     trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
     embeddings_from: str | None = field(
         default=None,
-        metadata={"help": "index of the same dataset and text settings: take its embeddings", "path": True},
+        metadata={"help": "index of the same dataset and text settings: take its embeddings", "path": "name"},
     )
-    external_index: str | None = field(default=None, metadata={"help": "JSON: item number to tokens", "path": True})
+    external_index: str | None = field(default=None, metadata={"help": "JSON: item number to tokens", "path": "name"})
     n_init: int = field(
         default=3, metadata={"help": "starts of each level's k-means; the best is kept", "at_least": 1}
     )
@@ -116,8 +116,9 @@ def item_embeddings(config: IndexConfig, dataset: Dataset) -> np.ndarray:
         )
     made = read_manifest(config.embeddings_from, "index")
     check_input(made, "dataset", dataset.manifest, REMEDY)
+    mine = recorded(config, config.embeddings_from)  # a folder of the encoder as seen from there
     for key in _TEXT_KEYS:
-        if made.config.get(key) != getattr(config, key):
+        if made.config.get(key) != mine[key]:
             raise UserError(
                 f"embeddings_from={config.embeddings_from} was made with {key}={made.config.get(key)!r}, not "
                 f"{getattr(config, key)!r}: set it likewise, or embed the items again without embeddings_from"
@@ -147,11 +148,7 @@ def build(config: IndexConfig, dataset: Dataset, folder: Path) -> tuple[ItemInde
     else:
         embeddings = item_embeddings(config, dataset)
         quantizer = QUANTIZERS[config.quantizer](
-            config.codebook_sizes,
-            seed=config.seed,
-            n_init=config.n_init,
-            max_iter=config.max_iter,
-            progress=True,
+            config.codebook_sizes, seed=config.seed, n_init=config.n_init, max_iter=config.max_iter, progress=True
         )
         index = build_index(quantizer.fit_encode(embeddings), config.codebook_sizes)
         codebooks = quantizer.codebooks
@@ -186,9 +183,10 @@ def main() -> None:
     if config.quantizer != "external":  # before minutes are spent on embeddings
         check_sizes(config.codebook_sizes, dataset.n_items)
     inputs = {"dataset": dataset.manifest.hash}
-    with staged(
-        out, kind="index", config=asdict(config), seed=config.seed, inputs=inputs, overwrite=config.overwrite
-    ) as (folder, facts):
+    about = {"kind": "index", "config": recorded(config, out), "seed": config.seed, "inputs": inputs}
+    if adopt(out, overwrite=config.overwrite, **about):
+        return
+    with staged(out, overwrite=config.overwrite, **about) as (folder, facts):
         index, report = build(config, dataset, folder)
         facts.update(n_items=index.n_items, level_sizes=list(index.level_sizes), quantizer=config.quantizer)
     say(f"{format_report(report)}\n{out} written in {time.perf_counter() - start:.1f} s")

@@ -5,8 +5,9 @@ The keys of a stage are the fields of its dataclass. What a field's type does no
     k: int = field(default=10, metadata={"help": "items to recommend", "at_least": 1})
 
 Rules are `at_least`, `above`, `at_most` and `below` (a bound of a number, of each number in a list, of each value of a
-mapping) and `path` (a leading `~` is the home folder). No number may be NaN, infinite or an integer beyond 64 bits,
-and no text may hold what no file can: a NUL, or half a character.
+mapping) and `path`: a leading `~` is the home folder, and an artefact made with it keeps the path relative to itself,
+or its last name only (`"path": "name"`) where no later stage follows it. No number may be NaN, infinite or an integer
+beyond 64 bits, and no text may hold what no file can: a NUL, or half a character.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from reasonrec.tokenizers.environment import expand_home
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.places import place
 from reasonrec.tokenizers.terminal import shown
 from reasonrec.tokenizers.yaml_files import load_yaml
 
@@ -151,6 +154,25 @@ def keys_of(cls: type) -> list[Key]:
         rules = {name: value for name, value in item.metadata.items() if name in RULES}
         keys.append(Key(item.name, annotations[item.name], default, item.metadata.get("help", ""), rules))
     return keys
+
+
+def recorded(stage: Any, out: str | Path) -> dict[str, Any]:
+    """The configuration of a stage as its artefact keeps it: no path as it is on this machine.
+
+    Args:
+        stage: The stage's dataclass.
+        out: Folder of the finished artefact.
+    """
+
+    def kept(rule: Any, value: Any) -> Any:
+        if isinstance(value, str):
+            return Path(value).name if rule == "name" else place(value, out)
+        if isinstance(value, list):
+            return [kept(rule, element) for element in value]
+        return {kept(rule, name): element for name, element in value.items()} if isinstance(value, dict) else value
+
+    rules = {key.name: key.rules.get("path") for key in keys_of(type(stage))}
+    return {name: kept(rules.get(name), value) if rules.get(name) else value for name, value in asdict(stage).items()}
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

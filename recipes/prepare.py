@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from reasonrec.data_gen.sources_movielens import read_movielens_100k
 from reasonrec.data_gen.sources_tables import read_tables
 from reasonrec.data_gen.synthetic import WorldConfig, make_synthetic
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.keys import MAX_SEED
+from reasonrec.recipes.keys import MAX_SEED, recorded
 from reasonrec.tokenizers.artefact import file_hash, staged
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
@@ -57,16 +57,16 @@ class PrepareConfig:
     """
 
     source: Source = field(metadata=_help("which reader: your own tables, a public data set, or the synthetic world"))
-    output_dir: str = field(metadata=_help("folder of the dataset", path=True))
+    output_dir: str = field(metadata=_help("folder of the dataset", path="name"))
     name: str = field(default="my data", metadata=_help("name in tables and reports"))
     path: str | None = field(
-        default=None, metadata=_help("folder of a public data set; the installed package if unset", path=True)
+        default=None, metadata=_help("folder of a public data set; the installed package if unset", path="name")
     )
     interactions: str | None = field(
-        default=None, metadata=_help("CSV or Parquet: user_id, item_id, timestamp (+ rating, review)", path=True)
+        default=None, metadata=_help("CSV or Parquet: user_id, item_id, timestamp (+ rating, review)", path="name")
     )
     items: str | None = field(
-        default=None, metadata=_help("CSV or Parquet: item_id, title (+ description, category, brand)", path=True)
+        default=None, metadata=_help("CSV or Parquet: item_id, title (+ description, category, brand)", path="name")
     )
     interaction_columns: dict[str, str] = field(
         default_factory=dict, metadata=_help("YAML only; our name: the file's name")
@@ -177,7 +177,7 @@ def main() -> None:
     start = time.perf_counter()
     tables, files = build(config)
     inputs = {role: file_hash(file) for role, file in files.items()}
-    about = {"config": asdict(config), "seed": config.seed, "inputs": inputs}
+    about = {"config": recorded(config, out), "seed": config.seed, "inputs": inputs}
     with staged(out, kind="dataset", overwrite=config.overwrite, **about) as (folder, facts):
         facts.update(write_dataset(folder, tables))
     say(f"{describe(facts)}\n{out} written in {time.perf_counter() - start:.1f} s")

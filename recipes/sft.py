@@ -23,6 +23,7 @@ from reasonrec.tokenizers.artefact import staged, write_json
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
 from reasonrec.tokenizers.output import claim_output, releasing_outputs, resume_folder
+from reasonrec.tokenizers.places import place
 from reasonrec.tokenizers.terminal import say
 
 
@@ -103,13 +104,13 @@ def main() -> None:
     state = PartialState()
     out = claim_output(given["output_dir"], overwrite=stage.overwrite)
     work = resume_folder(out)
-    config = resume.stage_config(stage, args)
+    config = resume.stage_config(stage, args, out)
     asked = Setting(
         stage.model, stage.method, stage.history_prompt, stage.chat, stage.system, stage.max_history,
         stage.one_per_prefix,
     )  # fmt: skip
     earlier = earlier_training(stage.model)
-    setting, trust = agreed_setting(asked, config, earlier), args.trust_remote_code
+    setting, trust = agreed_setting(asked, vars(stage), earlier), args.trust_remote_code
     with state.main_process_first():  # one process unpacks a packaged model, the others find it
         tokenizer = None if earlier is None else trained_tokenizer(stage.model, earlier, setting, trust)
         dataset, index = Dataset.load(stage.dataset), ItemIndex.load(stage.index)
@@ -121,6 +122,7 @@ def main() -> None:
     if (traces := load_traces(stage, bundle)) is not None:
         inputs["traces"] = traces.manifest.hash
     kind = "model" if stage.method == "full" else "adapter"
+    config["base_model"] = place(setting.base_model, out)
     about = {"kind": kind, "config": config, "seed": args.seed, "inputs": inputs, "overwrite": stage.overwrite}
     if resume.adopted(out, **about):
         return

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from reasonrec.recipes.bundle import Bundle, Setting, load_trained, load_with_rows
+from reasonrec.recipes.bundle import Bundle, Setting, base_of, load_trained, load_with_rows
 from reasonrec.recipes.models.load import LoraSettings, add_adapter
 from reasonrec.recipes.models.precision import Precision
 from reasonrec.tokenizers.artefact import read_manifest
@@ -66,7 +66,7 @@ def agreed_setting(asked: Setting, config: dict[str, Any], earlier: Manifest | N
                 f"{name}={value}, but model={asked.base_model}, which the training goes on from, has {theirs[name]}: "
                 f"set {name} to that, or start from a base model"
             )
-    return replace(there, one_per_prefix=asked.one_per_prefix, base_model=moved or there.base_model)
+    return replace(there, one_per_prefix=asked.one_per_prefix, base_model=moved or base_of(earlier, asked.base_model))
 
 
 class Start(Protocol):

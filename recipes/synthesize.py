@@ -10,8 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +21,12 @@ from reasonrec.data_gen.trace_cases import Selection, select_train, select_valid
 from reasonrec.data_gen.trace_checks import Checker
 from reasonrec.data_gen.traces import Reply, Trace, to_frame
 from reasonrec.recipes.args import parse, run
+from reasonrec.recipes.keys import recorded
 from reasonrec.recipes.teachers import SynthesizeConfig, build_teacher
-from reasonrec.tokenizers.artefact import read_manifest, staged, write_json
+from reasonrec.tokenizers.artefact import adopt, read_manifest, staged, write_json
 from reasonrec.tokenizers.index import ItemIndex
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
+from reasonrec.tokenizers.places import own_name
 from reasonrec.tokenizers.terminal import say
 
 if TYPE_CHECKING:
@@ -81,13 +81,14 @@ def build(config: SynthesizeConfig, dataset: Dataset, bundle: Bundle | None, fol
         to_frame(part.traces).write_parquet(folder / f"{name}.parquet", compression="zstd")
     popularity = dataset.items["train_count"].to_numpy()
     filtered = [trace.filtered for trace in parts["train"].traces if trace.filtered is not None]
+    filtered_by = own_name(config.filter_model or "")
     report = {
-        "teacher": {"name": teacher.name, "kind": config.teacher, "hindsight": teacher.hindsight},
+        "teacher": {"name": own_name(teacher.name), "kind": config.teacher, "hindsight": teacher.hindsight},
         "labels": {"field": labels.field, "number": len(labels.names), "times": statistics.has_times},
         **{name: part.counts() for name, part in parts.items()},
         "on_miss": config.on_miss,
         "easy_rows": easy_rows(parts["train"].verified, popularity),
-        "filter": {"model": config.filter_model, "passed": sum(filtered), "of": len(filtered)} if filtered else None,
+        "filter": {"model": filtered_by, "passed": sum(filtered), "of": len(filtered)} if filtered else None,
         "leak": leak_test(dataset, parts["valid"].traces),
     }
     write_json(folder / "report.json", report)
@@ -127,13 +128,14 @@ def main() -> None:
         bundle = Bundle.build(dataset, index, setting, trust_remote_code=config.trust_remote_code)
     if config.filter_model is not None:
         inputs["filter_model"] = read_manifest(config.filter_model).hash
-    stage = partial(staged, out, kind="traces", config=asdict(config), seed=config.seed, overwrite=config.overwrite)
-    with stage(inputs=inputs) as (folder, facts):
+    about = {"kind": "traces", "config": recorded(config, out), "seed": config.seed, "inputs": inputs}
+    if adopt(out, overwrite=config.overwrite, **about):
+        return
+    with staged(out, overwrite=config.overwrite, **about) as (folder, facts):
         report = build(config, dataset, bundle, folder)
-        facts.update(
-            teacher=report["teacher"], max_history=config.max_history, filter_model=config.filter_model,
-            n_train=report["train"]["kept"], n_valid=report["valid"]["kept"],
-        )  # fmt: skip
+        facts.update(teacher=report["teacher"], max_history=config.max_history)
+        facts.update(filter_model=None if config.filter_model is None else own_name(config.filter_model))
+        facts.update(n_train=report["train"]["kept"], n_valid=report["valid"]["kept"])
     say(f"{describe(report)}\n{out} written in {time.perf_counter() - start:.1f} s")
 
 

@@ -39,7 +39,7 @@ class SynthesizeConfig:
     """
 
     dataset: str = field(metadata=_help("dataset folder (prepare.py)", path=True))
-    output_dir: str = field(metadata=_help("folder of the traces", path=True))
+    output_dir: str = field(metadata=_help("folder of the traces", path="name"))
     index: str | None = field(
         default=None, metadata=_help("item index; with model: measures chains in tokens", path=True)
     )
@@ -79,7 +79,7 @@ class SynthesizeConfig:
     temperature: float = field(default=0.7, metadata=_help("sampling temperature of the endpoint", at_least=0))
     max_new_tokens: int = field(default=300, metadata=_help("longest reply of an LLM", at_least=1))
     replies: str | None = field(
-        default=None, metadata=_help("log of replies; <output_dir>.replies.jsonl if unset", path=True)
+        default=None, metadata=_help("log of replies; <output_dir>.replies.jsonl if unset", path="name")
     )
     filter_model: str | None = field(
         default=None,

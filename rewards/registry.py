@@ -225,10 +225,14 @@ def reward_files(config: Mapping[str, Any]) -> dict[str, str]:
         config: Name or `file.py:function` to weight, as `load_rewards` takes it.
 
     Returns:
-        Each `path/to/file.py` to the SHA-256 of its content; rewards of the kit have none.
+        Name of each file, without its folder, to the SHA-256 of its content, of all that share the name; rewards of
+        the kit have none.
     """
-    files = {spec.rpartition(":")[0] if ":" in spec else spec for spec in config if _is_file(spec)}
-    return {file: file_hash(Path(file)) for file in sorted(files)}
+    files = {Path(spec.rpartition(":")[0] if ":" in spec else spec) for spec in config if _is_file(spec)}
+    found: dict[str, list[str]] = {}
+    for file in sorted(files):
+        found.setdefault(file.name, []).append(file_hash(file))
+    return {name: "+".join(hashes) for name, hashes in found.items()}
 
 
 def _is_file(spec: str) -> bool:

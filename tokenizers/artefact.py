@@ -33,6 +33,7 @@ from reasonrec.tokenizers.output import (
     resume_folder,
     start_folder,
 )
+from reasonrec.tokenizers.terminal import say
 
 
 def kit_version() -> str:
@@ -129,6 +130,7 @@ def adopt(
         return False
     claim_output(out, overwrite=overwrite)
     _put_in_place(out)
+    say(f"{out} was whole but for its name, which it has now")
     return True
 
 

@@ -14,6 +14,7 @@ from reasonrec.recipes.keys import fit
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.manifest import distinct, plain
 from reasonrec.tokenizers.model_folder import ADAPTER_CONFIG
+from reasonrec.tokenizers.places import own_name
 from reasonrec.tokenizers.terminal import shown
 
 if TYPE_CHECKING:
@@ -58,4 +59,4 @@ def read_adapter_config(folder: Path, base_model: str) -> LoraConfig:
                 f"{path} has {shown(name)}: {shown(value)}, which no training of this kit writes: train it again with "
                 "recipes/sft.py"
             )
-    return LoraConfig(task_type=TaskType.CAUSAL_LM, base_model_name_or_path=base_model, **taken)
+    return LoraConfig(task_type=TaskType.CAUSAL_LM, base_model_name_or_path=own_name(base_model), **taken)

@@ -19,6 +19,7 @@ from reasonrec.recipes.models.precision import Precision, choose
 from reasonrec.recipes.models.quantized import keep_unpacked, nf4, prepare_4bit
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.model_folder import TRUST_REMEDY, check_model_folder
+from reasonrec.tokenizers.places import own_name
 from reasonrec.tokenizers.rows import text_rows
 from reasonrec.tokenizers.terminal import say, shown
 from reasonrec.tokenizers.vocabulary import Vocabulary
@@ -165,7 +166,7 @@ def load_base(
             options["device_map"] = {"": precision.device}
     where = resolve_model(reference)
     model = _from_pretrained(AutoModelForCausalLM, where, trust_remote_code=trust_remote_code, **options)
-    model.name_or_path = reference  # what an adapter remembers, and publishes: never the cache folder of this machine
+    model.name_or_path = own_name(reference)  # what an adapter remembers, and publishes: no folder of this machine
     if method == "qlora" and (done := prepare_4bit(model, precision)) and os.environ.get("RANK", "0") == "0":
         say(done)
     return model

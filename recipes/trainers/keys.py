@@ -24,7 +24,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from reasonrec.recipes.keys import Key, KeyTable
+from reasonrec.recipes.keys import MAX_SEED, Key, KeyTable
 from reasonrec.tokenizers.errors import UserError
 
 TABLE = Path(__file__).with_name("keys.json")
@@ -45,7 +45,7 @@ _AT_LEAST = {
     "entropy_coef_min": 0, "top_entropy_quantile": 0,
 }  # fmt: skip
 _ABOVE = {"num_train_epochs": 0, "temperature": 0, "adam_epsilon": 0}
-_AT_MOST = {"top_entropy_quantile": 1}
+_AT_MOST = {"top_entropy_quantile": 1, "seed": MAX_SEED, "data_seed": MAX_SEED}
 _BELOW = {"adam_beta1": 1, "adam_beta2": 1}
 _RULES: dict[str, Mapping[str, Any]] = {
     "path": dict.fromkeys(_PATHS, True), "at_least": _AT_LEAST, "above": _ABOVE, "at_most": _AT_MOST, "below": _BELOW,

@@ -6,7 +6,6 @@ import json
 import shutil
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 
+from reasonrec.recipes.keys import recorded
 from reasonrec.recipes.models.precision import Precision
 from reasonrec.recipes.trainers.versions import versions
 from reasonrec.tokenizers.artefact import adopt, write_json
@@ -28,14 +28,16 @@ INDECISIVE = {"overwrite", "report_to", "run_name", "disable_tqdm", "logging_ste
 HARDWARE = {"precision", "bf16", "fp16", "use_cpu"}
 
 
-def stage_config(stage: Any, args: Any) -> dict[str, Any]:
-    """The configuration as the manifest keeps it: no tokens.
+def stage_config(stage: Any, args: Any, out: Path) -> dict[str, Any]:
+    """The configuration as the manifest keeps it: no tokens, no paths of this machine.
 
     Args:
         stage: The stage's own keys, a dataclass.
         args: TRL's arguments.
+        out: Folder of the finished artefact.
     """
-    return {**asdict(stage), **{k: v for k, v in args.to_sanitized_dict().items() if "token" not in k}}
+    theirs = {name: value for name, value in args.to_sanitized_dict().items() if "token" not in name}
+    return {**recorded(stage, out), **theirs, "output_dir": out.name}
 
 
 def keep_or_clear(out: Path, config: Mapping[str, Any], inputs: Mapping[str, Any], precision: Precision) -> None:
@@ -87,8 +89,6 @@ def adopted(out: Path, **about: Any) -> bool:
     """
     state = PartialState()
     (done,) = broadcast_object_list([state.is_main_process and adopt(out, **about)])
-    if done and state.is_main_process:
-        say(f"{out} was whole but for its name, which it has now")
     return bool(done)
 
 

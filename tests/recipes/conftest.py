@@ -86,6 +86,17 @@ def adapter(
 
 
 @pytest.fixture(scope="session")
+def point(edit_manifest: Callable[..., None]) -> Callable[[Path, str], None]:
+    """A function that lets a trained model say that it was trained on another base."""
+
+    def edit(folder: Path, base: str) -> None:
+        edit_manifest(folder, lambda manifest: manifest.config.update(base_model=base))
+        edit_manifest(folder, lambda manifest: manifest.facts["setting"].update(base_model=base))
+
+    return edit
+
+
+@pytest.fixture(scope="session")
 def other_world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A dataset and an index that fit each other, and nothing else here."""
     from reasonrec.data_gen.schema import Dataset, write_dataset

@@ -64,14 +64,14 @@ def test_a_base_that_is_no_model_is_not_opened(
     reference: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    edit_manifest: Callable[..., None],
+    point: Callable[[Path, str], None],
 ) -> None:
     """Its package is looked for, not imported."""
     (tmp_path / "hostile").mkdir()
     for name in ("__init__", "module"):
         (tmp_path / "hostile" / f"{name}.py").write_text("raise RuntimeError('it ran')")
     monkeypatch.syspath_prepend(tmp_path)
-    edit_manifest(copied, lambda manifest: manifest.facts["setting"].update(base_model=reference))
+    point(copied, reference)
     refused(copied, "is an adapter of the base model .*, which does not load")
 
 
@@ -81,7 +81,9 @@ def test_inputs_that_are_no_folder(copied: Path, name: str, value: Any, edit_man
     edit_manifest(copied, lambda manifest: manifest.config.update({name: value}))
     refused(copied, f"does not say where its {name} is: pass --{name} PATH")
     edit_manifest(copied, lambda manifest: manifest.config.update({name: "https://example.org/data"}))
-    refused(copied, "https:/example.org/data is no artefact of this kit")
+    refused(
+        copied, f"was trained with the {name} at .https://example.org/data., where nothing is now: pass --{name} PATH"
+    )
 
 
 def test_a_link_out_of_the_folder(copied: Path, tmp_path: Path) -> None:

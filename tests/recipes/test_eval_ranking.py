@@ -21,6 +21,7 @@ from reasonrec.recipes.donors import other_histories
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.rewards.metrics import per_row
 from reasonrec.tokenizers.artefact import read_manifest
+from reasonrec.tokenizers.places import place
 
 Evaluate = Callable[..., dict[str, Any]]
 NAMES = {f"{metric}@{k}" for metric in ("hr", "ndcg") for k in (1, 5, 10, 20)} | {"mrr"}
@@ -63,7 +64,10 @@ def timeless(metrics: dict[str, Any]) -> dict[str, Any]:
 def test_the_table_of_a_trained_model(report: tuple[Path, str], tiny_dataset: Path, adapter: Path) -> None:
     out, printed = report
     assert {path.name for path in out.iterdir()} == {"manifest.json", "metrics.json", "report.html"}
-    assert read_manifest(out, "report").inputs == {"dataset": read_manifest(tiny_dataset).hash}
+    assert read_manifest(out, "report").inputs == {
+        "dataset": read_manifest(tiny_dataset).hash,
+        place(str(adapter), out): read_manifest(adapter).hash,
+    }
     metrics = json.loads((out / "metrics.json").read_text())
     modes = {row["name"]: row["mode"] for row in metrics["rows"]}
     assert modes["lora, exact search"] == "direct"

@@ -149,7 +149,7 @@ def test_another_dataset_is_refused(adapter: Path, tiny_dataset: Path, other_wor
 
 
 def test_another_base_is_refused(
-    adapter: Path, tiny_base: Path, tmp_path: Path, edit_manifest: Callable[..., None]
+    adapter: Path, tiny_base: Path, tmp_path: Path, point: Callable[[Path, str], None]
 ) -> None:
     """The folder of the base model holds other weights now."""
     from transformers import AutoModelForCausalLM
@@ -158,7 +158,7 @@ def test_another_base_is_refused(
     shutil.copytree(tiny_base, base)
     shutil.copytree(adapter, moved)
     trained_on = read_manifest(moved).facts["setting"]["fingerprint"]
-    edit_manifest(moved, lambda manifest: manifest.facts["setting"].update(base_model=str(base)))
+    point(moved, str(base))
     assert Recommender.load(moved).setting.fingerprint == trained_on  # the same weights elsewhere are fine
     model = AutoModelForCausalLM.from_pretrained(base)
     with torch.no_grad():

@@ -198,7 +198,7 @@ def test_a_killed_grpo_run_reports_the_whole(killed, stage: Stage):
     assert report(out) == report(whole)
     assert report(out)["num_tokens"] > 0
     assert (out / "README.md").read_text() == (whole / "README.md").read_text()
-    assert read_manifest(out).facts["reinforced"]["reward_files"] == {str(reward): file_hash(reward)}
+    assert read_manifest(out).facts["reinforced"]["reward_files"] == {reward.name: file_hash(reward)}
 
 
 def test_an_edited_reward_starts_anew(killed, stage: Stage):
