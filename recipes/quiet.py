@@ -35,6 +35,7 @@ def quiet() -> Iterator[None]:
     if not sys.stderr.isatty():  # a bar that is redrawn into a file is a line of kilobytes
         for library in ("HF_HUB", "HF_DATASETS"):  # transformers follows the former
             os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")  # what transformers unpacks a GGUF file under follows nothing else
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():

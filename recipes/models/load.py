@@ -103,12 +103,16 @@ def resolve_model(reference: str) -> str:
 
 
 def _convert_gguf(source: Path, target: Path) -> None:
+    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     say(f"unpacking {source.name} (once) …")
     # Stored in bf16, as it was published, on every machine; what it is computed in is decided when it is loaded.
     file, folder = source.name, source.parent
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.bfloat16, trust_remote_code=False)
+    options: dict[str, Any] = {"gguf_file": file, "dtype": torch.bfloat16}
+    if hasattr(transformers, "GgufConfig"):  # newer versions keep the weights packed where they have kernels for it
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
     # What is left of GGUF would make `save_pretrained` refuse.
     if hasattr(model.config, "quantization_config"):

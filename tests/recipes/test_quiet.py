@@ -32,7 +32,7 @@ from reasonrec.recipes.args import run
 def main():
     from huggingface_hub.utils import are_progress_bars_disabled
     from tqdm import tqdm
-    for _ in tqdm(range(3), disable=None):
+    for _ in [*tqdm(range(3), disable=None), *tqdm(range(3))]:
         pass
     warnings.warn("old", FutureWarning)
     print(json.dumps([os.environ["OMP_WAIT_POLICY"], are_progress_bars_disabled()]))
