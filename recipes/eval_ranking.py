@@ -13,7 +13,7 @@ from typing import Literal
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName, recorded
-from reasonrec.recipes.ranking import KS
+from reasonrec.recipes.rankers.top_k import KS
 from reasonrec.tokenizers.artefact import adopt, read_manifest, staged
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import external_sids
@@ -99,10 +99,10 @@ def main() -> None:
     # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
     from accelerate import PartialState
 
-    from reasonrec.recipes.comparison import evaluate_rows
-    from reasonrec.recipes.reasoning import Thinking
-    from reasonrec.recipes.report import examples, print_table, write_report
-    from reasonrec.recipes.table import Table
+    from reasonrec.recipes.evaluation.compare import evaluate_rows
+    from reasonrec.recipes.evaluation.leaderboard import Table
+    from reasonrec.recipes.evaluation.report import examples, print_table, write_report
+    from reasonrec.recipes.rankers.reasoning import Thinking
 
     if not PartialState().is_main_process:  # ranking is not distributed
         return

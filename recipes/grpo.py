@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from reasonrec.data_gen.reasoning_tasks import close_ids, reason_prompt_ids
-from reasonrec.data_gen.rl_prompts import PromptWindow, RlPrompts
+from reasonrec.data_gen.tasks.reasoning import close_ids, reason_prompt_ids
+from reasonrec.data_gen.tasks.rl_prompts import PromptWindow, RlPrompts
 from reasonrec.recipes.args import build, parse, run
 from reasonrec.recipes.trainers.keys import inherited
 from reasonrec.rewards.registry import load_rewards, reward_files
@@ -97,16 +97,16 @@ def main() -> None:
     # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
     from accelerate import PartialState
 
-    from reasonrec.recipes.bundle import input_folder, load_trained, setting_facts
-    from reasonrec.recipes.model_card import write_card
+    from reasonrec.recipes.models.card import write_card
+    from reasonrec.recipes.models.checkpoint import input_folder, load_trained, setting_facts
     from reasonrec.recipes.models.context import check_context
     from reasonrec.recipes.models.precision import load_finite
     from reasonrec.recipes.trainers import resume
     from reasonrec.recipes.trainers.best import copy_best
     from reasonrec.recipes.trainers.groups import Advantage
     from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer, RolloutSettings
-    from reasonrec.recipes.trainers.probe import build_probe
     from reasonrec.recipes.trainers.scoring import build_scorer
+    from reasonrec.recipes.trainers.validation import build_probe
 
     args = build(GrpoArguments, given)
     state = PartialState()

@@ -22,7 +22,7 @@ from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.health import format_report, health_report, plot_report
 from reasonrec.tokenizers.index import REMEDY, ItemIndex, build_index, external_index, load_embeddings, save_quantizer
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
-from reasonrec.tokenizers.quantize import BalancedResidualKMeans, ResidualKMeans, check_sizes
+from reasonrec.tokenizers.quantizers.kmeans import BalancedResidualKMeans, ResidualKMeans, check_sizes
 from reasonrec.tokenizers.terminal import say
 
 QUANTIZERS = {"balanced": BalancedResidualKMeans, "plain": ResidualKMeans}

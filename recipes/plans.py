@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from reasonrec.data_gen.alignment import KNOWN, Material, PlanConfig, Renderer, make_plan
 from reasonrec.data_gen.clean import neutralise
-from reasonrec.data_gen.curriculum import make_curriculum, parse_phases, plot_plan
-from reasonrec.data_gen.prompts import TEMPLATES
-from reasonrec.data_gen.reasoning_tasks import QUESTIONS, REASONING_TASKS, Mention, ReasoningRenderer
-from reasonrec.data_gen.traces import Arm, Trace, Traces, pieces
+from reasonrec.data_gen.reasoning.traces import Arm, Trace, Traces, pieces
+from reasonrec.data_gen.tasks.curriculum import make_curriculum, parse_phases, plot_plan
+from reasonrec.data_gen.tasks.prompts import TEMPLATES
+from reasonrec.data_gen.tasks.reasoning import QUESTIONS, REASONING_TASKS, Mention, ReasoningRenderer
+from reasonrec.data_gen.tasks.render import KNOWN, Material, PlanConfig, Renderer, make_plan
 from reasonrec.tokenizers.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset as HfDataset
 
-    from reasonrec.recipes.bundle import Bundle
+    from reasonrec.recipes.models.checkpoint import Bundle
 
 SEQREC_ONLY = {"seqrec": 1.0}
 

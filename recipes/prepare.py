@@ -12,14 +12,14 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from reasonrec.data_gen.baskets import read_complete_journey
 from reasonrec.data_gen.filters import Duplicates
 from reasonrec.data_gen.interaction_log import LogOptions, Split, build_tables
+from reasonrec.data_gen.readers.complete_journey import read_complete_journey
+from reasonrec.data_gen.readers.minionerec import read_industrial
+from reasonrec.data_gen.readers.movielens import read_movielens_100k
+from reasonrec.data_gen.readers.synthetic import WorldConfig, make_synthetic
+from reasonrec.data_gen.readers.tables import read_tables
 from reasonrec.data_gen.schema import Tables, describe, write_dataset
-from reasonrec.data_gen.sources_industrial import read_industrial
-from reasonrec.data_gen.sources_movielens import read_movielens_100k
-from reasonrec.data_gen.sources_tables import read_tables
-from reasonrec.data_gen.synthetic import WorldConfig, make_synthetic
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import MAX_SEED, recorded
 from reasonrec.tokenizers.artefact import file_hash, staged

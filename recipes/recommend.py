@@ -117,7 +117,7 @@ def main() -> None:
     # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
     from accelerate import PartialState
 
-    from reasonrec.recipes.reasoning import Reasoner, Thinking
+    from reasonrec.recipes.rankers.reasoning import Reasoner, Thinking
     from reasonrec.recipes.recommender import Recommender
 
     if not PartialState().is_main_process:

@@ -17,15 +17,15 @@ import torch
 from tqdm import tqdm
 
 from reasonrec.data_gen.histories import UserHistory
-from reasonrec.recipes.bundle import Bundle, Setting, load_trained
+from reasonrec.recipes.decoding.prefix import padded
+from reasonrec.recipes.decoding.search import Found, beam_search, check_width
+from reasonrec.recipes.decoding.session import UserState
 from reasonrec.recipes.items import History, ItemIds, Items, named
 from reasonrec.recipes.keys import PrecisionName
+from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_trained
 from reasonrec.recipes.models.context import check_context
 from reasonrec.recipes.models.precision import Precision, choose, load_finite
-from reasonrec.tokenizers.decode import Found, beam_search, check_width
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.prefix import padded
-from reasonrec.tokenizers.state import UserState
 from reasonrec.tokenizers.terminal import shown
 from reasonrec.tokenizers.whole import whole
 

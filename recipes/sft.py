@@ -14,8 +14,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
-from reasonrec.data_gen.prompts import HISTORY, check_history_prompt
 from reasonrec.data_gen.schema import Dataset
+from reasonrec.data_gen.tasks.prompts import HISTORY, check_history_prompt
 from reasonrec.recipes.args import build, parse, run
 from reasonrec.recipes.plans import TaskChoice, build_eval, build_plan, check_texts, load_traces, plot_curriculum
 from reasonrec.recipes.trainers.keys import inherited
@@ -86,12 +86,12 @@ def main() -> None:
     from accelerate import PartialState
     from datasets import Dataset as HfDataset
 
-    from reasonrec.recipes.bundle import Bundle, Setting, setting_facts, trained_tokenizer
-    from reasonrec.recipes.model_card import write_card
+    from reasonrec.recipes.models.card import write_card
+    from reasonrec.recipes.models.checkpoint import Bundle, Setting, setting_facts, trained_tokenizer
     from reasonrec.recipes.models.context import check_context
     from reasonrec.recipes.models.load import LoraSettings
     from reasonrec.recipes.models.precision import load_finite
-    from reasonrec.recipes.start import agreed_setting, earlier_training, load_start
+    from reasonrec.recipes.models.start import agreed_setting, earlier_training, load_start
     from reasonrec.recipes.trainers import resume
     from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments, save_weights
 

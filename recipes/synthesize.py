@@ -13,13 +13,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasonrec.data_gen.label_statistics import ItemLabels, LabelStatistics
-from reasonrec.data_gen.reasoning_tasks import ReasoningRenderer
+from reasonrec.data_gen.reasoning.cases import Selection, select_train, select_valid
+from reasonrec.data_gen.reasoning.checks import Checker
+from reasonrec.data_gen.reasoning.label_statistics import ItemLabels, LabelStatistics
+from reasonrec.data_gen.reasoning.synthesis import OnMiss, Synthesis, easy_rows, synthesize
+from reasonrec.data_gen.reasoning.traces import Reply, Trace, to_frame
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.data_gen.synthesis import OnMiss, Synthesis, easy_rows, synthesize
-from reasonrec.data_gen.trace_cases import Selection, select_train, select_valid
-from reasonrec.data_gen.trace_checks import Checker
-from reasonrec.data_gen.traces import Reply, Trace, to_frame
+from reasonrec.data_gen.tasks.reasoning import ReasoningRenderer
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import recorded
 from reasonrec.recipes.teachers import SynthesizeConfig, build_teacher
@@ -30,14 +30,14 @@ from reasonrec.tokenizers.places import own_name
 from reasonrec.tokenizers.terminal import say
 
 if TYPE_CHECKING:
-    from reasonrec.recipes.bundle import Bundle
+    from reasonrec.recipes.models.checkpoint import Bundle
 
 
 def build(config: SynthesizeConfig, dataset: Dataset, bundle: Bundle | None, folder: Path) -> dict[str, Any]:
     """Write the traces and the report; the report comes back."""
     from tqdm import tqdm
 
-    from reasonrec.recipes.leak import leak_test
+    from reasonrec.recipes.evaluation.leak import leak_test
 
     labels = ItemLabels.of(dataset.items, config.label_field)
     statistics = LabelStatistics(dataset, labels)
@@ -64,7 +64,7 @@ def build(config: SynthesizeConfig, dataset: Dataset, bundle: Bundle | None, fol
     # Validation chains are not chosen by their targets, or they would leak in a way that no chain of the model can.
     parts = {"train": work(train, "train", config.on_miss), "valid": work(valid, "valid", "keep")}
     if config.filter_model is not None:
-        from reasonrec.recipes.chain_gain import ChainGain
+        from reasonrec.recipes.evaluation.likelihood_gain import ChainGain
         from reasonrec.recipes.recommender import Recommender
 
         model = Recommender.load(
@@ -97,7 +97,7 @@ def build(config: SynthesizeConfig, dataset: Dataset, bundle: Bundle | None, fol
 
 def describe(report: dict[str, Any]) -> str:
     """What a person looks at first."""
-    from reasonrec.recipes.leak import describe_leak
+    from reasonrec.recipes.evaluation.leak import describe_leak
 
     lines = []
     for name in ("train", "valid"):
@@ -121,7 +121,7 @@ def main() -> None:
     inputs = {"dataset": dataset.manifest.hash}
     bundle = None
     if config.index is not None and config.model is not None:
-        from reasonrec.recipes.bundle import Bundle, Setting
+        from reasonrec.recipes.models.checkpoint import Bundle, Setting
 
         index = ItemIndex.load(config.index)
         setting = Setting(config.model, "lora", "{history}", chat=False, system=None, max_history=config.max_history)

@@ -10,17 +10,17 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from reasonrec.data_gen.label_statistics import LabelField, LabelStatistics
-from reasonrec.data_gen.reasoning_tasks import Mention
-from reasonrec.data_gen.reply_log import ReplyLog
+from reasonrec.data_gen.reasoning.cases import Selection
+from reasonrec.data_gen.reasoning.label_statistics import LabelField, LabelStatistics
+from reasonrec.data_gen.reasoning.synthesis import OnMiss, hindsight_targets
+from reasonrec.data_gen.reasoning.teachers.endpoint import EndpointSettings, EndpointTeacher, check_address
+from reasonrec.data_gen.reasoning.teachers.grounded import GroundedTeacher
+from reasonrec.data_gen.reasoning.teachers.local import LocalTeacher
+from reasonrec.data_gen.reasoning.teachers.prompts import Asker
+from reasonrec.data_gen.reasoning.teachers.reply_log import ReplyLog
+from reasonrec.data_gen.reasoning.traces import Teacher
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.data_gen.synthesis import OnMiss, hindsight_targets
-from reasonrec.data_gen.teacher_endpoint import EndpointSettings, EndpointTeacher, check_address
-from reasonrec.data_gen.teacher_grounded import GroundedTeacher
-from reasonrec.data_gen.teacher_local import LocalTeacher
-from reasonrec.data_gen.teacher_prompts import Asker
-from reasonrec.data_gen.trace_cases import Selection
-from reasonrec.data_gen.traces import Teacher
+from reasonrec.data_gen.tasks.reasoning import Mention
 from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import say

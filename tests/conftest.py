@@ -115,8 +115,8 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset artefact: 48 items in 4 clusters, 120 users to train on, 30 cases each in validation and test."""
+    from reasonrec.data_gen.readers.synthetic import WorldConfig, make_synthetic
     from reasonrec.data_gen.schema import write_dataset
-    from reasonrec.data_gen.synthetic import WorldConfig, make_synthetic
     from reasonrec.tokenizers.artefact import staged
 
     out = tmp_path_factory.mktemp("tiny_dataset") / "dataset"

@@ -10,12 +10,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from reasonrec.data_gen.alignment import PlanConfig, make_plan
 from reasonrec.data_gen.schema import ROWS, Dataset
+from reasonrec.data_gen.tasks.render import PlanConfig, make_plan
 from reasonrec.recipes import index_items, prepare
-from reasonrec.recipes.baselines import TrainLog
-from reasonrec.recipes.bundle import Bundle, Setting
 from reasonrec.recipes.index_items import IndexConfig, neighbours
+from reasonrec.recipes.models.checkpoint import Bundle, Setting
+from reasonrec.recipes.rankers.baselines import TrainLog
 from reasonrec.tokenizers.artefact import write_manifest
 from reasonrec.tokenizers.index import ItemIndex
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from reasonrec.data_gen.readers.synthetic import SyntheticWorld, WorldConfig, make_synthetic
 from reasonrec.data_gen.schema import Dataset, write_dataset
-from reasonrec.data_gen.synthetic import SyntheticWorld, WorldConfig, make_synthetic
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.artefact import staged
 from reasonrec.tokenizers.index import build_index

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reasonrec.data_gen.reasoning_tasks import answer_opening_ids, think_ids
-from reasonrec.recipes.bundle import Bundle
+from reasonrec.data_gen.tasks.reasoning import answer_opening_ids, think_ids
+from reasonrec.recipes.decoding.prefix import check_architecture, context_limit
+from reasonrec.recipes.models.checkpoint import Bundle
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.prefix import check_architecture, context_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from reasonrec.recipes.decoding.sample import Rollouts
 from reasonrec.recipes.trainers.advantages import grpo_advantage, srpo_advantage, zero_variance
-from reasonrec.recipes.trainers.rollout import Rollouts
 from reasonrec.recipes.trainers.scoring import Scores
 
 Loss = Literal["grpo", "srpo"]

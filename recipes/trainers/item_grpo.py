@@ -26,19 +26,19 @@ from numpy.typing import NDArray
 from transformers import TrainerControl
 from trl import GRPOConfig, GRPOTrainer
 
-from reasonrec.data_gen.rl_prompts import RlPrompts, blocks_per_pass, prompt_block
+from reasonrec.data_gen.tasks.rl_prompts import RlPrompts, blocks_per_pass, prompt_block
+from reasonrec.recipes.decoding.sample import Sampler, noise, roll_out
 from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
 from reasonrec.recipes.models.dropout import silence_dropout
 from reasonrec.recipes.models.load import restore_trainable, trainable_values
-from reasonrec.recipes.models.policy import install_item_policy
 from reasonrec.recipes.models.precision import decide
+from reasonrec.recipes.policies.semantic_id import install_item_policy
 from reasonrec.recipes.trainers.advantages import permuted_rows
 from reasonrec.recipes.trainers.best import keep_best
 from reasonrec.recipes.trainers.divergence import from_all
 from reasonrec.recipes.trainers.groups import Advantage, Pool, alive, choose, telemetry
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, save_weights
 from reasonrec.recipes.trainers.keys import check_reports, prepare_arguments
-from reasonrec.recipes.trainers.rollout import Sampler, noise, roll_out
 from reasonrec.recipes.trainers.scoring import Scorer
 from reasonrec.recipes.trainers.watched import WatchedTrainer
 from reasonrec.tokenizers.errors import UserError

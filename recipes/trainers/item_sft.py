@@ -12,8 +12,8 @@ from trl import SFTConfig, SFTTrainer
 
 from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
 from reasonrec.recipes.models.load import restore_trainable, trainable_values
-from reasonrec.recipes.models.policy import install_item_policy
 from reasonrec.recipes.models.precision import decide
+from reasonrec.recipes.policies.semantic_id import install_item_policy
 from reasonrec.recipes.trainers.divergence import check_trained
 from reasonrec.recipes.trainers.keys import check_reports, prepare_arguments
 from reasonrec.recipes.trainers.watched import WatchedTrainer

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reasonrec.data_gen.rl_prompts import RlPrompts
-from reasonrec.recipes.bundle import Bundle
-from reasonrec.recipes.trainers.rollout import Rollouts
+from reasonrec.data_gen.tasks.rl_prompts import RlPrompts
+from reasonrec.recipes.decoding.prefix import padded, read
+from reasonrec.recipes.decoding.sample import Rollouts
+from reasonrec.recipes.decoding.score import score_items
+from reasonrec.recipes.decoding.search import beam_search
+from reasonrec.recipes.models.checkpoint import Bundle
 from reasonrec.rewards.collaborative import CoVisits
 from reasonrec.rewards.exact import exact_hits
 from reasonrec.rewards.parse import Parsed, Parser
 from reasonrec.rewards.prefix import common_prefix
 from reasonrec.rewards.registry import WeightedRewards
-from reasonrec.tokenizers.decode import beam_search
-from reasonrec.tokenizers.prefix import padded, read
-from reasonrec.tokenizers.score import score_items
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 

@@ -31,15 +31,15 @@ from engine_costs import measure_attention, measure_choice, measure_processor, m
 from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from reasonrec.data_gen.prompts import HISTORY
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.recipes.bundle import Bundle, Setting, load_with_rows
+from reasonrec.data_gen.tasks.prompts import HISTORY
+from reasonrec.recipes.decoding.search import beam_search
 from reasonrec.recipes.keys import PrecisionName
+from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows
 from reasonrec.recipes.models.precision import choose
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.rewards.metrics import per_row
 from reasonrec.tokenizers.artefact import write_json
-from reasonrec.tokenizers.decode import beam_search
 from reasonrec.tokenizers.index import ItemIndex
 
 SECTIONS = ("speed", "trained", "latency", "attention", "processor", "choice", "trie", "agreement")

@@ -14,12 +14,12 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from reasonrec.recipes.decoding.attention import additive, branch_attention
+from reasonrec.recipes.decoding.beams import Beams, choose
+from reasonrec.recipes.decoding.prefix import forward, read
 from reasonrec.recipes.models import precision
 from reasonrec.recipes.models.load import resolve_model
-from reasonrec.tokenizers.attention import additive, branch_attention
-from reasonrec.tokenizers.beams import Beams, choose
 from reasonrec.tokenizers.constrain import ItemLogitsProcessor
-from reasonrec.tokenizers.prefix import forward, read
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 

@@ -32,10 +32,10 @@ import torch
 from datasets import Dataset as HfDataset
 from transformers import TrainerCallback
 
-from reasonrec.data_gen.prompts import HISTORY
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.recipes.bundle import Bundle, Setting, load_with_rows
+from reasonrec.data_gen.tasks.prompts import HISTORY
 from reasonrec.recipes.keys import PrecisionName
+from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows
 from reasonrec.recipes.models.load import LoraSettings, add_adapter
 from reasonrec.recipes.models.precision import choose, default_device
 from reasonrec.recipes.plans import TaskChoice, build_plan

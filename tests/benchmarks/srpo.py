@@ -28,18 +28,18 @@ import torch
 from datasets import Dataset as HfDataset
 from scratch_base import make_scratch_base
 
-from reasonrec.data_gen.prompts import HISTORY
-from reasonrec.data_gen.rl_prompts import PromptWindow, RlPrompts, prompt_block
+from reasonrec.data_gen.readers.synthetic import SyntheticWorld, WorldConfig, make_synthetic
 from reasonrec.data_gen.schema import Dataset, write_dataset
-from reasonrec.data_gen.synthetic import SyntheticWorld, WorldConfig, make_synthetic
-from reasonrec.recipes.bundle import Bundle, Setting, load_with_rows
-from reasonrec.recipes.models.policy import item_log_probs
+from reasonrec.data_gen.tasks.prompts import HISTORY
+from reasonrec.data_gen.tasks.rl_prompts import PromptWindow, RlPrompts, prompt_block
+from reasonrec.recipes.evaluation.intervals import seed_interval
+from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows
+from reasonrec.recipes.policies.semantic_id import item_log_probs
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.groups import Advantage
 from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer, RolloutSettings
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments
 from reasonrec.recipes.trainers.scoring import build_scorer
-from reasonrec.rewards.intervals import seed_interval
 from reasonrec.rewards.registry import load_rewards
 from reasonrec.tokenizers.artefact import staged, write_json
 from reasonrec.tokenizers.index import ItemIndex, build_index

@@ -23,11 +23,11 @@ import torch
 from datasets import Dataset as HfDataset
 from scratch_base import make_scratch_base
 
-from reasonrec.data_gen.alignment import PlanConfig, make_plan
-from reasonrec.data_gen.prompts import HISTORY
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.recipes.bundle import Bundle, Setting, load_with_rows
-from reasonrec.recipes.comparison import Row, evaluate_rows
+from reasonrec.data_gen.tasks.prompts import HISTORY
+from reasonrec.data_gen.tasks.render import PlanConfig, make_plan
+from reasonrec.recipes.evaluation.compare import Row, evaluate_rows
+from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments
 from reasonrec.tokenizers.artefact import write_json

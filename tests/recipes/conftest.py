@@ -99,8 +99,8 @@ def point(edit_manifest: Callable[..., None]) -> Callable[[Path, str], None]:
 @pytest.fixture(scope="session")
 def other_world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A dataset and an index that fit each other, and nothing else here."""
+    from reasonrec.data_gen.readers.synthetic import WorldConfig, make_synthetic
     from reasonrec.data_gen.schema import Dataset, write_dataset
-    from reasonrec.data_gen.synthetic import WorldConfig, make_synthetic
     from reasonrec.tokenizers.artefact import staged
     from reasonrec.tokenizers.index import build_index
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes import eval_ranking
-from reasonrec.recipes.donors import other_histories
+from reasonrec.recipes.evaluation.controls import other_histories
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.rewards.metrics import per_row
 from reasonrec.tokenizers.artefact import read_manifest

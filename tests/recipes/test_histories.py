@@ -12,16 +12,16 @@ import torch
 
 from reasonrec.data_gen.histories import UserHistory
 from reasonrec.data_gen.schema import Dataset, write_dataset
-from reasonrec.recipes.bundle import Bundle, Setting, load_with_rows
-from reasonrec.recipes.reasoning import Reasoner, Thinking
+from reasonrec.recipes.decoding import search as decode
+from reasonrec.recipes.decoding.score import score_all_items
+from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows
+from reasonrec.recipes.rankers.reasoning import Reasoner, Thinking
 from reasonrec.recipes.recommend import given_history, known_history
 from reasonrec.recipes.recommender import Recommender
-from reasonrec.recipes.trainers.probe import build_probe
-from reasonrec.tokenizers import decode
+from reasonrec.recipes.trainers.validation import build_probe
 from reasonrec.tokenizers.artefact import staged
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex, build_index
-from reasonrec.tokenizers.score import score_all_items
 from reasonrec.tokenizers.terminal import shown
 
 HISTORIES = [[3, 1, 4], [1], [5, 9, 2, 6, 5, 3, 5, 8], [7, 7]]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.recipes.bundle import Bundle, Setting, load_with_rows
 from reasonrec.recipes.items import ItemIds
+from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex

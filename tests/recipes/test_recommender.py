@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from reasonrec.data_gen.schema import Dataset
+from reasonrec.recipes.decoding.score import score_all_items
 from reasonrec.recipes.models.precision import choose
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.score import score_all_items
 
 N_ITEMS = 48
 MAX_HISTORY = 6  # of the shared adapter

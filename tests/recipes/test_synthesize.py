@@ -15,10 +15,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from reasonrec.data_gen.reasoning.traces import STAGES, Traces
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.data_gen.traces import STAGES, Traces
-from reasonrec.recipes import model_card, sft, synthesize
-from reasonrec.recipes.leak import chain_items, chain_words, describe_leak, leak_test
+from reasonrec.recipes import sft, synthesize
+from reasonrec.recipes.evaluation.leak import chain_items, chain_words, describe_leak, leak_test
+from reasonrec.recipes.models import card as model_card
 from reasonrec.recipes.plans import TaskChoice
 from reasonrec.tokenizers.artefact import write_manifest
 from reasonrec.tokenizers.errors import UserError
@@ -147,7 +148,7 @@ def test_what_a_retriever_reads(traces, tiny_dataset):
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    script = ROOT / "tests" / "data_gen" / "endpoint_server.py"
+    script = ROOT / "tests" / "data_gen" / "reasoning" / "teachers" / "endpoint_server.py"
     process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     yield f"http://127.0.0.1:{int(process.stdout.readline())}"

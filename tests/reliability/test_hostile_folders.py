@@ -14,7 +14,7 @@ import pytest
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes import eval_ranking, grpo, index_items, recommend, sft, synthesize
-from reasonrec.recipes.bundle import Bundle, Setting, load_with_rows, setting_facts
+from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows, setting_facts
 from reasonrec.recipes.models.load import load_tokenizer
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.item_sft import save_weights

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from reasonrec.data_gen.reasoning.traces import Traces
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.data_gen.traces import Traces
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.artefact import read_manifest, write_json
 from reasonrec.tokenizers.errors import UserError

@@ -14,14 +14,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from reasonrec.data_gen.alignment import KNOWN, PlanConfig, make_plan
 from reasonrec.data_gen.schema import Dataset
+from reasonrec.data_gen.tasks.render import KNOWN, PlanConfig, make_plan
 from reasonrec.recipes import sft
-from reasonrec.recipes.bundle import Bundle, Setting, load_with_rows
+from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows
 from reasonrec.recipes.models.context import check_context
 from reasonrec.recipes.models.load import load_tokenizer
 from reasonrec.recipes.plans import check_texts
-from reasonrec.recipes.reasoning import Reasoner, Thinking
+from reasonrec.recipes.rankers.reasoning import Reasoner, Thinking
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex

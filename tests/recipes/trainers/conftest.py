@@ -96,7 +96,7 @@ def make_grpo(make_kit, tmp_path) -> Callable[..., Any]:
     def make(
         base: Path, method: str = "full", *, problem: Problem | None = None, scale: float = 1.0, **options: Any
     ) -> Any:
-        from reasonrec.data_gen.rl_prompts import RlPrompts
+        from reasonrec.data_gen.tasks.rl_prompts import RlPrompts
         from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer, RolloutSettings
         from reasonrec.recipes.trainers.scoring import Scorer
         from reasonrec.rewards.parse import Parser

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from reasonrec.recipes.decoding.sample import Rollouts
 from reasonrec.recipes.trainers.groups import Advantage, Pool, alive, choose, telemetry
-from reasonrec.recipes.trainers.rollout import Rollouts
 from reasonrec.recipes.trainers.scoring import Scores, Texts
 from reasonrec.tokenizers.errors import UserError
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from reasonrec.data_gen.rl_prompts import prompt_block
+from reasonrec.data_gen.tasks.rl_prompts import prompt_block
 from reasonrec.recipes.models.load import load_tokenizer
 from reasonrec.recipes.trainers.best import best_folder
 from reasonrec.recipes.trainers.groups import Advantage
@@ -217,7 +217,7 @@ def test_a_weight_of_zero_logs_and_changes_nothing(tiny_base, make_grpo, problem
 
 def test_rewards_that_ask_the_model_get_what_it_says(tiny_base, make_grpo, problem):
     """The gold log-probability behind a chain is that of the item scorer, and the beam is a beam search's."""
-    from reasonrec.tokenizers.score import score_all_items
+    from reasonrec.recipes.decoding.score import score_all_items
 
     rewards = {"likelihood": {"weight": 1.0, "floor": -1000.0}, "rank": {"weight": 0, "k": 7}}
     trainer = make_grpo(tiny_base, settings=RolloutSettings(rounds=1, max_chain=3), problem=problem(rewards=rewards))

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from reasonrec.recipes.models.policy import install_item_policy
-from reasonrec.recipes.trainers import rollout as module
-from reasonrec.recipes.trainers.rollout import Rollouts, Sampler, noise, roll_out
+from reasonrec.recipes.decoding import sample as module
+from reasonrec.recipes.decoding.sample import Rollouts, Sampler, noise, roll_out
+from reasonrec.recipes.decoding.score import score_all_items
+from reasonrec.recipes.policies.semantic_id import install_item_policy
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.score import score_all_items
 
 HISTORIES = [[0, 3], [1], [6, 2, 1, 0, 4], [5, 5, 6], [2]]
 

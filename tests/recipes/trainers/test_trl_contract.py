@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 from reasonrec.recipes.models.load import LoraSettings, add_adapter
-from reasonrec.recipes.models.policy import install_item_policy
+from reasonrec.recipes.policies.semantic_id import install_item_policy
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary

@@ -1,0 +1,395 @@
+"""Your own data: a table of interactions and a table of items, CSV or Parquet.
+
+Only the mapped columns are ever in memory. Every row of a file is counted, and what becomes of it: nothing disappears
+unsaid (`csv_reader` checks the rows of CSV files, `values` says what a cell means).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from reasonrec.data_gen.clean import clean_items, clean_text
+from reasonrec.data_gen.filters import filter_fact
+from reasonrec.data_gen.interaction_log import InteractionLog
+from reasonrec.data_gen.readers.csv_reader import LINE, CsvFile, read_quote, read_separator
+from reasonrec.data_gen.readers.timestamps import Timestamps, parse_timestamps
+from reasonrec.data_gen.values import EXACT, as_ids, as_text, respelled
+from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import shown
+
+INTERACTION_COLUMNS = {"user_id": True, "item_id": True, "timestamp": True, "rating": False, "review": False}
+ITEM_COLUMNS = {"item_id": True, "title": True, "description": False, "category": False, "brand": False}
+MAX_REVIEW_CHARS = 2000
+MAX_ID_CHARS = 1000
+_CSV, _PARQUET = {".csv", ".tsv", ".tab", ".txt", ".dat"}, {".parquet", ".pq"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """The mapped columns of a file.
+
+    Attributes:
+        path: The file.
+        frame: Our columns as the file has them, and `LINE`: the line of a CSV file (the header is line 1) or the row
+            of a Parquet file (the first is row 1).
+        mapped: Our names to the file's.
+        key: Name of the mapping in the configuration.
+        facts: How many rows the file has, and lines without anything.
+    """
+
+    path: Path
+    frame: pl.DataFrame
+    mapped: Mapping[str, str]
+    key: str
+    facts: dict[str, Any]
+
+    def where(self, position: int) -> str:
+        """A person's number of a row."""
+        unit = "row" if self.path.suffix.lower() in _PARQUET else "line"
+        return f"{unit} {self.frame[LINE][position]} of {self.path}"
+
+    def shown(self, name: str, position: int) -> str:
+        """A value as the file has it."""
+        value = self.frame[name][position]
+        return "nothing" if value is None else shown(value)
+
+
+def _is_parquet(path: Path) -> bool:
+    """Whether a file is Parquet; False for CSV.
+
+    Raises:
+        UserError: If the file is missing or neither.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file (relative paths start in {Path.cwd()})")
+    suffixes = {s.lower() for s in path.suffixes}
+    if path.suffix.lower() in _PARQUET:
+        return True
+    if suffixes & _CSV:
+        return False
+    raise UserError(f"{path}: the name has to end in .csv, .tsv or .parquet")
+
+
+def map_columns(
+    path: Path,
+    found: list[str],
+    mapping: Mapping[str, str],
+    known: Mapping[str, bool],
+    key: str,
+    advice: str = "",
+) -> dict[str, str]:
+    """Which column of a file holds what.
+
+    Args:
+        path: The file, for messages.
+        found: The file's columns.
+        mapping: What the user set: our name to the file's name.
+        known: Our names; True if the column is needed.
+        key: Name of the mapping in the configuration.
+        advice: What else to try where a column is missing.
+
+    Returns:
+        Our name to the file's name, for the columns that are there.
+
+    Raises:
+        UserError: If the mapping has an unknown key, or a column is missing.
+    """
+    for name in mapping:
+        if name not in known:
+            near = difflib.get_close_matches(name, list(known), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise UserError(f"{key}.{name}: there is no such column in this kit; {hint}")
+    mapped = {}
+    for name, needed in known.items():
+        column = mapping.get(name, name)
+        if column in found:
+            mapped[name] = column
+        elif needed or name in mapping:
+            folded = {c.lower().replace("_", ""): c for c in found}
+            near = difflib.get_close_matches(column.lower().replace("_", ""), list(folded), n=1, cutoff=0.5)
+            hint = f" (the nearest is {folded[near[0]]!r})" if near else ""
+            raise UserError(
+                f"{path} has no column {column!r}; set {key}.{name} to the right one of "
+                f"{', '.join(map(repr, found))}{hint}{advice}"
+            )
+    taken: dict[str, str] = {}
+    for name, column in mapped.items():
+        if column in taken:
+            raise UserError(f"{key}: {taken[column]} and {name} are both mapped to column {column!r} of {path}")
+        if found.count(column) > 1:
+            raise UserError(
+                f"{path}: {found.count(column)} columns are called {column!r}; rename them in its first line, so that "
+                f"{key}.{name} means one of them"
+            )
+        taken[column] = name
+    return mapped
+
+
+def _read(
+    path: Path,
+    separator: str | None,
+    quote_char: str | None,
+    mapping: Mapping[str, str],
+    known: Mapping[str, bool],
+    key: str,
+    unread: frozenset[str] = frozenset(),
+) -> Table:
+    """Read the mapped columns but for those named `unread`."""
+    if _is_parquet(path):
+        try:
+            lazy = pl.scan_parquet(path)
+            mapped = map_columns(path, lazy.collect_schema().names(), mapping, known, key)
+            picked = {ours: theirs for ours, theirs in mapped.items() if ours not in unread}
+            rows = lazy.select(pl.len()).collect().item()
+            frame = lazy.select(pl.col(theirs).alias(ours) for ours, theirs in picked.items()).collect()
+            frame = frame.with_columns(pl.col(pl.Binary).cast(pl.String))  # text without a mark that it is some
+        except pl.exceptions.PolarsError as error:
+            raise UserError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+        if not rows:
+            raise UserError(f"{path} cannot be read as a table: it has no rows")
+        if frame.height != rows:
+            raise UserError(f"{path}: {frame.height} rows were read of {rows}; write the file again")
+        return Table(path, frame.with_row_index(LINE, offset=1), mapped, key, {"rows": rows, "blank_lines": 0})
+    meant = read_separator(path, separator)
+    table = CsvFile(path, meant, read_quote(quote_char, meant), trusted=quote_char is not None)
+    mapped = map_columns(path, table.columns, mapping, known, key, _header_advice(table))
+    picked = {ours: theirs for ours, theirs in mapped.items() if ours not in unread}
+    frame = table.read(list(picked.values()))
+    frame.columns = [LINE, *picked]
+    return Table(path, frame, mapped, key, {"rows": table.rows, "blank_lines": table.blank})
+
+
+def _header_advice(table: CsvFile) -> str:
+    """A hint for a header that was not cut at all, or is none."""
+    if any(name.strip().isdigit() for name in table.columns):
+        return "; the first line has to name the columns, and this one looks like a row: write the names above it"
+    found = next((word for word in ("\t", "::", ";", "|", ",") if word in table.columns[0]), None)
+    return f"; or set separator: {found!r} (it is {table.separator!r} now)" if found else ""
+
+
+def _ids(table: Table, names: tuple[str, ...]) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The frame with ids as text, and how many of each column were written as floats.
+
+    Raises:
+        UserError: If an id is missing, lost its digits in a float, or is as long as a text.
+    """
+    frame, key, written = table.frame, table.key, {}
+    for name in names:
+        raw = frame[name]
+        if raw.dtype.is_nested():
+            raise UserError(f"{table.path}: column {table.mapped[name]!r} holds {raw.dtype}, no ids; set {key}.{name}")
+        ids, lost = as_ids(raw)
+        if lost is not None:
+            raise UserError(
+                f"{table.path}: {table.shown(name, lost)} in column {table.mapped[name]!r}, {table.where(lost)}, went "
+                f"through a float or a spreadsheet, which keep {EXACT:,} or fewer digits apart: several ids may have "
+                "become this one; export the column again, as text or as whole numbers"
+            )
+        if ids.null_count():
+            first = ids.is_null().arg_max()
+            assert first is not None
+            raise UserError(
+                f"{table.path}: {ids.null_count()} rows have nothing in column {table.mapped[name]!r}, the first is "
+                f"{table.where(first)} (words such as nan and NULL are nothing); fill it, remove the rows, or set "
+                f"{key}.{name} to another column"
+            )
+        longest = ids.str.len_chars().arg_max()
+        if longest is not None and (length := len(ids[longest])) > MAX_ID_CHARS:
+            raise UserError(
+                f"{table.path}: the id in column {table.mapped[name]!r}, {table.where(longest)}, has {length:,} "
+                f"characters, more than {MAX_ID_CHARS:,}: {shown(ids[longest])} is text rather than an id; set "
+                f"{key}.{name} to another column, or shorten the ids in both tables"
+            )
+        if count := respelled(raw, ids):
+            written[name] = count
+        frame = frame.with_columns(ids.alias(name))
+    return frame, written
+
+
+def _ratings(table: Table) -> pl.Series:
+    """Ratings, null where there is none.
+
+    Raises:
+        UserError: If a value is no finite number.
+    """
+    raw = table.frame["rating"]
+    if raw.dtype.is_nested():
+        raise UserError(f"{table.path}: column {table.mapped['rating']!r} holds {raw.dtype}, no ratings")
+    text = as_text(raw)
+    ratings = text.cast(pl.Float64, strict=False) if raw.dtype == pl.String else raw.cast(pl.Float64, strict=False)
+    ratings = pl.select(pl.when(ratings.is_finite()).then(ratings)).to_series()
+    wrong = ratings.is_null() & text.is_not_null()
+    if wrong.any():
+        first = wrong.arg_max()
+        assert first is not None
+        raise UserError(
+            f"{table.path}: {wrong.sum()} values of column {table.mapped['rating']!r} are no ratings, the first is "
+            f"{table.shown('rating', first)} in {table.where(first)}; mend them, or set "
+            "interaction_columns.rating to a column of numbers"
+        )
+    return ratings
+
+
+def _times(table: Table) -> Timestamps:
+    """Times, all of them.
+
+    Raises:
+        UserError: If a value is no time, or contradicts the others.
+    """
+    times = parse_timestamps(table.frame["timestamp"])
+    if times.wrong is None:
+        return times
+    column, shown, where = table.mapped["timestamp"], table.shown("timestamp", times.wrong), table.where(times.wrong)
+    if times.other is not None:
+        raise UserError(
+            f"{table.path}: column {column!r} holds more than one kind of time: {shown} in {where} {times.why}, but "
+            f"{table.shown('timestamp', times.other)} in {table.where(times.other)} as {times.kind}; write all "
+            "rows in one unit, and remove or fill those without a time"
+        )
+    bad = times.values.null_count()
+    seen = f" beside {times.kind}" if times.kind and bad < len(times.values) else ""
+    raise UserError(
+        f"{table.path}: {bad} values of column {column!r} are no timestamps{seen}, the first is {shown} in {where}"
+        f"{f' ({times.why})' if times.why else ''}; use epoch seconds or milliseconds, or ISO dates such as "
+        "2024-05-31T18:00:00Z, or set interaction_columns.timestamp to another column"
+    )
+
+
+def read_interactions(
+    path: Path,
+    *,
+    columns: Mapping[str, str],
+    separator: str | None = None,
+    quote_char: str | None = None,
+    min_rating: float | None = None,
+) -> tuple[pl.DataFrame, list[dict[str, Any]], dict[str, Any]]:
+    """Read a table of interactions.
+
+    Args:
+        path: CSV or Parquet file.
+        columns: Our names to the file's.
+        separator: Of a CSV file, one or more characters; by the file's name if None.
+        quote_char: Of a CSV file; empty if it does not quote.
+        min_rating: Keep rows rated at least this; rows without a rating are not.
+
+    Returns:
+        `user_id`, `item_id` (text), `timestamp` (epoch milliseconds) and possibly `review`, in the order of the file;
+        what the filter did; what was read.
+
+    Raises:
+        UserError: If a column is missing, or a value is missing or does not parse.
+    """
+    known = INTERACTION_COLUMNS | {"rating": min_rating is not None}
+    if "rating" in columns and min_rating is None:
+        raise UserError("interaction_columns.rating is only read with min_rating: set that, or remove the mapping")
+    # A column that happens to be called "review" but was not asked for is not read.
+    unread = {"review"} - set(columns) | ({"rating"} if min_rating is None else set())
+    table = _read(path, separator, quote_char, columns, known, "interaction_columns", frozenset(unread))
+    frame, written = _ids(table, ("user_id", "item_id"))
+    facts: list[dict[str, Any]] = []
+    dropped: dict[str, int] = {}
+    if min_rating is not None:
+        ratings = _ratings(table)
+        kept = frame.filter(ratings >= min_rating)  # null is not kept either
+        missing = ratings.null_count()
+        dropped = {"rated lower": frame.height - kept.height - missing, "without a rating": missing}
+        facts.append(filter_fact("min_rating", frame, kept, min_rating=min_rating, missing=missing))
+        frame = kept.drop("rating")
+    times = _times(replace(table, frame=frame))
+    frame = frame.with_columns(timestamp=times.values).drop(LINE)
+    if "review" in frame.columns:
+        frame = frame.with_columns(_reviews(frame["review"]))
+    about = {"table": "interactions", **table.facts, "kept": frame.height, "dropped": dropped}
+    return frame, facts, {**about, "ids_written_as_floats": written, "timestamps": times.kind}
+
+
+def _reviews(column: pl.Series) -> pl.Series:
+    if column.dtype.is_nested():
+        raise UserError(f"interaction_columns.review is a column of {column.dtype}; reviews are text")
+    words = [clean_text(text, MAX_REVIEW_CHARS) for text in as_text(column).to_list()]
+    return pl.Series("review", words, dtype=pl.String)
+
+
+def read_items(
+    path: Path,
+    *,
+    columns: Mapping[str, str],
+    separator: str | None = None,
+    quote_char: str | None = None,
+    max_description_chars: int = 2000,
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Read a table of items and clean its text.
+
+    Returns:
+        `item_id`, `title`, `description`, `category`, `brand`, all text; what was read.
+
+    Raises:
+        UserError: If a column or an id is missing, or two rows are told apart only by the spelling of a number.
+    """
+    table = _read(path, separator, quote_char, columns, ITEM_COLUMNS, "item_columns")
+    frame, written = _ids(table, ("item_id",))
+    _check_spellings(table, frame["item_id"])
+    texts = [name for name, dtype in frame.schema.items() if name in ITEM_COLUMNS and not dtype.is_nested()]
+    frame = frame.with_columns(as_text(frame[name]) for name in texts).drop(LINE)
+    about = {"table": "items", **table.facts, "kept": frame.height, "dropped": {}}
+    return clean_items(frame, max_description_chars), {**about, "ids_written_as_floats": written}
+
+
+def _check_spellings(table: Table, ids: pl.Series) -> None:
+    """Refuse rows such as 7 and 7.0, which would be one item."""
+    if table.frame["item_id"].dtype.is_float():
+        return
+    spelled = pl.DataFrame({"id": ids, "raw": as_text(table.frame["item_id"])}).with_row_index("at")
+    several = spelled.filter(pl.col("raw").n_unique().over("id") > 1).unique(["id", "raw"], keep="first")
+    several = several.sort("id", "at")
+    if several.height:
+        one, other = several["at"][0], several["at"][1]
+        raise UserError(
+            f"{table.path}: {table.shown('item_id', one)} ({table.where(one)}) and {table.shown('item_id', other)} "
+            f"({table.where(other)}) are the same number in column {table.mapped['item_id']!r}, but different rows; "
+            "write one of them otherwise, in both tables, or remove one"
+        )
+
+
+def read_tables(
+    name: str,
+    interactions: Path,
+    items: Path,
+    *,
+    interaction_columns: Mapping[str, str],
+    item_columns: Mapping[str, str],
+    separator: str | None = None,
+    quote_char: str | None = None,
+    min_rating: float | None = None,
+    max_description_chars: int = 2000,
+) -> InteractionLog:
+    """Read both tables; see `read_interactions` and `read_items`."""
+    item_table, items_read = read_items(
+        items,
+        columns=item_columns,
+        separator=separator,
+        quote_char=quote_char,
+        max_description_chars=max_description_chars,
+    )
+    log, facts, read = read_interactions(
+        interactions,
+        columns=interaction_columns,
+        separator=separator,
+        quote_char=quote_char,
+        min_rating=min_rating,
+    )
+    return InteractionLog(
+        name,
+        log,
+        item_table,
+        items_name=str(items),
+        files={"interactions": interactions, "items": items},
+        filters=facts,
+        read=[read, items_read],
+    )

@@ -1,0 +1,1 @@
+"""Reasoning traces: cases, checks, synthesis."""

@@ -1,0 +1,1 @@
+"""What a model is trained on: prompts, tasks, their mixture and their order."""

@@ -1,0 +1,1 @@
+"""The engine: prefill, KV cache, packing, item search, scoring and sampling."""

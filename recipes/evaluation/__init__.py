@@ -1,0 +1,1 @@
+"""Tables with baselines, intervals, controls and reports."""

@@ -1,0 +1,113 @@
+"""The README.md of a trained model: what it is, what it needs, how to load it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reasonrec.recipes.models.checkpoint import Bundle, Setting
+from reasonrec.recipes.models.load import PACKAGE
+from reasonrec.tokenizers.terminal import visible
+
+_TAGS = ("recommender-system", "semantic-ids", "reasonrec")
+_CARD = """\
+---
+{front}---
+# A generative recommender for {name}
+
+{base} learned {n_items} items as semantic IDs and how people use them ({method}).
+
+| | |
+|---|---|
+| items, users | {n_items}, {n_users} |
+| item codes | {sizes} |
+| longest history | {max_history} items |
+| prompt | {prompt} |
+| index | `{index}…` |
+| training loss | {loss:.3f} |
+
+Load it with the kit, which checks that index and base model are those of the training:
+
+```python
+from reasonrec.recipes.recommender import Recommender
+
+recommender = Recommender.load("path/to/this/folder")
+items, scores = recommender.recommend([[3, 14, 15]], k=10)
+```
+
+{plain}
+"""
+
+_PLAIN_ADAPTER = """\
+Or with plain PEFT, on the base model with {rows} embedding rows:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained({base})
+base.resize_token_embeddings({rows})
+model = PeftModel.from_pretrained(base, "path/to/this/folder")
+```
+"""
+
+
+# Signs that mark something up wherever they stand, and those that do at the beginning of a paragraph.
+_MARKUP = re.compile(r"[\\`*\[\]<>|~$&#:@]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.", re.IGNORECASE)
+_OPENING = re.compile(r"^(\d*)([-+=.)])")
+_MAX_CHARS = 200
+
+
+def as_text(text: str) -> str:
+    """A text of others as Markdown that shows it: no link, no markup, no HTML, no cell of its own, on one line."""
+    text = _MARKUP.sub(r"\\\g<0>", visible(" ".join(text.split()), _MAX_CHARS))
+    return _OPENING.sub(r"\1\\\2", text)
+
+
+def as_code(text: str) -> str:
+    """A text as code in a cell of a Markdown table: its line breaks are written out, whatever it holds is shown."""
+    text = visible(text)
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    room = " " if text[:1] in "` " or text[-1:] in "` " else ""
+    return f"{fence}{room}{text}{room}{fence}".replace("|", "\\|")
+
+
+def write_card(folder: Path, setting: Setting, bundle: Bundle, metrics: Mapping[str, Any]) -> None:
+    """Write the card.
+
+    Args:
+        folder: Where to.
+        setting: What training and inference agree on.
+        bundle: Dataset, index and tokenizer.
+        metrics: The trainer's final metrics.
+    """
+    is_hub_id = not setting.base_model.startswith(PACKAGE) and not Path(setting.base_model).exists()
+    adapter = setting.method != "full"
+    base = setting.base_model if is_hub_id else Path(setting.base_model.removeprefix(PACKAGE)).name
+    front: dict[str, Any] = {"base_model": base} if is_hub_id else {}
+    front |= {"library_name": "peft" if adapter else "transformers", "tags": list(_TAGS)}
+    card = _CARD.format(
+        front=yaml.safe_dump(front, sort_keys=False),
+        name=as_text(str(bundle.dataset.facts.get("name", "a data set"))),
+        base=as_text(base),
+        n_items=bundle.dataset.n_items,
+        n_users=bundle.dataset.n_users,
+        method={"full": "full fine-tuning", "lora": "LoRA", "qlora": "LoRA on a 4-bit base"}[setting.method],
+        sizes=" × ".join(map(str, bundle.index.level_sizes[:-1]))
+        + f", {bundle.index.level_sizes[-1]} to tell equal ones apart",
+        max_history=setting.max_history,
+        prompt=as_code(setting.history_prompt),
+        index=(bundle.index.manifest.hash if bundle.index.manifest else "")[:12],
+        loss=metrics.get("train_loss", float("nan")),
+        plain=_PLAIN_ADAPTER.format(
+            rows=bundle.vocabulary.size, base=json.dumps(base if is_hub_id else "path/to/the/base/model")
+        )
+        if adapter
+        else "",
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")

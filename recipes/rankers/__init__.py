@@ -1,0 +1,1 @@
+"""What ranks a catalogue: baselines, trained models, with and without a chain."""

@@ -1,0 +1,304 @@
+"""Baselines that need no training loop: what every table of the kit is measured against.
+
+Each is built from a dataset's train sequences and ranks the full catalogue. All obey the same rules as the
+models: equal scores by train popularity and item number, items without a score after those with one, masked
+items never.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy import sparse
+
+from reasonrec.data_gen.schema import Dataset
+from reasonrec.recipes.rankers.top_k import chunk_rows, top_k
+from reasonrec.rewards.metrics import flatten, per_row
+
+Ranking = NDArray[np.int32]
+EXPONENTS = (0.0, 0.25, 0.5, 0.75)
+
+
+class Recommender(Protocol):
+    """Anything that ranks the catalogue for the rows of a split."""
+
+    name: str
+
+    def rank(self, rows: pl.DataFrame, k: int) -> Ranking:
+        """Rank items for rows with `history` and `masked`: (rows, k), -1 where a list is shorter."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainLog:
+    """The train sequences, flat.
+
+    Attributes:
+        items: Items of all sequences, one after another (n,).
+        sequence: Number of the sequence of each entry (n,).
+        user: User of each entry (n,).
+        popularity: How often each item is a train target (n_items,).
+    """
+
+    items: NDArray[np.int64]
+    sequence: NDArray[np.int64]
+    user: NDArray[np.int64]
+    popularity: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> TrainLog:
+        """Flatten the train sequences of a dataset."""
+        items, sequence, _ = flatten(dataset.train["items"])
+        user = dataset.train["user"].to_numpy().astype(np.int64)[sequence]
+        return cls(items, sequence, user, dataset.items["train_count"].to_numpy().astype(np.int64))
+
+    @property
+    def n_items(self) -> int:
+        """Size of the catalogue."""
+        return len(self.popularity)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """How often each item occurs in the sequences, as target or not (n_items,)."""
+        return np.bincount(self.items, minlength=self.n_items)
+
+    def pairs(self, gap: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Items that stand `gap` places apart in one sequence: (earlier, later), in the order of the log."""
+        same = self.sequence[gap:] == self.sequence[:-gap]
+        return self.items[:-gap][same], self.items[gap:][same]
+
+
+def _rank_sparse(scores: sparse.csr_array, rows: pl.DataFrame, k: int, popularity: NDArray[np.int64]) -> Ranking:
+    """Rank by sparse positive scores, filled by popularity; what is not stored has no score."""
+    parts = []
+    step = chunk_rows(len(popularity))
+    for start in range(0, rows.height, step):
+        dense = scores[start : start + step].toarray()
+        dense[dense == 0] = -np.inf
+        parts.append(top_k(dense, k, popularity, rows["masked"][start : start + step], fill=True))
+    return np.concatenate(parts) if parts else np.empty((0, k), dtype=np.int32)
+
+
+def _history_weights(rows: pl.DataFrame, n_items: int, last: int | None, *, decay: bool) -> sparse.csr_array:
+    """Weights of the history items (rows, n_items): 1/(d+1) for the item d places before the end, or 1."""
+    items, row, lengths = flatten(rows["history"])
+    ends = np.cumsum(lengths)
+    distance = ends[row] - 1 - np.arange(len(items))
+    keep = np.ones(len(items), dtype=bool) if last is None else distance < last
+    weight = 1.0 / (distance[keep] + 1) if decay else np.ones(int(keep.sum()))
+    return sparse.coo_array((weight, (row[keep], items[keep])), shape=(rows.height, n_items)).tocsr()
+
+
+@dataclass
+class Popularity:
+    """The same list for everybody: items by how often they are a train target.
+
+    Attributes:
+        log: The train sequences.
+        by_user: Count the users that have the item in train instead of the events.
+        name: Name in the table.
+    """
+
+    log: TrainLog
+    by_user: bool = False
+    name: str = "popularity"
+
+    def rank(self, rows: pl.DataFrame, k: int) -> Ranking:
+        """Rank items for rows: see `Recommender`."""
+        popularity = self.log.popularity
+        if self.by_user:
+            pairs = np.unique(self.log.user * self.log.n_items + self.log.items)
+            popularity = np.bincount(pairs % self.log.n_items, minlength=self.log.n_items)
+        scores = np.broadcast_to(popularity.astype(np.float64), (rows.height, self.log.n_items))
+        return top_k(scores, k, self.log.popularity, rows["masked"])
+
+
+@dataclass
+class RepeatLast:
+    """The last item of the history, and nothing else: the share of immediate repeats."""
+
+    name: str = "repeat last"
+
+    def rank(self, rows: pl.DataFrame, k: int) -> Ranking:
+        """Rank items for rows: see `Recommender`. A masked last item, or none, leaves the list empty."""
+        result = np.full((rows.height, k), -1, dtype=np.int32)
+        last = rows.select(
+            pl.when(pl.col("masked").list.contains(pl.col("history").list.last()).fill_null(False))
+            .then(None)
+            .otherwise(pl.col("history").list.last())
+            .fill_null(-1)
+            .alias("last")
+        )["last"]
+        result[:, 0] = last.to_numpy()
+        return result
+
+
+@dataclass
+class Markov:
+    """The most frequent successors of the last item, filled by popularity.
+
+    Attributes:
+        log: The train sequences.
+        ties: Order of successors seen equally often: `first` (the pair that occurs first in the log wins;
+            users in the order of the train table) or `popularity`.
+        name: Name in the table.
+    """
+
+    log: TrainLog
+    ties: str = "first"
+    name: str = "Markov"
+    _transitions: sparse.csr_array = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Count the transitions."""
+        n = self.log.n_items
+        before, after = self.log.pairs(1)
+        pair, first, count = np.unique(before * n + after, return_index=True, return_counts=True)
+        score = count.astype(np.float64)
+        if self.ties == "first":
+            score -= first / (len(before) + 1)  # below one, so a higher count always wins
+        self._transitions = sparse.coo_array((score, (pair // n, pair % n)), shape=(n, n)).tocsr()
+
+    def rank(self, rows: pl.DataFrame, k: int) -> Ranking:
+        """Rank items for rows: see `Recommender`."""
+        last = _history_weights(rows, self.log.n_items, 1, decay=False)
+        return _rank_sparse((last @ self._transitions).tocsr(), rows, k, self.log.popularity)
+
+
+@dataclass
+class CoVisitation:
+    """Item-to-item co-visitation with popularity normalisation, filled by popularity.
+
+    C[a][b] sums 1/|i−j| over all pairs of places at most `window` apart that hold a and b, both directions,
+    with self-pairs. An item y scores Σ_d C[x_d][y] / (f(x_d)^history_exponent · f(y)^exponent) / (d+1) over
+    the last items x_d of the history, d = 0 the newest. In baskets, where order means nothing, a pair weighs
+    1/(size−1), so that each item shares one unit among its companions, and all items of the context weigh 1.
+
+    Attributes:
+        log: The train sequences.
+        exponent: Exponent of the candidate's frequency.
+        history_exponent: Exponent of the history item's frequency.
+        window: Largest distance of a pair; ignored for baskets.
+        last: How many history items count; ignored for baskets.
+        baskets: Sequences are sets.
+        name: Name in the table.
+    """
+
+    log: TrainLog
+    exponent: float = 0.5
+    history_exponent: float = 0.5
+    window: int = 10
+    last: int = 10
+    baskets: bool = False
+    name: str = "co-visitation"
+    _together: sparse.csr_array = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Count the pairs; the normalisation comes with the ranking, so that tuning counts once."""
+        n = self.log.n_items
+        if self.baskets:
+            size = np.bincount(self.log.sequence)
+            share = 1.0 / np.maximum(size[self.log.sequence] - 1, 1)
+            place, shape = (self.log.sequence, self.log.items), (len(size), n)
+            once = sparse.coo_array((np.ones(len(share)), place), shape=shape).tocsr()
+            shared = sparse.coo_array((share, place), shape=shape).tocsr()
+            together = (shared.T @ once).tolil()
+            together.setdiag(0)
+            self._together = together.tocsr()
+        else:
+            gaps = [(gap, *self.log.pairs(gap)) for gap in range(1, self.window + 1)]
+            weight = np.concatenate([np.full(len(a), 1.0 / gap) for gap, a, _ in gaps])
+            before = np.concatenate([a for _, a, _ in gaps])
+            after = np.concatenate([b for _, _, b in gaps])
+            forward = sparse.coo_array((weight, (before, after)), shape=(n, n)).tocsr()
+            self._together = (forward + forward.T).tocsr()
+        self._together.eliminate_zeros()
+
+    def scores(self, rows: pl.DataFrame, exponent: float | None = None) -> sparse.csr_array:
+        """Scores of the items that have one (rows, n_items)."""
+        frequency = np.maximum(self.log.counts, 1).astype(np.float64)
+        weights = _history_weights(rows, self.log.n_items, None if self.baskets else self.last, decay=not self.baskets)
+        history = sparse.diags_array(frequency**-self.history_exponent)
+        candidate = sparse.diags_array(frequency ** -(self.exponent if exponent is None else exponent))
+        return (weights @ history @ self._together @ candidate).tocsr()
+
+    def rank(self, rows: pl.DataFrame, k: int) -> Ranking:
+        """Rank items for rows: see `Recommender`."""
+        return _rank_sparse(self.scores(rows), rows, k, self.log.popularity)
+
+    def tune(self, rows: pl.DataFrame, exponents: Sequence[float] = EXPONENTS, k: int = 10) -> dict[float, float]:
+        """Choose the candidate's exponent by HR@k on validation rows, and keep it.
+
+        Args:
+            rows: Validation rows.
+            exponents: Candidates; of equal ones the first is kept.
+            k: Cut-off.
+
+        Returns:
+            Exponent to validation HR@k.
+        """
+        tried = {}
+        for exponent in exponents:
+            ranking = _rank_sparse(self.scores(rows, exponent), rows, k, self.log.popularity)
+            tried[float(exponent)] = float(per_row(ranking, rows["target"].to_numpy(), (k,))[f"hr@{k}"].mean())
+        self.exponent = max(tried, key=lambda exponent: tried[exponent])
+        return tried
+
+
+@dataclass
+class PersonalFrequency:
+    """The user's own items by how often, then how recently they occur, filled by popularity."""
+
+    log: TrainLog
+    name: str = "personal frequency"
+
+    def rank(self, rows: pl.DataFrame, k: int) -> Ranking:
+        """Rank items for rows: see `Recommender`."""
+        items, row, lengths = flatten(rows["history"])
+        n, n_rows = self.log.n_items, rows.height
+        place = np.arange(len(items)) - (np.cumsum(lengths) - lengths)[row]
+        pair, inverse, count = np.unique(row * n + items, return_inverse=True, return_counts=True)
+        newest = np.zeros(len(pair))
+        np.maximum.at(newest, inverse, place)
+        score = count + (newest + 1) / (float(lengths.max(initial=0)) + 2)  # recency below one: counts come first
+        own = sparse.coo_array((score, (pair // n, pair % n)), shape=(n_rows, n)).tocsr()
+        return _rank_sparse(own, rows, k, self.log.popularity)
+
+
+def standard(
+    dataset: Dataset, *, window: int = 10, last: int = 10, exponents: Sequence[float] = EXPONENTS
+) -> list[tuple[Recommender, str]]:
+    """The baselines that make sense for a dataset, each with a note for the table.
+
+    Repeat-last and personal frequency need repeats that are kept and not masked; Markov needs an order.
+    The tuned co-visitation is tuned on the validation rows.
+
+    Args:
+        dataset: The dataset.
+        window: Largest distance of a co-visitation pair.
+        last: How many history items co-visitation looks at.
+        exponents: What the tuned co-visitation may choose from.
+    """
+    log, facts = TrainLog.of(dataset), dataset.facts
+    baskets = facts.get("order") == "set"
+    repeats = bool(facts.get("repeats")) and not facts.get("mask_history")
+    result: list[tuple[Recommender, str]] = [(Popularity(log), "")]
+    if baskets:
+        by_user = Popularity(log, by_user=True, name="popularity by users")
+        result.append((by_user, "how many users have the item, instead of how often it is bought"))
+    if repeats:
+        result += [(RepeatLast(), "a list of one item"), (PersonalFrequency(log), "")]
+    if not baskets:
+        result += [(Markov(log), ""), (Markov(log, ties="popularity", name="Markov, ties by popularity"), "")]
+    result.append((CoVisitation(log, window=window, last=last, baskets=baskets), "exponent 0.5"))
+    valid = dataset.rows("valid")
+    if valid.height:
+        tuned = CoVisitation(log, window=window, last=last, baskets=baskets, name="co-visitation, tuned")
+        tried = ", ".join(f"{exponent:g}: {value:.4f}" for exponent, value in tuned.tune(valid, exponents).items())
+        result.append((tuned, f"exponent {tuned.exponent:g} by validation HR@10 ({tried})"))
+    return result
