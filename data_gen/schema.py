@@ -15,11 +15,13 @@ import numpy as np
 import polars as pl
 
 from reasonrec.tokenizers.artefact import read_manifest
+from reasonrec.tokenizers.catalogue import SCHEMA, TEXTS, Catalogue
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.index import ItemIndex
 from reasonrec.tokenizers.manifest import Manifest
 from reasonrec.tokenizers.terminal import visible
 
-ITEM_TEXT = ("title", "description", "category", "brand")
+ITEM_TEXT = TEXTS
 ITEMS: dict[str, Any] = {
     "item": pl.Int32,
     "item_id": pl.String,
@@ -120,6 +122,28 @@ class Dataset:
     def n_users(self) -> int:
         """Number of users, training and held-out ones together."""
         return self.users.height
+
+    def catalogue(self, index: ItemIndex | None = None) -> Catalogue:
+        """What inference has to know of the items.
+
+        Args:
+            index: Their codes.
+
+        Raises:
+            UserError: If the codes were made from another dataset.
+        """
+        facts = {"n_users": self.n_users, "split": self.facts.get("split", "")}
+        found = Catalogue(
+            self.items.select(SCHEMA.keys()),
+            str(self.facts.get("name", "a data set")),
+            bool(self.facts["mask_history"]),
+            self.manifest.hash,
+            facts,
+        )
+        if index is None:
+            return found
+        index.check_dataset(self.manifest)
+        return found.with_codes(index)
 
     def rows(self, split: Literal["valid", "test"]) -> pl.DataFrame:
         """The cases of one held-out split.
@@ -241,8 +265,8 @@ def write_dataset(folder: Path, tables: Tables) -> dict[str, Any]:
 
 
 def unique_ids(ids: Iterable[str]) -> list[str]:
-    """Distinct raw ids in the order that numbers them: by value if all are whole numbers, else by "
-    "characters.
+    """Distinct raw ids in the order that numbers them: by value if all are whole numbers, else by
+    characters.
     """
     distinct = set(ids)
     if all(word.isascii() and word.isdigit() for word in distinct):

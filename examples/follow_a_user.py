@@ -1,21 +1,20 @@
 """Follow one user in Python: recommend, let them choose, recommend again without reading the history twice.
 
-python examples/follow_a_user.py runs/demo/sft
+python examples/follow_a_user.py runs/demo/sft 50 181 172
 """
 
 from __future__ import annotations
 
 import sys
 
-from reasonrec.data_gen.histories import UserHistory
 from reasonrec.recipes.recommender import Recommender
 
 
-def main(folder: str, clicks: int = 3) -> None:
-    """Start from the last five items of a held-out history and take the best recommendation `clicks` times."""
+def main(folder: str, history: list[str], clicks: int = 3) -> None:
+    """Start from raw item ids, oldest first, and take the best recommendation `clicks` times."""
     recommender = Recommender.load(folder)
-    titles = recommender.bundle.dataset.items["title"].to_list()
-    user = UserHistory.of_rows(recommender.bundle.dataset.test[-1:])[0]
+    titles = recommender.bundle.catalogue.titles
+    user = recommender.items.history(history)
     latest = int(user.shown[-1])
 
     # The prompt shows five items; what came before them is masked all the same.
@@ -29,4 +28,4 @@ def main(folder: str, clicks: int = 3) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "runs/demo/sft")
+    main(sys.argv[1], sys.argv[2:])

@@ -13,9 +13,6 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, Literal
 
-import numpy as np
-
-from reasonrec.data_gen.tasks.reasoning import close_ids, reason_prompt_ids
 from reasonrec.data_gen.tasks.rl_prompts import PromptWindow, RlPrompts
 from reasonrec.recipes.args import build, parse, run
 from reasonrec.recipes.trainers.keys import inherited
@@ -36,7 +33,6 @@ class GrpoStage:
     dataset: str | None = field(
         default=None, metadata={"help": "its dataset; where its training found it if unset", "path": True}
     )
-    index: str | None = field(default=None, metadata={"help": "its item index; likewise", "path": True})
     base_model: str | None = field(
         default=None,
         metadata={"help": "its base model (Hub id or folder), if it moved since the training", "path": True},
@@ -98,7 +94,7 @@ def main() -> None:
     from accelerate import PartialState
 
     from reasonrec.recipes.models.card import write_card
-    from reasonrec.recipes.models.checkpoint import input_folder, load_trained, setting_facts
+    from reasonrec.recipes.models.checkpoint import load_trained, save_setting, training_data
     from reasonrec.recipes.models.context import check_context
     from reasonrec.recipes.models.precision import load_finite
     from reasonrec.recipes.trainers import resume
@@ -118,8 +114,6 @@ def main() -> None:
         (bundle, model, setting, start), precision = load_finite(
             lambda chosen: load_trained(
                 stage.model,
-                dataset=stage.dataset,
-                index=stage.index,
                 base_model=stage.base_model,
                 precision=chosen,
                 trainable=True,
@@ -131,9 +125,8 @@ def main() -> None:
         )
     precision.apply(args)
     check_context(model, bundle, setting.max_history, trained=True, max_chain=stage.chain, end=1)
-    for name in ("dataset", "index"):  # for those who load it
-        config[name] = place(getattr(stage, name) or input_folder(start, name, stage.model), out)
-    config["base_model"] = place(setting.base_model, out)
+    dataset = training_data(start, stage.model, stage.dataset)
+    config |= {"dataset": place(str(dataset.path), out), "base_model": place(setting.base_model, out)}
     inputs = {"dataset": start.inputs["dataset"], "index": start.inputs["index"], "model": start.hash}
     files = reward_files(stage.rewards)
     read = inputs | {f"reward {name}": value for name, value in files.items()}
@@ -143,19 +136,15 @@ def main() -> None:
         return
     decisive = {"rewards": {"asked": stage.rewards, "files": files}, "base model's weights": setting.fingerprint}
     resume.keep_or_clear(out, config, inputs | decisive, precision)
-    renderer, set_order = bundle.renderer, bundle.dataset.facts["order"] == "set"
-    closing = close_ids(renderer) if stage.chain else ()
-
-    def render(history: np.ndarray) -> list[int]:
-        return reason_prompt_ids(renderer, history) if stage.chain else renderer.history_prompt_ids(history)
-
+    render = bundle.prompts.reasoning if stage.chain else bundle.prompts.direct
+    closing, set_order = bundle.prompts.close_ids if stage.chain else (), dataset.facts["order"] == "set"
     window = PromptWindow(stage.min_history, stage.last_targets, setting.max_history)
-    prompts = RlPrompts.from_train(bundle.dataset.train, window, render, set_order=set_order, seed=args.seed)
+    prompts = RlPrompts.from_train(dataset.train, window, render, set_order=set_order, seed=args.seed)
     args.output_dir = str(work)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / resume.LOGS)  # else a folder named after this machine
     trainer = ItemGRPOTrainer(
         prompts=prompts,
-        scorer=build_scorer(rewards, bundle, closing, reasoning=stage.chain > 0),
+        scorer=build_scorer(rewards, bundle, dataset, closing, reasoning=stage.chain > 0),
         settings=RolloutSettings(
             Advantage(stage.algorithm, stage.bonus_k, scale=args.scale_rewards != "none"),
             rounds=stage.rollout_budget,
@@ -166,7 +155,7 @@ def main() -> None:
             zero_reward_steps=stage.zero_reward_steps,
             stop_on_zero_rewards=stage.stop_on_zero_rewards,
         ),
-        probe=build_probe(bundle, stage.valid_rows, setting.max_history, render, stage.chain, closing),
+        probe=build_probe(bundle, dataset.valid, stage.valid_rows, setting.max_history, render, stage.chain, closing),
         row_learning_rate=stage.row_learning_rate,
         model=model,
         args=args,
@@ -185,10 +174,9 @@ def main() -> None:
             trainer.write_weights(folder)
         elif chosen == 0:
             say("no step ranks the validation cases better than the start: the start's weights are kept")
-        bundle.tokenizer.save_pretrained(folder)
         reinforced = {"mode": stage.mode, "algorithm": stage.algorithm, "rewards": config["rewards"]}
         facts["reinforced"] = {**reinforced, "reward_files": files}
-        facts.update(setting_facts(setting), rows=bundle.vocabulary.size, step=chosen)
+        facts.update(save_setting(folder, setting, bundle), step=chosen)
         write_json(folder / "train_metrics.json", {"train": result.metrics, "log": trainer.state.log_history})
         write_card(folder, setting, bundle, result.metrics)
         resume.keep_logs(out, folder)

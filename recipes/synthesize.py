@@ -19,11 +19,11 @@ from reasonrec.data_gen.reasoning.label_statistics import ItemLabels, LabelStati
 from reasonrec.data_gen.reasoning.synthesis import OnMiss, Synthesis, easy_rows, synthesize
 from reasonrec.data_gen.reasoning.traces import Reply, Trace, to_frame
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.data_gen.tasks.reasoning import ReasoningRenderer
+from reasonrec.data_gen.tasks.reasoning import TraceChains
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import recorded
 from reasonrec.recipes.teachers import SynthesizeConfig, build_teacher
-from reasonrec.tokenizers.artefact import adopt, read_manifest, staged, write_json
+from reasonrec.tokenizers.artefact import adopt, check_input, read_manifest, staged, write_json
 from reasonrec.tokenizers.index import ItemIndex
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
 from reasonrec.tokenizers.places import own_name
@@ -49,10 +49,10 @@ def build(config: SynthesizeConfig, dataset: Dataset, bundle: Bundle | None, fol
     checker = Checker(dataset.items, labels)
     length = None
     if bundle is not None:
-        chains = ReasoningRenderer(bundle.renderer, [], config.mention)
+        chains = TraceChains(bundle.prompts, bundle.catalogue.titles, [], config.mention)
 
         def length(trace: Trace) -> int:
-            return len(chains.chain_ids(trace))
+            return len(chains.ids(trace))
 
     def work(selection: Selection, name: str, on_miss: OnMiss) -> Synthesis:
         def bar(replies: Iterable[Reply]) -> Iterable[Reply]:
@@ -68,10 +68,7 @@ def build(config: SynthesizeConfig, dataset: Dataset, bundle: Bundle | None, fol
         from reasonrec.recipes.recommender import Recommender
 
         model = Recommender.load(
-            config.filter_model,
-            dataset=config.dataset,
-            dtype=config.precision,
-            trust_remote_code=config.trust_remote_code,
+            config.filter_model, dtype=config.precision, trust_remote_code=config.trust_remote_code
         )
         gain = ChainGain(model, config.mention)
         kept = parts["train"].traces
@@ -125,9 +122,13 @@ def main() -> None:
 
         index = ItemIndex.load(config.index)
         setting = Setting(config.model, "lora", "{history}", chat=False, system=None, max_history=config.max_history)
-        bundle = Bundle.build(dataset, index, setting, trust_remote_code=config.trust_remote_code)
+        bundle = Bundle.build(dataset.catalogue(index), setting, trust_remote_code=config.trust_remote_code)
     if config.filter_model is not None:
-        inputs["filter_model"] = read_manifest(config.filter_model).hash
+        from reasonrec.recipes.models.checkpoint import OTHER
+
+        filter_model = read_manifest(config.filter_model)
+        check_input(filter_model, "dataset", dataset.manifest, OTHER)
+        inputs["filter_model"] = filter_model.hash
     about = {"kind": "traces", "config": recorded(config, out), "seed": config.seed, "inputs": inputs}
     if adopt(out, overwrite=config.overwrite, **about):
         return

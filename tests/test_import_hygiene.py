@@ -81,6 +81,16 @@ def test_light_modules_stay_light(tmp_path: Path) -> None:
     assert python(code, cwd=tmp_path) == "[]"
 
 
+def test_recommending_needs_no_trl(tmp_path: Path) -> None:
+    """What trains knows TRL; what recommends, in both modes, starts without it."""
+    code = (
+        "import sys\n"
+        "import reasonrec.recipes.recommender, reasonrec.recipes.rankers.reasoning, reasonrec.recipes.recommend\n"
+        "print([m for m in ('trl', 'datasets') if m in sys.modules])"
+    )
+    assert python(code, cwd=tmp_path) == "[]"
+
+
 def test_no_package_markers_where_they_would_hide_a_library() -> None:
     assert not (ROOT / "tokenizers" / "__init__.py").exists(), "it would hide Hugging Face's tokenizers"
     assert not [relative(path) for path in TESTS if path.name == "__init__.py"]

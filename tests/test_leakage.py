@@ -11,7 +11,8 @@ import polars as pl
 import pytest
 
 from reasonrec.data_gen.schema import ROWS, Dataset
-from reasonrec.data_gen.tasks.render import PlanConfig, make_plan
+from reasonrec.data_gen.tasks.mixture import PlanConfig, make_plan
+from reasonrec.data_gen.tasks.render import Material
 from reasonrec.recipes import index_items, prepare
 from reasonrec.recipes.index_items import IndexConfig, neighbours
 from reasonrec.recipes.models.checkpoint import Bundle, Setting
@@ -60,20 +61,19 @@ def bundle_of(dataset: Dataset, index: Path, base: Path, folder: Path) -> Bundle
     shutil.copytree(index, folder)
     write_manifest(folder, kind="index", config={}, inputs={"dataset": dataset.manifest.hash})
     setting = Setting(str(base), "lora", "History:{history}", chat=False, system=None, max_history=5)
-    return Bundle.build(dataset, ItemIndex.load(folder), setting)
+    return Bundle.build(dataset.catalogue(ItemIndex.load(folder)), setting)
 
 
 def test_plan_examples_and_row_texts(pair, tiny_index, tiny_base, tmp_path):
     made = []
     for number, dataset in enumerate(pair):
         bundle = bundle_of(dataset, tiny_index, tiny_base, tmp_path / str(number))
-        renderer = bundle.renderer
-        lengths = np.array([len(ids) for ids in renderer.item_token_ids])
+        examples = bundle.examples(dataset.train, one_per_prefix=False)
+        lengths = np.array([len(ids) for ids in bundle.prompts.item_token_ids])
         config = PlanConfig(TASKS, max_history=5, one_per_prefix=False, passes=1.5, batch_size=8, seed=0)
-        plan = make_plan(config, renderer.sequences, lengths, set_order=False)
-        made.append(
-            (plan, renderer(plan.to_dict(as_series=False)), bundle.row_texts(), renderer.titles, renderer.texts)
-        )
+        plan = make_plan(config, Material(examples.sequences, lengths))
+        rows = bundle.catalogue.texts("title", "category", "brand")
+        made.append((plan, examples(plan.to_dict(as_series=False)), rows, examples.titles, examples.texts))
     (plan, *others), (poisoned_plan, *poisoned_others) = made
     assert plan.equals(poisoned_plan)
     assert others == poisoned_others
@@ -85,12 +85,13 @@ def test_the_codes_of_whole_history_examples_are_training_windows(tiny_dataset, 
     dataset = Dataset.load(tiny_dataset)
     bundle = bundle_of(dataset, tiny_index, tiny_base, tmp_path / "index")
     config = PlanConfig({"seqrec": 1.0}, max_history=5, one_per_prefix=False, passes=1.0, batch_size=8, seed=0)
-    lengths = np.array([len(ids) for ids in bundle.renderer.item_token_ids])
-    plan = make_plan(config, bundle.renderer.sequences, lengths, set_order=False)
-    item_of = {tuple(ids): item for item, ids in enumerate(bundle.renderer.item_token_ids)}
+    lengths = np.array([len(ids) for ids in bundle.prompts.item_token_ids])
+    examples = bundle.examples(dataset.train, one_per_prefix=False)
+    plan = make_plan(config, Material(examples.sequences, lengths))
+    item_of = {tuple(ids): item for item, ids in enumerate(bundle.prompts.item_token_ids)}
     train = {(user, at): item for user, items in enumerate(dataset.train["items"]) for at, item in enumerate(items)}
     for source, start, labels in zip(
-        plan["source"], plan["start"], bundle.renderer(plan.to_dict(as_series=False))["labels"], strict=True
+        plan["source"], plan["start"], examples(plan.to_dict(as_series=False))["labels"], strict=True
     ):
         tokens, word = [label for label in labels if label != -100], []
         for token in tokens:

@@ -61,5 +61,5 @@ def test_it_works_without_the_repository(wheel: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, *names], cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == [str(path) for path in files]
-    template = site / "reasonrec" / "recipes" / "report.html"
-    assert template.read_bytes() == (ROOT / "recipes" / "report.html").read_bytes()
+    template = site / "reasonrec" / "recipes" / "evaluation" / "report.html"
+    assert template.read_bytes() == (ROOT / "recipes" / "evaluation" / "report.html").read_bytes()

@@ -120,7 +120,20 @@ class ItemIndex:
             UserError: If there is none, a file was changed, or the codes break a promise.
         """
         manifest = read_manifest(path, "index")
-        tensors = load_file(Path(path) / INDEX_FILE)
+        return cls.read(Path(path), manifest)
+
+    @classmethod
+    def read(cls, folder: Path, manifest: Manifest | None = None) -> ItemIndex:
+        """Read the codes of an artefact that was verified.
+
+        Args:
+            folder: Its folder.
+            manifest: Its manifest, if it is an index.
+
+        Raises:
+            UserError: If the codes break a promise.
+        """
+        tensors = load_file(folder / INDEX_FILE)
         index = cls(tensors["codes"], tuple(int(size) for size in tensors["level_sizes"]), manifest)
         index.validate()
         return index

@@ -52,11 +52,13 @@ KINDS = {
     "index": Files(("index.safetensors",), ("embeddings.safetensors", "quantizer.safetensors", "health.json")),
     "traces": Files(("train.parquet", "valid.parquet"), ("report.json",)),
     "adapter": Files(
-        ("adapter_config.json", "adapter_model.safetensors"), (*_TOKENIZER, "*.py"), ("train_metrics.json",)
+        ("adapter_config.json", "adapter_model.safetensors", "catalogue.parquet"),
+        ("index.safetensors", *_TOKENIZER, "*.py"),
+        ("train_metrics.json",),
     ),
     "model": Files(
-        ("config.json", "model.safetensors|model.safetensors.index.json"),
-        ("model-*.safetensors", "generation_config.json", *_TOKENIZER, "*.py"),
+        ("config.json", "model.safetensors|model.safetensors.index.json", "catalogue.parquet"),
+        ("index.safetensors", "model-*.safetensors", "generation_config.json", *_TOKENIZER, "*.py"),
         ("train_metrics.json",),
     ),
     "report": Files(("metrics.json",), (), ("metrics.json",)),

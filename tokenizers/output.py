@@ -147,9 +147,13 @@ def finish_output(out: Path) -> None:
 @contextlib.contextmanager
 def releasing_outputs() -> Iterator[None]:
     """For a stage: whatever output it claims is released at its end, however it ends."""
-    before = set(_held)
+    before, unfinished = set(_held), set(_unfinished)
     try:
         yield
+    except Exception:  # not of an interrupt, which says what is unfinished
+        for out in set(_unfinished) - unfinished:
+            del _unfinished[out]
+        raise
     finally:
         for out in set(_held) - before:
             release_output(out)

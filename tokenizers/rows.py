@@ -127,3 +127,8 @@ def scale_logits(model: PreTrainedModel, logits: Tensor) -> Tensor:
         logits = logits * scale
     cap = getattr(config, "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def text_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Logits of the full vocabulary in float32, (..., width) to (..., vocabulary)."""
+    return scale_logits(model, model.get_output_embeddings()(hidden).float())

@@ -7,7 +7,7 @@ It is written as phases, each with a share of the examples and the ratios of its
       evidence: {share: 1, evidence: 0.7, seqrec: 0.3}
       whole: {share: 2, reason: 1.0}
 
-What comes out is a plan like any other (`alignment.make_plan`): one list of examples in training order, a pure
+What comes out is a plan like any other (`mixture.make_plan`): one list of examples in training order, a pure
 function of configuration and seed. So a run that was interrupted anywhere goes on with the very next example.
 """
 
@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from reasonrec.data_gen.tasks.render import KNOWN, Material, PlanConfig, check_tasks, length_grouped
+from reasonrec.data_gen.tasks.mixture import BASE, PlanConfig, check_tasks, length_grouped
+from reasonrec.data_gen.tasks.render import Material, task_names, tasks
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import visible
 
@@ -66,7 +67,7 @@ class _Stream:
 
     def __init__(self, task: str, config: PlanConfig, material: Material) -> None:
         self.task, self.config, self.material = task, config, material
-        self.number = KNOWN.index(task)
+        self.number = task_names().index(task)
         self.rounds = 0
         self.ready: pl.DataFrame | None = None
 
@@ -81,10 +82,7 @@ class _Stream:
     def _round(self) -> pl.DataFrame:
         rng = np.random.default_rng([self.config.seed, self.number, self.rounds])
         self.rounds += 1
-        if self.task == "seqrec":
-            block = self.material.windows(self.config, rng)
-        else:
-            block = self.material.draw(self.task, None, rng)
+        block = tasks()[self.task].draw(self.material, self.config, None, rng)
         order = rng.permutation(len(block[0]))
         numbers = np.full(len(order), self.number)
         return pl.DataFrame(self.material.columns(numbers, [part[order] for part in block], rng))
@@ -107,8 +105,8 @@ def make_curriculum(config: PlanConfig, phases: list[Phase], material: Material)
     Raises:
         UserError: If a phase is too short for one batch.
     """
-    first = np.random.default_rng([config.seed, KNOWN.index("seqrec"), 0])
-    total = max(1, round(len(material.windows(config, first)[0]) * config.passes))
+    first = np.random.default_rng([config.seed, task_names().index(BASE), 0])
+    total = max(1, round(len(tasks()[BASE].draw(material, config, None, first)[0]) * config.passes))
     shares = np.cumsum([phase.share for phase in phases])
     # Phases begin with a batch, or a short batch in the middle would shift all behind it.
     ends = np.round(total * shares / shares[-1] / config.batch_size).astype(int) * config.batch_size
@@ -157,16 +155,16 @@ def plot_plan(plan: pl.DataFrame, phases: list[Phase], path: Path, *, bins: int 
 
     bins = min(bins, plan.height)
     where = np.arange(plan.height) * bins // plan.height
-    task = plan["task"].to_numpy()
-    tasks = [number for number in range(len(KNOWN)) if (task == number).any()]
-    counts = np.array([np.bincount(where[task == number], minlength=bins) for number in tasks], dtype=np.float64)
+    task, names = plan["task"].to_numpy(), task_names()
+    fed = [number for number in range(len(names)) if (task == number).any()]
+    counts = np.array([np.bincount(where[task == number], minlength=bins) for number in fed], dtype=np.float64)
     shares = 100 * counts / counts.sum(axis=0)
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots()
     x = (np.arange(bins) + 0.5) / bins * 100
     bottom = np.zeros(bins)
-    for number, share in zip(tasks, shares, strict=True):
-        axes.bar(x, share, width=100 / bins, bottom=bottom, label=KNOWN[number])
+    for number, share in zip(fed, shares, strict=True):
+        axes.bar(x, share, width=100 / bins, bottom=bottom, label=names[number])
         bottom += share
     begins = np.flatnonzero(np.diff(plan["phase"].to_numpy(), prepend=-1))
     for number, begin in enumerate(begins / plan.height * 100):

@@ -1,4 +1,4 @@
-"""Prompts as token ids.
+"""Prompts as token ids: all that inference needs, and what training begins its examples with.
 
 A template is text with named places, such as `History:{history}`. Only the template itself is prompt syntax: what
 fills a place is either item token ids, or text that is tokenised as plain text, so a title can never become a control
@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from reasonrec.data_gen.clean import neutralise
 from reasonrec.tokenizers.errors import UserError
@@ -18,36 +21,11 @@ from reasonrec.tokenizers.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Items = Sequence[int] | np.ndarray
 # The shipped history prompt is as short as can be: on a CPU every prompt token costs as much as an item's code.
 HISTORY = "History:{history}"
-
-# Each alignment task has several phrasings, so that the model learns the task and not one sentence. No space
-# stands before a place: text brings its own, as a word and the space before it are one token; codes need none.
-TEMPLATES: dict[str, tuple[str, ...]] = {
-    # an item's words -> its codes
-    "item2index": (
-        "Item named{title}:",
-        "Which item is this?{text}\nItem:",
-        "Find the item for the name{title}. Item:",
-    ),
-    # an item's codes -> its title
-    "index2item": (
-        "Item:{item}\nName:",
-        "What is{item} called?\nName:",
-        "Give the name of the item{item}.\nName:",
-    ),
-    # a history in codes -> the title of the next item
-    "history2title": (
-        "History:{history}\nName of the next item:",
-        "These were chosen, oldest first:{history}\nThe next one is called:",
-    ),
-    # a history in titles -> the codes of the next item
-    "titles2index": (
-        "Chosen so far, oldest first:{titles}\nNext:",
-        "Someone went from{titles} to:",
-    ),
-}
-
+# Around a chain of thought. Ordinary text; a tokenizer that has them as tokens of their own uses those.
+THINK, THOUGHT = "<think>", "</think>"
 _PLACE = "\x00"
 
 
@@ -59,6 +37,9 @@ class Prompter:
         chat: Put every prompt into the tokenizer's chat template as a user turn (for instruction-tuned models that
             have to keep their manners); off, the template's text is all there is.
         system: System message of the chat template, if any.
+
+    Attributes:
+        syntax: Token ids of text that is syntax, remembered.
 
     Raises:
         UserError: If `chat` is on and the tokenizer has no chat template.
@@ -78,7 +59,7 @@ class Prompter:
             self._head, self._tail = self._syntax(head), self._syntax(tail)
         elif tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id:
             self._head = [tokenizer.bos_token_id]
-        self._syntax_cached = lru_cache(maxsize=None)(lambda text: tuple(self._syntax(text)))
+        self.syntax = lru_cache(maxsize=None)(lambda text: tuple(self._syntax(text)))
 
     def _syntax(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -99,7 +80,7 @@ class Prompter:
         """
         ids = list(self._head)
         for literal, place in _pieces(template):
-            ids.extend(self._syntax_cached(literal))
+            ids.extend(self.syntax(literal))
             if place is None:
                 continue
             if place not in values:
@@ -109,6 +90,65 @@ class Prompter:
             value = values[place]
             ids.extend(self.data(value) if isinstance(value, str) else value)
         return ids + self._tail
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """How a history is read, in both modes.
+
+    Attributes:
+        prompter: Fills templates.
+        history_prompt: The template that histories are read with.
+        item_token_ids: Token ids of each item.
+        begin_id: The begin marker, which opens an answer.
+        eos_id: What ends a text answer.
+    """
+
+    prompter: Prompter
+    history_prompt: str
+    item_token_ids: Sequence[list[int]]
+    begin_id: int
+    eos_id: int
+
+    def item_ids(self, items: Items) -> list[int]:
+        """Token ids of several items, one after the other."""
+        return [token for item in items for token in self.item_token_ids[item]]
+
+    def words(self, text: str, limit: int) -> list[int]:
+        """Token ids of a text that stands behind other words, cut after so many."""
+        return self.prompter.data(" " + text)[:limit]
+
+    def direct(self, history: Items) -> list[int]:
+        """Prompt of the direct mode: the history, and the begin marker."""
+        return [*self._history(self.item_ids(history)), self.begin_id]
+
+    def direct_parts(self) -> tuple[list[int], list[int]]:
+        """What `direct` has in front of the history's items, and behind them."""
+        whole = [*self._history([-1]), self.begin_id]
+        place = whole.index(-1)
+        return whole[:place], whole[place + 1 :]
+
+    def reasoning(self, history: Items) -> list[int]:
+        """Prompt of the reasoning mode: the history, and the opening delimiter in place of the begin marker."""
+        return [*self._history(self.item_ids(history)), *self.think_ids]
+
+    @property
+    def think_ids(self) -> tuple[int, ...]:
+        """Token ids of the opening delimiter."""
+        return self.prompter.syntax(THINK)
+
+    @property
+    def close_ids(self) -> tuple[int, ...]:
+        """Token ids of the closing delimiter."""
+        return self.prompter.syntax(THOUGHT)
+
+    @property
+    def answer_opening_ids(self) -> list[int]:
+        """What ends a chain and opens its answer: the closing delimiter and the begin marker."""
+        return [*self.close_ids, self.begin_id]
+
+    def _history(self, ids: list[int]) -> list[int]:
+        return self.prompter(self.history_prompt, {"history": ids})
 
 
 @cache

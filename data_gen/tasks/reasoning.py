@@ -10,27 +10,32 @@ Tasks:
         after those before it, the other half as the answer to a question of its own.
     itemsearch: what someone wants, in words (and the history), to the item.
     preferenceobtain: the history to the lasting taste, in words.
-
-The delimiters are ordinary text; a tokenizer that has them as tokens of their own uses those.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from reasonrec.data_gen.reasoning.traces import CUES, STAGES, Trace, pieces
+from reasonrec.data_gen.tasks.prompts import Prompts
+from reasonrec.data_gen.tasks.render import (
+    Block,
+    Example,
+    Examples,
+    Material,
+    Task,
+    Window,
+    register,
+    rounds,
+    text_bytes,
+)
 from reasonrec.tokenizers.errors import UserError
 
-if TYPE_CHECKING:
-    from reasonrec.data_gen.tasks.render import Renderer
-
 REASONING_TASKS = (*STAGES, "reason", "itemsearch", "preferenceobtain")
-THINK, THOUGHT = "<think>", "</think>"
 Mention = Literal["codes", "titles", "both"]
-Example = tuple[list[int], list[int]]
 
 _NEEDS: dict[str, tuple[str, ...]] = {
     **{stage: (stage,) for stage in STAGES},
@@ -58,21 +63,33 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
         "Someone chose, oldest first:{history}\nIn general they go for:",
     ),
 }
+_NO_EVIDENCE = ("History:{history}\nLasting taste:",)
 
 
-class ReasoningRenderer:
-    """Renders traces; hangs on the renderer of the other tasks.
+class TraceChains:
+    """Traces as token ids.
 
     Args:
-        renderer: Knows the items' tokens and the prompts.
+        prompts: Knows the items' tokens and how histories are read.
+        titles: Title of each item.
         traces: The traces, in the order by which plan lines name them.
         mention: How chains refer to items.
+        max_text_tokens: Cut for titles, in tokens.
     """
 
-    def __init__(self, renderer: Renderer, traces: Sequence[Trace], mention: Mention = "codes") -> None:
-        self.renderer = renderer
+    def __init__(
+        self,
+        prompts: Prompts,
+        titles: Sequence[str],
+        traces: Sequence[Trace],
+        mention: Mention = "codes",
+        max_text_tokens: int = 48,
+    ) -> None:
+        self.prompts = prompts
+        self.titles = titles
         self.traces = traces
         self.mention = mention
+        self.max_text_tokens = max_text_tokens
 
     def eligible(self, task: str) -> np.ndarray:
         """Numbers of the traces that a task can be made of.
@@ -88,101 +105,141 @@ class ReasoningRenderer:
 
     def lengths(self, task: str) -> np.ndarray:
         """About how many tokens an example of each trace has, to put similar ones together: (traces,)."""
-        item = float(np.mean([len(ids) for ids in self.renderer.item_token_ids]))
+        item = float(np.mean([len(ids) for ids in self.prompts.item_token_ids]))
         history = np.array([len(trace.history) for trace in self.traces]) * item
         chain = np.array([sum(len(text) for text in trace.stages.values()) / 5 for trace in self.traces])
         return (history + chain * (task == "reason" or task in STAGES) + 10).astype(np.int64)
 
-    def render(self, task: str, number: int, variant: int) -> Example:
-        """Token ids and labels of one example.
-
-        Args:
-            task: One of `REASONING_TASKS`.
-            number: Number of the trace.
-            variant: Chooses among phrasings.
-        """
-        trace, renderer = self.traces[number], self.renderer
-        if task == "reason":
-            return self._reason(trace)
-        if task in STAGES and variant % 2 == 0:
-            return self._sentence(trace, task)
-        values: dict[str, str | list[int]] = {"history": renderer.item_ids(trace.history)}
-        values |= {stage: self._body(text) for stage, text in trace.stages.items()}
-        questions = [q for q in QUESTIONS[task] if "{evidence}" not in q or trace.evidence]
-        questions = questions or ["History:{history}\nLasting taste:"]
-        phrasing = variant // 2 if task in STAGES else variant  # even variants of stages went to the chain
-        prompt = renderer.prompter(questions[phrasing % len(questions)], values)
-        if task == "itemsearch":
-            return renderer._item_answer(prompt, trace.target)
-        text = trace.stages["preference" if task == "preferenceobtain" else task]
-        answer = [*self._body(text), renderer.eos_id]
-        return prompt + answer, [-100] * len(prompt) + answer
-
-    def chain_ids(self, trace: Trace) -> list[int]:
+    def ids(self, trace: Trace) -> list[int]:
         """Token ids of a chain, delimiters included."""
-        opening = think_ids(self.renderer)
-        sentences = [token for stage in trace.stages for token in self._stage(trace, stage)]
-        return [*opening, *sentences, *close_ids(self.renderer)]
+        sentences = [token for stage in trace.stages for token in self.sentence(trace, stage)]
+        return [*self.prompts.think_ids, *sentences, *self.prompts.close_ids]
 
-    def _reason(self, trace: Trace) -> Example:
-        prompt = reason_prompt_ids(self.renderer, trace.history)
-        opening = think_ids(self.renderer)
-        chain = self.chain_ids(trace)[len(opening) :]
-        answer = self.renderer.item_token_ids[trace.target]
-        marker = [self.renderer.begin_id]
-        # The opening is part of the prompt. The marker is learnt: writing it is how the policy ends its chain.
-        labels = [*[-100] * len(prompt), *chain, *marker, *answer]
-        return [*prompt, *chain, *marker, *answer], labels
+    def sentence(self, trace: Trace, stage: str) -> list[int]:
+        """Token ids of a stage's sentence in the chain."""
+        syntax = self.prompts.prompter.syntax
+        return [*syntax(f" {CUES[stage]}:"), *self.body(trace.stages[stage]), *syntax(".")]
 
-    def _sentence(self, trace: Trace, stage: str) -> Example:
-        before = [s for s in STAGES[: STAGES.index(stage)] if s in trace.stages]
-        prompt = reason_prompt_ids(self.renderer, trace.history)
-        prompt += [token for s in before for token in self._stage(trace, s)]
-        answer = self._stage(trace, stage)
-        if stage == list(trace.stages)[-1]:
-            answer += answer_opening_ids(self.renderer)
-        return prompt + answer, [-100] * len(prompt) + answer
-
-    def _stage(self, trace: Trace, stage: str) -> list[int]:
-        syntax = self.renderer.prompter._syntax_cached
-        return [*syntax(f" {CUES[stage]}:"), *self._body(trace.stages[stage]), *syntax(".")]
-
-    def _body(self, text: str) -> list[int]:
+    def body(self, text: str) -> list[int]:
         """Token ids of a stage's words and items, beginning with a space where it begins with a word."""
-        renderer = self.renderer
+        prompter = self.prompts.prompter
         ids: list[int] = []
         before: str | int = ""
         for piece in pieces(text):
             behind, before = before, piece
             if isinstance(piece, int):
                 if self.mention != "codes":
-                    ids += renderer.prompter._syntax_cached(",") if isinstance(behind, int) else ()
-                    ids += renderer._cut(renderer.titles[piece])
+                    ids += prompter.syntax(",") if isinstance(behind, int) else ()
+                    ids += self.prompts.words(self.titles[piece], self.max_text_tokens)
                 if self.mention != "titles":
-                    ids += renderer.item_token_ids[piece]
+                    ids += self.prompts.item_token_ids[piece]
                 continue
             words = piece.strip()
             if words:  # a comma clings to what stands before it
-                ids += renderer.prompter.data(words if words[0] in ",;.:)" else f" {words}")
+                ids += prompter.data(words if words[0] in ",;.:)" else f" {words}")
         return ids
 
 
-def think_ids(renderer: Renderer) -> list[int]:
-    """Token ids of the opening delimiter."""
-    return list(renderer.prompter._syntax_cached(THINK))
+class _OfTraces(Task):
+    """An example for each trace that has what it needs."""
+
+    traces = True
+
+    def draw(self, material: Material, window: Window, count: int | None, rng: np.random.Generator) -> Block:
+        """Rounds over the traces.
+
+        Raises:
+            UserError: If there are none.
+        """
+        if material.chains is None:
+            raise UserError(f"the task {self.name} is made of reasoning traces: set traces to a folder of them")
+        return rounds(material.chains.eligible(self.name), material.chains.lengths(self.name), count, rng)
+
+    def most_tokens(self, examples: Examples, source: int, items: int) -> int:
+        """Tokens of a history and of all stages, each in the chain or in a question."""
+        trace, item, text = examples.chains.traces[source], examples.longest_item, examples.max_text_tokens
+        bound = len(trace.history) * item + item
+        for stage in trace.stages.values():
+            for piece in pieces(stage):
+                bound += text + item + 4 if isinstance(piece, int) else text_bytes(piece) + 2
+            bound += 32  # the cue, and what joins sentences
+        return bound
+
+    def question(self, examples: Examples, trace: Trace, phrasing: int) -> list[int]:
+        """The task as a question of its own."""
+        prompts, body = examples.prompts, examples.chains.body
+        values: dict[str, str | list[int]] = {"history": prompts.item_ids(trace.history)}
+        values |= {stage: body(text) for stage, text in trace.stages.items()}
+        questions = [q for q in QUESTIONS[self.name] if "{evidence}" not in q or trace.evidence] or _NO_EVIDENCE
+        return prompts.prompter(questions[phrasing % len(questions)], values)
+
+    def answer(self, examples: Examples, trace: Trace, stage: str, prompt: list[int]) -> Example:
+        """A question that is answered by a stage's words."""
+        answer = [*examples.chains.body(trace.stages[stage]), examples.prompts.eos_id]
+        return prompt + answer, [-100] * len(prompt) + answer
 
 
-def reason_prompt_ids(renderer: Renderer, history: Sequence[int] | np.ndarray) -> list[int]:
-    """Prompt of the reasoning mode: the history, and the opening delimiter in place of the begin marker."""
-    prompt = renderer.prompter(renderer.history_prompt, {"history": renderer.item_ids(history)})
-    return [*prompt, *think_ids(renderer)]
+class Stage(_OfTraces):
+    """One stage: at even variants as its sentence in the chain, at odd ones as the answer to a question.
+
+    Args:
+        name: The stage.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.templates = name, QUESTIONS[name]
+
+    def render(self, examples: Examples, source: int, part: slice, shuffle: int, variant: int) -> Example:
+        """A sentence, or an answer."""
+        trace = examples.chains.traces[source]
+        if variant % 2:
+            return self.answer(examples, trace, self.name, self.question(examples, trace, variant // 2))
+        chains, prompts = examples.chains, examples.prompts
+        before = [stage for stage in STAGES[: STAGES.index(self.name)] if stage in trace.stages]
+        prompt = prompts.reasoning(trace.history)
+        prompt += [token for stage in before for token in chains.sentence(trace, stage)]
+        answer = chains.sentence(trace, self.name)
+        if self.name == list(trace.stages)[-1]:
+            answer += prompts.answer_opening_ids
+        return prompt + answer, [-100] * len(prompt) + answer
 
 
-def answer_opening_ids(renderer: Renderer) -> list[int]:
-    """What ends a chain and opens its answer: the closing delimiter and the begin marker."""
-    return [*close_ids(renderer), renderer.begin_id]
+class Reason(_OfTraces):
+    """The whole chain and its item."""
+
+    name = "reason"
+
+    def render(self, examples: Examples, source: int, part: slice, shuffle: int, variant: int) -> Example:
+        """The opening delimiter is part of the prompt; all behind it is learnt."""
+        trace, prompts = examples.chains.traces[source], examples.prompts
+        prompt = prompts.reasoning(trace.history)
+        chain = examples.chains.ids(trace)[len(prompts.think_ids) :]
+        answer = prompts.item_token_ids[trace.target]
+        # The marker is learnt: writing it is how the policy ends its chain.
+        behind = [*chain, prompts.begin_id, *answer]
+        return prompt + behind, [-100] * len(prompt) + behind
 
 
-def close_ids(renderer: Renderer) -> tuple[int, ...]:
-    """Token ids of the closing delimiter."""
-    return tuple(renderer.prompter._syntax_cached(THOUGHT))
+class ItemSearch(_OfTraces):
+    """What someone wants to the item."""
+
+    name, templates = "itemsearch", QUESTIONS["itemsearch"]
+
+    def render(self, examples: Examples, source: int, part: slice, shuffle: int, variant: int) -> Example:
+        """A question, and codes as the answer."""
+        trace = examples.chains.traces[source]
+        return examples.item_answer(self.question(examples, trace, variant), trace.target)
+
+
+class PreferenceObtain(_OfTraces):
+    """The history to the lasting taste."""
+
+    name, templates = "preferenceobtain", QUESTIONS["preferenceobtain"]
+
+    def render(self, examples: Examples, source: int, part: slice, shuffle: int, variant: int) -> Example:
+        """A question, and words as the answer."""
+        trace = examples.chains.traces[source]
+        return self.answer(examples, trace, "preference", self.question(examples, trace, variant))
+
+
+register(*map(Stage, STAGES), Reason(), ItemSearch(), PreferenceObtain())

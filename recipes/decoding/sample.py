@@ -25,10 +25,9 @@ from torch import Tensor
 
 from reasonrec.recipes.decoding.branches import Lanes
 from reasonrec.recipes.decoding.prefix import Prefix, padded, read
-from reasonrec.recipes.policies.semantic_id import text_logits
 from reasonrec.tokenizers.constrain import legal_log_probs
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.rows import code_logits
+from reasonrec.tokenizers.rows import code_logits, text_logits
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 

@@ -17,12 +17,14 @@ from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.evaluation.compare import BASELINE, CONTROL, Row
 from reasonrec.recipes.evaluation.controls import other_histories
 from reasonrec.recipes.keys import PrecisionName
+from reasonrec.recipes.models.checkpoint import OTHER
 from reasonrec.recipes.rankers import baselines, sasrec
+from reasonrec.recipes.rankers.base import Ranker
+from reasonrec.recipes.rankers.model import ModelRanker, may_repeat
 from reasonrec.recipes.rankers.reasoning import Reasoned, Reasoner, Thinking, control_chains
 from reasonrec.recipes.rankers.top_k import KS
 from reasonrec.recipes.recommender import Recommender
-from reasonrec.tokenizers.artefact import read_manifest
-from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.artefact import check_input, read_manifest
 from reasonrec.tokenizers.terminal import say
 
 
@@ -65,18 +67,18 @@ class Table:
         self.thoughts: dict[str, list[str]] = {}
         self._direct: set[str] = set()  # hashes of the models that stand in the table
         self._histories = UserHistory.of_rows(cases)
-        self._repeats = not cases["masked"].list.len().gt(0).any()  # the rule that the baselines follow
+        self._repeats = may_repeat(cases)
 
     def add_baselines(self) -> None:
         """Counting baselines, and SASRec tuned on validation."""
-        options, cases = self.options, self.cases
+        options = self.options
         if options.baselines:
             for baseline, note in baselines.standard(self.dataset, window=options.window):
-                self._add(baseline.name, BASELINE, note, functools.partial(baseline.rank, cases, max(KS)))
+                self._rank(baseline, BASELINE, note)
         if options.sasrec_trials:
             model, tried = sasrec.tune(self.dataset, options.sasrec_trials, sasrec.SasrecConfig(seed=options.seed))
             note = f"best of {len(tried)} configurations on validation"
-            self._add("SASRec", BASELINE, note, lambda: model.rank(cases, max(KS)))
+            self._rank(model, BASELINE, note)
 
     def add_direct(self, path: str) -> None:
         """A trained model, compared with those before it, and the same model given another user's history.
@@ -89,27 +91,24 @@ class Table:
             how = "exhaustive"
         name = f"{Path(path).name}, {how}"
 
-        def rank(histories: list[UserHistory]) -> np.ndarray:
-            return recommender.recommend(
-                histories,
-                k=max(KS),
-                num_beams=options.num_beams,
-                exact=options.exact,
-                exhaustive=options.exhaustive,
-                repeats=self._repeats,
-                batch_size=options.batch_size,
-                progress=True,
-            )[0]
-
+        ranker = ModelRanker(
+            recommender,
+            name,
+            num_beams=options.num_beams,
+            exact=options.exact,
+            exhaustive=options.exhaustive,
+            batch_size=options.batch_size,
+            progress=True,
+        )
         note = f"{recommender.setting.base_model}, {recommender.setting.method}"
         self.claims += [(name, row.name) for row in self.rows if row.mode == "direct"]  # such as what it started from
-        self._add(name, "direct", note, lambda: rank(self._histories))
+        self._rank(ranker, "direct", note)
         manifest = read_manifest(path)
         if options.control and manifest.inputs.get("model") not in self._direct:
             other = f"{Path(path).name}, another user's history"
             donors = zip(self._histories, other_histories(self.cases, options.seed), strict=True)
             strangers = [replace(own, shown=np.asarray(shown)) for own, shown in donors]  # behind one's own mask
-            self._add(other, CONTROL, note, lambda: rank(strangers))
+            self._add(other, CONTROL, note, lambda: ranker.rank_histories(strangers, max(KS), repeats=self._repeats))
             self.claims.append((name, other))
         if options.baselines:
             self.claims.append((name, "popularity"))
@@ -150,18 +149,19 @@ class Table:
             self.claims.append((name, self.rows[-1].name))
 
     def _load(self, path: str) -> Recommender:
+        check_input(read_manifest(path), "dataset", self.dataset.manifest, OTHER)
         recommender = Recommender.load(
             path,
-            dataset=self.dataset.path,
             base_model=self.options.base_model,
             dtype=self.options.precision,
             device=self.options.device,
             trust_remote_code=self.options.trust_remote_code,
         )
         say(f"{path}: {recommender.precision}")
-        if recommender.bundle.dataset.manifest.hash != self.dataset.manifest.hash:
-            raise UserError(f"{path} belongs to another dataset than {self.dataset.path}")
         return recommender
+
+    def _rank(self, ranker: Ranker, mode: str, note: str) -> None:
+        self._add(ranker.name, mode, note, lambda: ranker.rank(self.cases, max(KS)))
 
     def _add(self, name: str, mode: str, note: str, rank: Callable[[], np.ndarray]) -> None:
         begin = time.perf_counter()

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from reasonrec.data_gen.reasoning.traces import Trace
-from reasonrec.data_gen.tasks.reasoning import Mention, ReasoningRenderer
+from reasonrec.data_gen.tasks.reasoning import Mention, TraceChains
 from reasonrec.recipes.policies.semantic_id import install_item_policy
 from reasonrec.recipes.recommender import Recommender
 
@@ -34,13 +34,13 @@ class ChainGain:
 
     def __call__(self, traces: Sequence[Trace]) -> list[float]:
         """By how much each chain raises the log-probability of its trace's target, in nats."""
-        renderer = self.recommender.bundle.renderer
-        chains = ReasoningRenderer(renderer, traces, self._mention)
+        bundle = self.recommender.bundle
+        chains, prompts = TraceChains(bundle.prompts, bundle.catalogue.titles, traces, self._mention), bundle.prompts
         examples = []
         for trace in traces:
-            answer = renderer.item_token_ids[trace.target]
-            direct = renderer.history_prompt_ids(trace.history)
-            reasoned = [*direct[:-1], *chains.chain_ids(trace), renderer.begin_id]
+            answer = prompts.item_token_ids[trace.target]
+            direct = prompts.direct(trace.history)
+            reasoned = [*direct[:-1], *chains.ids(trace), prompts.begin_id]
             examples += [(prompt + answer, len(prompt)) for prompt in (direct, reasoned)]
         order = sorted(range(len(examples)), key=lambda i: len(examples[i][0]))
         scores = [0.0] * len(examples)

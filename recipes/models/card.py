@@ -28,10 +28,10 @@ _CARD = """\
 | item codes | {sizes} |
 | longest history | {max_history} items |
 | prompt | {prompt} |
-| index | `{index}…` |
+| dataset | `{dataset}…` |
 | training loss | {loss:.3f} |
 
-Load it with the kit, which checks that index and base model are those of the training:
+Load it with the kit, which checks that the base model is that of the training:
 
 ```python
 from reasonrec.recipes.recommender import Recommender
@@ -83,7 +83,7 @@ def write_card(folder: Path, setting: Setting, bundle: Bundle, metrics: Mapping[
     Args:
         folder: Where to.
         setting: What training and inference agree on.
-        bundle: Dataset, index and tokenizer.
+        bundle: Catalogue and tokenizer.
         metrics: The trainer's final metrics.
     """
     is_hub_id = not setting.base_model.startswith(PACKAGE) and not Path(setting.base_model).exists()
@@ -93,16 +93,16 @@ def write_card(folder: Path, setting: Setting, bundle: Bundle, metrics: Mapping[
     front |= {"library_name": "peft" if adapter else "transformers", "tags": list(_TAGS)}
     card = _CARD.format(
         front=yaml.safe_dump(front, sort_keys=False),
-        name=as_text(str(bundle.dataset.facts.get("name", "a data set"))),
+        name=as_text(bundle.catalogue.name),
         base=as_text(base),
-        n_items=bundle.dataset.n_items,
-        n_users=bundle.dataset.n_users,
+        n_items=bundle.catalogue.n_items,
+        n_users=bundle.catalogue.facts.get("n_users", "?"),
         method={"full": "full fine-tuning", "lora": "LoRA", "qlora": "LoRA on a 4-bit base"}[setting.method],
         sizes=" × ".join(map(str, bundle.index.level_sizes[:-1]))
         + f", {bundle.index.level_sizes[-1]} to tell equal ones apart",
         max_history=setting.max_history,
         prompt=as_code(setting.history_prompt),
-        index=(bundle.index.manifest.hash if bundle.index.manifest else "")[:12],
+        dataset=bundle.catalogue.dataset[:12],
         loss=metrics.get("train_loss", float("nan")),
         plain=_PLAIN_ADAPTER.format(
             rows=bundle.vocabulary.size, base=json.dumps(base if is_hub_id else "path/to/the/base/model")

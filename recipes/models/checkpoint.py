@@ -1,11 +1,12 @@
-"""What training and inference share, and how it is loaded: setting, dataset, index, tokenizer, model.
+"""What training and inference share, and how it is loaded: setting, catalogue, tokenizer, model.
 
 Everything that could differ between the two is here: the tokenizer with the code tokens, the trie, the prompt and the
-longest history. Training writes its `Setting` into the adapter's manifest, inference reads it back.
+longest history. Training writes its `Setting` and the catalogue into the checkpoint, inference reads them back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -13,14 +14,16 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import numpy as np
 
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.data_gen.tasks.prompts import Prompter, check_history_prompt
-from reasonrec.data_gen.tasks.render import Renderer
+from reasonrec.data_gen.tasks.prompts import Prompter, Prompts, check_history_prompt
+from reasonrec.data_gen.tasks.reasoning import Mention, TraceChains
+from reasonrec.data_gen.tasks.render import Examples
 from reasonrec.recipes.keys import fit
 from reasonrec.recipes.models.adapter_config import read_adapter_config
 from reasonrec.recipes.models.fingerprint import fingerprint, fingerprint_like
 from reasonrec.recipes.models.load import Method, add_code_rows, load_base, load_tokenizer, resize
 from reasonrec.recipes.models.precision import Precision, choose
 from reasonrec.tokenizers.artefact import check_input, read_manifest
+from reasonrec.tokenizers.catalogue import Catalogue
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
 from reasonrec.tokenizers.manifest import Manifest
@@ -30,7 +33,13 @@ from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    import polars as pl
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from reasonrec.data_gen.reasoning.traces import Trace
+
+
+OTHER = "pass the one it was trained with, or train again with recipes/sft.py"
 
 
 @dataclass(frozen=True)
@@ -88,70 +97,80 @@ class Setting:
 
 @dataclass(frozen=True)
 class Bundle:
-    """Dataset, index and tokenizer as one: turns items into tokens and back.
+    """Catalogue and tokenizer as one: turns items into tokens and back.
 
     Attributes:
-        dataset: The dataset.
-        index: The item index.
+        catalogue: The items and their codes.
         tokenizer: The LLM's tokenizer with the code tokens.
         vocabulary: Where they stand.
         trie: Trie of all items.
-        renderer: Renders prompts and examples.
+        prompts: How histories are read.
     """
 
-    dataset: Dataset
-    index: ItemIndex
+    catalogue: Catalogue
     tokenizer: PreTrainedTokenizerBase
     vocabulary: Vocabulary
     trie: Trie
-    renderer: Renderer = field(repr=False)
+    prompts: Prompts = field(repr=False)
 
     @classmethod
     def build(
         cls,
-        dataset: Dataset,
-        index: ItemIndex,
+        catalogue: Catalogue,
         setting: Setting,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         trust_remote_code: bool = False,
     ) -> Bundle:
-        """Glue dataset, index and base model together.
+        """Glue catalogue and base model together.
 
         Args:
-            dataset: The dataset.
-            index: Its item index.
+            catalogue: The items and their codes.
             setting: What training and inference agree on.
             tokenizer: The tokenizer, with or without the code tokens; the base model's by default.
             trust_remote_code: Run code that comes with the base model; off unless the user asks.
 
         Raises:
-            UserError: If the index was made from another dataset.
+            UserError: If the items have no codes.
         """
-        index.check_dataset(dataset.manifest)
+        index = catalogue.codes
         if tokenizer is None:
             tokenizer = load_tokenizer(setting.base_model, trust_remote_code=trust_remote_code)
         vocabulary = Vocabulary.extend(tokenizer, index.level_sizes)
-        items = dataset.items
-        texts = [" ".join(filter(None, parts)) for parts in items.select("category", "brand").iter_rows()]
-        renderer = Renderer(
+        prompts = Prompts(
             Prompter(tokenizer, chat=setting.chat, system=setting.system),
             setting.history_prompt,
-            [np.asarray(s) for s in dataset.train["items"].to_list()],
             vocabulary.item_token_ids(index.codes),
-            items["title"].to_list(),
-            texts,
-            begin_id=vocabulary.begin_id,
-            eos_id=tokenizer.eos_token_id,
-            one_per_prefix=setting.one_per_prefix,
+            vocabulary.begin_id,
+            tokenizer.eos_token_id,
         )
-        trie = Trie.from_codes(index.codes, index.level_sizes)
-        return cls(dataset, index, tokenizer, vocabulary, trie, renderer)
+        return cls(catalogue, tokenizer, vocabulary, Trie.from_codes(index.codes, index.level_sizes), prompts)
 
-    def row_texts(self) -> list[str]:
-        """What each item's code rows start from."""
-        items = self.dataset.items
-        return [". ".join(filter(None, parts)) for parts in items.select("title", "category", "brand").iter_rows()]
+    @property
+    def index(self) -> ItemIndex:
+        """The codes."""
+        return self.catalogue.codes
+
+    def examples(
+        self, train: pl.DataFrame, *, one_per_prefix: bool, traces: Sequence[Trace] = (), mention: Mention = "codes"
+    ) -> Examples:
+        """What renders training examples.
+
+        Args:
+            train: The dataset's training sequences.
+            one_per_prefix: Put the loss on answers alone.
+            traces: Reasoning traces, for the tasks that are made of them.
+            mention: How their chains name items.
+        """
+        titles = self.catalogue.titles
+        return Examples(
+            self.prompts,
+            [np.asarray(items) for items in train["items"].to_list()],
+            titles,
+            self.catalogue.texts("category", "brand", joined=" "),
+            one_per_prefix,
+            chains=TraceChains(self.prompts, titles, traces, mention) if traces else None,
+        )
 
 
 def load_with_rows(
@@ -161,15 +180,19 @@ def load_with_rows(
     model = load_base(
         setting.base_model, method=setting.method, precision=precision, trust_remote_code=trust_remote_code
     )
-    add_code_rows(model, bundle.tokenizer, bundle.vocabulary, bundle.index.codes, bundle.row_texts())
+    add_code_rows(
+        model,
+        bundle.tokenizer,
+        bundle.vocabulary,
+        bundle.index.codes,
+        bundle.catalogue.texts("title", "category", "brand"),
+    )
     return model, fingerprint(setting.base_model)
 
 
 def load_trained(
     path: str | Path,
     *,
-    dataset: str | Path | None = None,
-    index: str | Path | None = None,
     base_model: str | None = None,
     precision: Precision | None = None,
     trainable: bool = False,
@@ -179,8 +202,6 @@ def load_trained(
 
     Args:
         path: Folder of the adapter or model.
-        dataset: Its dataset; where the training found it by default.
-        index: Its item index; likewise.
         base_model: Where an adapter's base model is now; where the training found it by default. A fully trained model
             needs none.
         precision: What is computed in, and where; as the hardware is if unset.
@@ -188,11 +209,11 @@ def load_trained(
         trust_remote_code: Run code that comes with the model or its base. Only the caller says so, never the folder.
 
     Returns:
-        Dataset, index and tokenizer; the model (a `PeftModel` for an adapter); what it was trained with; its manifest.
+        Catalogue and tokenizer; the model (a `PeftModel` for an adapter); what it was trained with; its manifest.
 
     Raises:
-        UserError: If dataset, index or base model are not those of the training, or the base is not where it was; the
-            message names the hashes and the command that mends it.
+        UserError: If the base model is not that of the training, or not where it was; the message names the hashes and
+            the command that mends it.
     """
     from peft import PeftModel
 
@@ -202,15 +223,8 @@ def load_trained(
         raise UserError(f"{path} is a {manifest.kind}, not a trained model: give the output folder of recipes/sft.py")
     trained = Setting.stored(manifest)
     setting = replace(trained, base_model=base_model or base_of(manifest, path))
-    data = Dataset.load(dataset or input_folder(manifest, "dataset", path))
-    item_index = ItemIndex.load(index or input_folder(manifest, "index", path))
-    remedy = (
-        f"pass the one it was trained with, or train again: accelerate launch recipes/sft.py --index {index or '…'}"
-    )
-    if item_index.manifest is not None:
-        check_input(manifest, "index", item_index.manifest, remedy)
-    check_input(manifest, "dataset", data.manifest, remedy)
-    bundle = Bundle.build(data, item_index, setting, trained_tokenizer(path, manifest, setting, trust_remote_code))
+    catalogue = Catalogue.load(path, manifest.facts)
+    bundle = Bundle.build(catalogue, setting, trained_tokenizer(path, manifest, setting, trust_remote_code))
     if manifest.kind == "model":
         method: Method = "full" if trainable else "lora"  # its weights as they are computed in
         whole = load_base(str(path), method=method, precision=precision, trust_remote_code=trust_remote_code)
@@ -226,23 +240,26 @@ def load_trained(
     return bundle, model, setting, manifest
 
 
-def input_folder(manifest: Manifest, name: str, folder: str | Path) -> str:
-    """Where a trained model says that its dataset or index is: a folder of this kit, whose hash is checked then.
+def training_data(manifest: Manifest, path: str | Path, dataset: str | Path | None = None) -> Dataset:
+    """The dataset of a trained model, to go on training on; recommending needs none.
 
     Args:
-        manifest: Its manifest.
-        name: `dataset` or `index`.
-        folder: Folder of the trained model.
+        manifest: The model's manifest.
+        path: Its folder.
+        dataset: Where its dataset is now; where its training found it by default.
 
     Raises:
-        UserError: If it does not say, or it is not there.
+        UserError: If it is not there, or another one.
     """
-    found, remedy = manifest.config.get(name), f"pass --{name} PATH ({name}= in Python)"
-    if not isinstance(found, str):
-        raise UserError(f"this {manifest.kind} does not say where its {name} is: {remedy}")
-    if not Path(where := located(found, folder)).exists():
-        raise UserError(f"{folder} was trained with the {name} at {shown(where)}, where nothing is now: {remedy}")
-    return where
+    found, remedy = manifest.config.get("dataset"), "pass --dataset PATH"
+    if dataset is None:
+        if not isinstance(found, str):
+            raise UserError(f"this {manifest.kind} does not say where its dataset is: {remedy}")
+        if not Path(dataset := located(found, path)).exists():
+            raise UserError(f"{path} was trained with the dataset at {shown(dataset)}, where nothing is now: {remedy}")
+    data = Dataset.load(dataset)
+    check_input(manifest, "dataset", data.manifest, OTHER)
+    return data
 
 
 def base_of(manifest: Manifest, folder: str | Path) -> str:
@@ -305,6 +322,12 @@ def check_base(
         )
 
 
-def setting_facts(setting: Setting) -> dict[str, Any]:
-    """The setting as the manifest keeps it; where the base model is stands in the configuration."""
-    return {"setting": asdict(replace(setting, base_model=own_name(setting.base_model)))}
+def save_setting(folder: Path, setting: Setting, bundle: Bundle) -> dict[str, Any]:
+    """Write what inference needs beside the weights: tokenizer, catalogue, codes.
+
+    Returns:
+        The facts for the manifest; where the base model is stands in the configuration.
+    """
+    bundle.tokenizer.save_pretrained(folder)
+    kept = asdict(replace(setting, base_model=own_name(setting.base_model)))
+    return {"setting": kept, "rows": bundle.vocabulary.size, **bundle.catalogue.save(folder)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reasonrec.data_gen.tasks.reasoning import answer_opening_ids, think_ids
 from reasonrec.recipes.decoding.prefix import check_architecture, context_limit
 from reasonrec.recipes.models.checkpoint import Bundle
 from reasonrec.tokenizers.errors import UserError
@@ -20,7 +19,7 @@ def check_context(
 
     Args:
         model: Causal LM, or its PEFT wrapper.
-        bundle: Dataset, index and tokenizer.
+        bundle: Catalogue and tokenizer.
         max_history: Longest history in items.
         trained: Whether the model was trained with `max_history` already, so that it cannot be lowered here.
         max_chain: Longest chain in tokens; 0 in direct mode.
@@ -35,10 +34,10 @@ def check_context(
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     check_architecture(base)
     limit, words = context_limit(base)
-    item = max(len(ids) for ids in bundle.renderer.item_token_ids)
-    fixed = sum(map(len, bundle.renderer.history_prompt_parts())) + item + end
+    item = max(len(ids) for ids in bundle.prompts.item_token_ids)
+    fixed = sum(map(len, bundle.prompts.direct_parts())) + item + end
     if max_chain:  # the tail's begin marker comes behind the chain
-        fixed += len(think_ids(bundle.renderer)) + len(answer_opening_ids(bundle.renderer)) - 1
+        fixed += len(bundle.prompts.think_ids) + len(bundle.prompts.close_ids)
     history = max_history * item
     tokens = fixed + history + max_chain
     if limit is None or tokens <= limit:

@@ -20,7 +20,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from reasonrec.recipes.decoding.shared_prefix import shared_hidden
 from reasonrec.tokenizers.constrain import legal_log_probs
-from reasonrec.tokenizers.rows import code_logits, scale_logits
+from reasonrec.tokenizers.rows import code_logits, text_logits
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 
@@ -96,11 +96,6 @@ def item_log_probs(
         entropy,
         is_target.gather(-1, log_probs.argmax(-1, keepdim=True))[:, 0],
     )
-
-
-def text_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Logits of the full vocabulary in float32, (..., width) to (..., vocabulary)."""
-    return scale_logits(model, model.get_output_embeddings()(hidden).float())
 
 
 def _text_chunk(

@@ -7,9 +7,9 @@ items never.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import polars as pl
@@ -17,21 +17,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from reasonrec.data_gen.schema import Dataset
+from reasonrec.recipes.rankers.base import Ranker
 from reasonrec.recipes.rankers.top_k import chunk_rows, top_k
 from reasonrec.rewards.metrics import flatten, per_row
 
-Ranking = NDArray[np.int32]
 EXPONENTS = (0.0, 0.25, 0.5, 0.75)
-
-
-class Recommender(Protocol):
-    """Anything that ranks the catalogue for the rows of a split."""
-
-    name: str
-
-    def rank(self, rows: pl.DataFrame, k: int) -> Ranking:
-        """Rank items for rows with `history` and `masked`: (rows, k), -1 where a list is shorter."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -73,8 +63,30 @@ class TrainLog:
         return self.items[:-gap][same], self.items[gap:][same]
 
 
-def _rank_sparse(scores: sparse.csr_array, rows: pl.DataFrame, k: int, popularity: NDArray[np.int64]) -> Ranking:
-    """Rank by sparse positive scores, filled by popularity; what is not stored has no score."""
+class _Sparse(ABC):
+    """Ranks by sparse positive scores, filled by popularity; what is not stored has no score."""
+
+    log: TrainLog
+    name: str
+
+    @abstractmethod
+    def scores(self, rows: pl.DataFrame) -> sparse.csr_array:
+        """Scores of the items that have one (rows, n_items)."""
+
+    def rank(self, rows: pl.DataFrame, k: int) -> NDArray[np.int32]:
+        """See `Ranker`."""
+        return _rank_sparse(self.scores(rows), rows, k, self.log.popularity)
+
+    def score(self, rows: pl.DataFrame, items: NDArray[np.integer]) -> NDArray[np.float64]:
+        """See `Ranker`."""
+        row = np.repeat(np.arange(len(items)), items.shape[1])
+        found = np.asarray(self.scores(rows)[row, items.ravel()]).reshape(items.shape)
+        return np.where(found == 0, -np.inf, found)
+
+
+def _rank_sparse(
+    scores: sparse.csr_array, rows: pl.DataFrame, k: int, popularity: NDArray[np.int64]
+) -> NDArray[np.int32]:
     parts = []
     step = chunk_rows(len(popularity))
     for start in range(0, rows.height, step):
@@ -108,14 +120,22 @@ class Popularity:
     by_user: bool = False
     name: str = "popularity"
 
-    def rank(self, rows: pl.DataFrame, k: int) -> Ranking:
-        """Rank items for rows: see `Recommender`."""
-        popularity = self.log.popularity
-        if self.by_user:
-            pairs = np.unique(self.log.user * self.log.n_items + self.log.items)
-            popularity = np.bincount(pairs % self.log.n_items, minlength=self.log.n_items)
-        scores = np.broadcast_to(popularity.astype(np.float64), (rows.height, self.log.n_items))
+    @property
+    def counts(self) -> NDArray[np.float64]:
+        """What items are ranked by (n_items,)."""
+        if not self.by_user:
+            return self.log.popularity.astype(np.float64)
+        pairs = np.unique(self.log.user * self.log.n_items + self.log.items)
+        return np.bincount(pairs % self.log.n_items, minlength=self.log.n_items).astype(np.float64)
+
+    def rank(self, rows: pl.DataFrame, k: int) -> NDArray[np.int32]:
+        """See `Ranker`."""
+        scores = np.broadcast_to(self.counts, (rows.height, self.log.n_items))
         return top_k(scores, k, self.log.popularity, rows["masked"])
+
+    def score(self, rows: pl.DataFrame, items: NDArray[np.integer]) -> NDArray[np.float64]:
+        """See `Ranker`."""
+        return self.counts[items]
 
 
 @dataclass
@@ -124,8 +144,8 @@ class RepeatLast:
 
     name: str = "repeat last"
 
-    def rank(self, rows: pl.DataFrame, k: int) -> Ranking:
-        """Rank items for rows: see `Recommender`. A masked last item, or none, leaves the list empty."""
+    def rank(self, rows: pl.DataFrame, k: int) -> NDArray[np.int32]:
+        """See `Ranker`. A masked last item, or none, leaves the list empty."""
         result = np.full((rows.height, k), -1, dtype=np.int32)
         last = rows.select(
             pl.when(pl.col("masked").list.contains(pl.col("history").list.last()).fill_null(False))
@@ -137,9 +157,14 @@ class RepeatLast:
         result[:, 0] = last.to_numpy()
         return result
 
+    def score(self, rows: pl.DataFrame, items: NDArray[np.integer]) -> NDArray[np.float64]:
+        """See `Ranker`."""
+        last = rows["history"].list.last().fill_null(-1).to_numpy()
+        return np.where(items == last[:, None], 0.0, -np.inf)
+
 
 @dataclass
-class Markov:
+class Markov(_Sparse):
     """The most frequent successors of the last item, filled by popularity.
 
     Attributes:
@@ -164,14 +189,13 @@ class Markov:
             score -= first / (len(before) + 1)  # below one, so a higher count always wins
         self._transitions = sparse.coo_array((score, (pair // n, pair % n)), shape=(n, n)).tocsr()
 
-    def rank(self, rows: pl.DataFrame, k: int) -> Ranking:
-        """Rank items for rows: see `Recommender`."""
-        last = _history_weights(rows, self.log.n_items, 1, decay=False)
-        return _rank_sparse((last @ self._transitions).tocsr(), rows, k, self.log.popularity)
+    def scores(self, rows: pl.DataFrame) -> sparse.csr_array:
+        """How often each item followed the last one (rows, n_items)."""
+        return (_history_weights(rows, self.log.n_items, 1, decay=False) @ self._transitions).tocsr()
 
 
 @dataclass
-class CoVisitation:
+class CoVisitation(_Sparse):
     """Item-to-item co-visitation with popularity normalisation, filled by popularity.
 
     C[a][b] sums 1/|i−j| over all pairs of places at most `window` apart that hold a and b, both directions,
@@ -227,10 +251,6 @@ class CoVisitation:
         candidate = sparse.diags_array(frequency ** -(self.exponent if exponent is None else exponent))
         return (weights @ history @ self._together @ candidate).tocsr()
 
-    def rank(self, rows: pl.DataFrame, k: int) -> Ranking:
-        """Rank items for rows: see `Recommender`."""
-        return _rank_sparse(self.scores(rows), rows, k, self.log.popularity)
-
     def tune(self, rows: pl.DataFrame, exponents: Sequence[float] = EXPONENTS, k: int = 10) -> dict[float, float]:
         """Choose the candidate's exponent by HR@k on validation rows, and keep it.
 
@@ -251,14 +271,14 @@ class CoVisitation:
 
 
 @dataclass
-class PersonalFrequency:
+class PersonalFrequency(_Sparse):
     """The user's own items by how often, then how recently they occur, filled by popularity."""
 
     log: TrainLog
     name: str = "personal frequency"
 
-    def rank(self, rows: pl.DataFrame, k: int) -> Ranking:
-        """Rank items for rows: see `Recommender`."""
+    def scores(self, rows: pl.DataFrame) -> sparse.csr_array:
+        """How often the user had each item, and how recently (rows, n_items)."""
         items, row, lengths = flatten(rows["history"])
         n, n_rows = self.log.n_items, rows.height
         place = np.arange(len(items)) - (np.cumsum(lengths) - lengths)[row]
@@ -266,13 +286,12 @@ class PersonalFrequency:
         newest = np.zeros(len(pair))
         np.maximum.at(newest, inverse, place)
         score = count + (newest + 1) / (float(lengths.max(initial=0)) + 2)  # recency below one: counts come first
-        own = sparse.coo_array((score, (pair // n, pair % n)), shape=(n_rows, n)).tocsr()
-        return _rank_sparse(own, rows, k, self.log.popularity)
+        return sparse.coo_array((score, (pair // n, pair % n)), shape=(n_rows, n)).tocsr()
 
 
 def standard(
     dataset: Dataset, *, window: int = 10, last: int = 10, exponents: Sequence[float] = EXPONENTS
-) -> list[tuple[Recommender, str]]:
+) -> list[tuple[Ranker, str]]:
     """The baselines that make sense for a dataset, each with a note for the table.
 
     Repeat-last and personal frequency need repeats that are kept and not masked; Markov needs an order.
@@ -287,7 +306,7 @@ def standard(
     log, facts = TrainLog.of(dataset), dataset.facts
     baskets = facts.get("order") == "set"
     repeats = bool(facts.get("repeats")) and not facts.get("mask_history")
-    result: list[tuple[Recommender, str]] = [(Popularity(log), "")]
+    result: list[tuple[Ranker, str]] = [(Popularity(log), "")]
     if baskets:
         by_user = Popularity(log, by_user=True, name="popularity by users")
         result.append((by_user, "how many users have the item, instead of how often it is bought"))

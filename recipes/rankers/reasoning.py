@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from reasonrec.data_gen.histories import UserHistory
-from reasonrec.data_gen.tasks.reasoning import close_ids, reason_prompt_ids
 from reasonrec.recipes.decoding.merge_chains import chains_room, search_chains
 from reasonrec.recipes.decoding.prefix import Prefix, read
 from reasonrec.recipes.decoding.sample import Sampler, noise, write_chains
@@ -111,7 +110,7 @@ class Reasoner:
     @property
     def close_ids(self) -> tuple[int, ...]:
         """Token ids of the closing delimiter."""
-        return close_ids(self.recommender.bundle.renderer)
+        return self.recommender.bundle.prompts.close_ids
 
     def __call__(
         self,
@@ -146,7 +145,7 @@ class Reasoner:
         tokens, cut = np.zeros(len(known), dtype=np.int64), np.zeros(len(known))
 
         def think(chunk: NDArray[np.int64]) -> Prefix:
-            prompts = [reason_prompt_ids(bundle.renderer, known[i]) for i in chunk]
+            prompts = [bundle.prompts.reasoning(known[i]) for i in chunk]
             drawn = None if sampler.greedy else noise(thinking.seed, 0, chunk, n, thinking.max_chain)
             written = write_chains(
                 recommender.model,
@@ -192,7 +191,7 @@ class Reasoner:
         begin = bundle.vocabulary.begin_id
 
         def prompts(i: int) -> list[list[int]]:
-            opening = reason_prompt_ids(bundle.renderer, known[i])
+            opening = bundle.prompts.reasoning(known[i])
             return [[*opening, *chain, begin] for chain in chains[i]]
 
         return self._read_and_rank(known, len(chains[0]), prompts, excluded)
@@ -209,21 +208,21 @@ class Reasoner:
 
         The variants leave out the oldest item, the two oldest, and so on: what merging alone buys, without a thought.
         """
-        renderer = self.recommender.bundle.renderer
+        direct = self.recommender.bundle.prompts.direct
         users = self.recommender.known(histories)
         known, excluded = self._shown(users), self.recommender.excluded(users, repeats, exclude)
 
         def prompts(i: int) -> list[list[int]]:
             longest = len(known[i])
-            return [renderer.history_prompt_ids(known[i][min(v, max(longest - 1, 0)) :]) for v in range(n)]
+            return [direct(known[i][min(v, max(longest - 1, 0)) :]) for v in range(n)]
 
         return self._read_and_rank(known, n, prompts, excluded)
 
     def readable(self, chain: Sequence[int]) -> str:
         """A chain as text, with titles in place of codes."""
         bundle = self.recommender.bundle
-        titles = bundle.dataset.items["title"].to_list()
-        names = {tuple(ids): titles[item] for item, ids in enumerate(bundle.renderer.item_token_ids)}
+        titles = bundle.catalogue.titles
+        names = {tuple(ids): titles[item] for item, ids in enumerate(bundle.prompts.item_token_ids)}
         parts: list[str] = []
         words: list[int] = []
         chain, place = self.body(chain), 0
@@ -303,7 +302,7 @@ def control_chains(
         seed: Seed of the exchange.
     """
     bundle = reasoner.recommender.bundle
-    filler = list(bundle.renderer.prompter._syntax_cached(FILLER))
+    filler = list(bundle.prompts.prompter.syntax(FILLER))
     donor = donors(reasoner._shown(reasoner.recommender.known(histories)), seed)
 
     def filled(length: int) -> list[int]:

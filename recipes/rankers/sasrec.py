@@ -184,6 +184,10 @@ class Sasrec:
             parts.append(top_k(self.scores(block), k, self.popularity, block["masked"]))
         return np.concatenate(parts)
 
+    def score(self, rows: pl.DataFrame, items: NDArray[np.integer]) -> NDArray[np.float32]:
+        """See `Ranker`."""
+        return np.take_along_axis(self.scores(rows), items.astype(np.int64), axis=1)
+
 
 def fit(dataset: Dataset, config: SasrecConfig | None = None, *, device: str = "cpu", progress: bool = True) -> Sasrec:
     """Train one SASRec with early stopping on validation.

@@ -1,4 +1,4 @@
-"""What is no longer a training: a loss, a gradient, a weight a rollout that is not finite, or hopelessly large."""
+"""What is no longer a training: a loss, a gradient, a weight or a rollout that is not finite, or hopelessly large."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from reasonrec.data_gen.schema import Dataset
 from reasonrec.data_gen.tasks.rl_prompts import RlPrompts
 from reasonrec.recipes.decoding.prefix import padded, read
 from reasonrec.recipes.decoding.sample import Rollouts
@@ -191,24 +192,27 @@ class Scorer:
         return [found[case] for case in zip(prefixes, items, strict=True)]
 
 
-def build_scorer(rewards: WeightedRewards, bundle: Bundle, close_ids: tuple[int, ...], *, reasoning: bool) -> Scorer:
+def build_scorer(
+    rewards: WeightedRewards, bundle: Bundle, dataset: Dataset, close_ids: tuple[int, ...], *, reasoning: bool
+) -> Scorer:
     """Parser and rewards, with what these need from the training data.
 
     Args:
         rewards: The rewards of the run.
-        bundle: Dataset, index and tokenizer.
+        bundle: Catalogue and tokenizer.
+        dataset: The training data.
         close_ids: What ends a chain.
         reasoning: Whether completions start with a chain.
     """
-    data, tokenizer = bundle.dataset, bundle.tokenizer
+    tokenizer = bundle.tokenizer
     context: dict[str, Any] = {}
     if "similarity" in rewards.requires:
-        sequences = [np.asarray(items) for items in data.train["items"].to_list()]
+        sequences = [np.asarray(items) for items in dataset.train["items"].to_list()]
         owner = np.repeat(np.arange(len(sequences)), [len(items) for items in sequences])
-        window = None if data.facts["order"] == "set" else 10
-        context["similarity"] = CoVisits(np.concatenate(sequences), owner, data.n_items, window)
+        window = None if dataset.facts["order"] == "set" else 10
+        context["similarity"] = CoVisits(np.concatenate(sequences), owner, dataset.n_items, window)
     if "train_counts" in rewards.requires:
-        context["train_counts"] = data.items["train_count"].to_numpy()
+        context["train_counts"] = bundle.catalogue.items["train_count"].to_numpy()
     ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     parser = Parser(
         bundle.vocabulary, bundle.index, reasoning=reasoning, opened=not reasoning, close_ids=close_ids, end_ids=ends

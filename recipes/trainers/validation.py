@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
 
 from reasonrec.data_gen.histories import UserHistory
 from reasonrec.recipes.decoding.prefix import padded, read
@@ -97,6 +98,7 @@ class RankingProbe:
 
 def build_probe(
     bundle: Bundle,
+    valid: pl.DataFrame,
     rows: int,
     max_history: int,
     render: Callable[[np.ndarray], list[int]],
@@ -106,18 +108,18 @@ def build_probe(
     """A seeded sample of the validation cases.
 
     Args:
-        bundle: Dataset, index and tokenizer.
+        bundle: Catalogue and tokenizer.
+        valid: The validation cases.
         rows: How many cases; 0 for no probe.
         max_history: Longest history in items.
         render: Turns a history into the token ids of a prompt.
         max_chain: Longest chain; 0 is direct mode.
         close_ids: What ends a chain.
     """
-    valid = bundle.dataset.valid
     if rows == 0 or valid.height == 0:
         return None
     sample = valid.sample(min(rows, valid.height), seed=0)
-    users, masks = UserHistory.of_rows(sample), bundle.dataset.facts["mask_history"]
+    users, masks = UserHistory.of_rows(sample), bundle.catalogue.mask_history
     return RankingProbe(
         [render(user.last(max_history).shown) for user in users],
         sample["target"].to_list(),

@@ -35,11 +35,11 @@ from reasonrec.data_gen.schema import Dataset
 from reasonrec.data_gen.tasks.prompts import HISTORY
 from reasonrec.recipes.decoding.search import beam_search
 from reasonrec.recipes.keys import PrecisionName
-from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows
+from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows, training_data
 from reasonrec.recipes.models.precision import choose
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.rewards.metrics import per_row
-from reasonrec.tokenizers.artefact import write_json
+from reasonrec.tokenizers.artefact import read_manifest, write_json
 from reasonrec.tokenizers.index import ItemIndex
 
 SECTIONS = ("speed", "trained", "latency", "attention", "processor", "choice", "trie", "agreement")
@@ -97,7 +97,7 @@ def peak_memory(device: str) -> Callable[[], float]:
 def load_base_model(options: argparse.Namespace) -> Recommender:
     """SmolLM2 with freshly started code rows, unsure of everything: the search can skip least."""
     setting = Setting(options.model, "full", HISTORY, False, None, 10)
-    bundle = Bundle.build(Dataset.load(options.dataset), ItemIndex.load(options.index), setting)
+    bundle = Bundle.build(Dataset.load(options.dataset).catalogue(ItemIndex.load(options.index)), setting)
     precision = choose(options.precision, options.device)
     model, _ = load_with_rows(setting, bundle, precision)
     return Recommender(bundle, model.to(device=options.device, dtype=precision.dtype), setting, precision)
@@ -110,7 +110,7 @@ def is_model(path: str) -> bool:
 
 def load_trained(options: argparse.Namespace, path: str, dtype: PrecisionName) -> Recommender:
     """A model that was trained on the data set."""
-    return Recommender.load(path, dataset=options.dataset, index=options.index, dtype=dtype, device=options.device)
+    return Recommender.load(path, dtype=dtype, device=options.device)
 
 
 def draw_histories(dataset: Dataset, n: int, seed: int) -> list[list[int]]:
@@ -133,8 +133,8 @@ def measure_speed(options: argparse.Namespace, *, trained: bool = False) -> dict
     bundle, model, device = recommender.bundle, recommender.model, options.device
     vocabulary, eos = bundle.vocabulary, bundle.tokenizer.eos_token_id
     trie = bundle.trie.to(device)
-    table = prefix_table(bundle.renderer.item_token_ids)
-    histories = draw_histories(bundle.dataset, options.users, options.seed)
+    table = prefix_table(bundle.prompts.item_token_ids)
+    histories = draw_histories(Dataset.load(options.dataset), options.users, options.seed)
     batches = [recommender.prompts(histories[i : i + BATCH]) for i in range(0, len(histories), BATCH)]
 
     def prefill(ids: torch.Tensor, mask: torch.Tensor) -> Any:
@@ -211,7 +211,7 @@ def measure_speed(options: argparse.Namespace, *, trained: bool = False) -> dict
 def measure_latency(options: argparse.Namespace) -> dict[str, Any]:
     """One user at a time: a fresh prompt, and one more item for a user whose history is in the cache."""
     recommender = load_base_model(options)
-    histories = draw_histories(recommender.bundle.dataset, 30, options.seed)
+    histories = draw_histories(Dataset.load(options.dataset), 30, options.seed)
     times: dict[str, list[float]] = {}
     for history, exact in tqdm(list(product(histories, (False, True))), desc="latency", unit="search"):
         how = ", exact" if exact else ""
@@ -239,7 +239,7 @@ def measure_agreement(options: argparse.Namespace) -> dict[str, Any]:
             print(f"skipped: {path} is no trained model, see --help", flush=True)
             continue
         recommender = load_trained(options, path, options.agreement_precision)
-        cases = recommender.bundle.dataset.rows("test")
+        cases = training_data(read_manifest(path), path).rows("test")
         if users is not None and users < cases.height:
             cases = cases.sample(users, seed=options.seed)
         target, histories = cases["target"].to_numpy(), cases["history"].to_list()

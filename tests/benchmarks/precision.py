@@ -33,12 +33,12 @@ from datasets import Dataset as HfDataset
 from transformers import TrainerCallback
 
 from reasonrec.data_gen.schema import Dataset
+from reasonrec.data_gen.tasks.choice import TaskChoice
 from reasonrec.data_gen.tasks.prompts import HISTORY
 from reasonrec.recipes.keys import PrecisionName
 from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows
 from reasonrec.recipes.models.load import LoraSettings, add_adapter
 from reasonrec.recipes.models.precision import choose, default_device
-from reasonrec.recipes.plans import TaskChoice, build_plan
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments
 from reasonrec.tokenizers.artefact import write_json
@@ -92,7 +92,7 @@ def demo(options: argparse.Namespace) -> Bundle:
             module = f"reasonrec.recipes.{stage}"
             subprocess.run([sys.executable, "-m", module, "--config", config, "--output_dir", folder], check=True)
     setting = Setting(options.model, "full", HISTORY, False, None, 15)
-    return Bundle.build(Dataset.load(options.dataset), ItemIndex.load(options.index), setting)
+    return Bundle.build(Dataset.load(options.dataset).catalogue(ItemIndex.load(options.index)), setting)
 
 
 def load(options: argparse.Namespace, bundle: Bundle, method: Any, asked: PrecisionName) -> Any:
@@ -104,7 +104,8 @@ def load(options: argparse.Namespace, bundle: Bundle, method: Any, asked: Precis
 def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a training step, by method and precision."""
     bundle = demo(options)
-    plan = build_plan(TaskChoice(max_history=15), bundle, passes=0.1, batch_size=8, seed=0)
+    examples = bundle.examples(Dataset.load(options.dataset).train, one_per_prefix=False)
+    plan = TaskChoice(max_history=15).plan(examples, set_order=False, passes=0.1, batch_size=8, seed=0)
     ways = list(itertools.product(METHODS, precisions()))
     clocks: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +124,7 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
                 vocabulary=bundle.vocabulary,
                 model=model,
                 args=args,
-                train_dataset=HfDataset(plan.to_arrow()).with_transform(bundle.renderer),
+                train_dataset=HfDataset(plan.to_arrow()).with_transform(examples),
                 processing_class=bundle.tokenizer,
                 callbacks=[clock],
             )
@@ -147,7 +148,7 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
 def measure_search(options: argparse.Namespace) -> dict[str, Any]:
     """Users per second of the item search, by precision."""
     bundle = demo(options)
-    histories = bundle.dataset.test["history"].to_list()[: options.users]
+    histories = Dataset.load(options.dataset).test["history"].to_list()[: options.users]
     found = {
         asked: Recommender(bundle, load(options, bundle, "lora", asked).to(default_device()), Setting(
             options.model, "lora", HISTORY, False, None, 15

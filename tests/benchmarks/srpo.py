@@ -31,6 +31,7 @@ from scratch_base import make_scratch_base
 from reasonrec.data_gen.readers.synthetic import SyntheticWorld, WorldConfig, make_synthetic
 from reasonrec.data_gen.schema import Dataset, write_dataset
 from reasonrec.data_gen.tasks.prompts import HISTORY
+from reasonrec.data_gen.tasks.render import Examples
 from reasonrec.data_gen.tasks.rl_prompts import PromptWindow, RlPrompts, prompt_block
 from reasonrec.recipes.evaluation.intervals import seed_interval
 from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows
@@ -83,7 +84,8 @@ def supervise(
     bundle: Bundle, model: Any, rows: list[tuple[Any, int]], *, rate: float, batch: int, seed: int, schedule: str
 ) -> Any:
     """Train on answers behind histories, in the order given."""
-    examples = [bundle.renderer.history_example(history, target, every_item=False) for history, target in rows]
+    layout = Examples(bundle.prompts, [], [], [])
+    examples = [layout.history(history, target, every_item=False) for history, target in rows]
     with tempfile.TemporaryDirectory() as folder:
         args = SftArguments(
             output_dir=folder, learning_rate=rate, per_device_train_batch_size=batch, num_train_epochs=1,
@@ -125,8 +127,8 @@ def make_branches(bundle: Bundle, users: list[list[list[int]]]) -> Branches:
 
     All items have the same number of codes here.
     """
-    renderer, trie, vocabulary = bundle.renderer, bundle.trie, bundle.vocabulary
-    head = renderer.history_prompt_ids([])[:-1]
+    prompts, trie, vocabulary = bundle.prompts, bundle.trie, bundle.vocabulary
+    head = prompts.direct([])[:-1]
     depth = trie.depth
     lengths = [len(head) + depth * (len(rows[-1]) - 1) for rows in users]
     length = max(n + depth * len(rows) for n, rows in zip(lengths, users, strict=True))
@@ -134,10 +136,10 @@ def make_branches(bundle: Bundle, users: list[list[list[int]]]) -> Branches:
     positions, branch, sees = torch.zeros_like(ids), torch.full_like(ids, -2), torch.zeros_like(ids)
     labels, nodes = torch.full_like(ids, -100), torch.zeros_like(ids)
     for u, (rows, n) in enumerate(zip(users, lengths, strict=True)):
-        ids[u, :n] = torch.tensor(head + renderer.item_ids(rows[-1][:-1]))
+        ids[u, :n] = torch.tensor(head + prompts.item_ids(rows[-1][:-1]))
         positions[u, :n], branch[u, :n], sees[u, :n] = torch.arange(n), -1, torch.arange(1, n + 1)
         for number, row in enumerate(rows):
-            answer, seen = renderer.item_token_ids[row[-1]], len(head) + depth * (len(row) - 1)
+            answer, seen = prompts.item_token_ids[row[-1]], len(head) + depth * (len(row) - 1)
             here = slice(n + depth * number, n + depth * (number + 1))
             ids[u, here] = torch.tensor([vocabulary.begin_id, *answer[:-1]])
             positions[u, here], branch[u, here], sees[u, here] = torch.arange(seen, seen + depth), number, seen
@@ -168,11 +170,13 @@ def branch_losses(bundle: Bundle, model: Any, part: Branches) -> tuple[torch.Ten
     return -gain.sum(), int(where.sum()) // bundle.trie.depth
 
 
-def start_from_the_log(bundle: Bundle, setting: Setting, size: Size, seed: int) -> tuple[Any, dict[str, Any]]:
+def start_from_the_log(
+    bundle: Bundle, dataset: Dataset, setting: Setting, size: Size, seed: int
+) -> tuple[Any, dict[str, Any]]:
     """Learn the biased log; the epoch is kept that explains a held-out part of the log itself best."""
     torch.manual_seed(seed)
     model, _ = load_with_rows(setting, bundle)
-    frame = bundle.dataset.train.with_columns(n=pl.col("items").list.len()).sort("user", "n")
+    frame = dataset.train.with_columns(n=pl.col("items").list.len()).sort("user", "n")
     grouped = frame.group_by("user", maintain_order=True).agg("items")["items"].to_list()
     users = [grouped[i] for i in np.random.default_rng([seed, 7]).permutation(len(grouped))]
     cut = len(users) // 20
@@ -204,16 +208,16 @@ def start_from_the_log(bundle: Bundle, setting: Setting, size: Size, seed: int) 
 
 
 def score(
-    bundle: Bundle, setting: Setting, model: Any, world: SyntheticWorld, split: str, rows: int
+    bundle: Bundle, dataset: Dataset, setting: Setting, model: Any, world: SyntheticWorld, split: str, rows: int
 ) -> tuple[float, float]:
     """HR@10 and NDCG@10 under the world's own probabilities."""
-    histories = bundle.dataset.rows(split)["history"].to_list()[:rows]  # type: ignore[arg-type]
+    histories = dataset.rows(split)["history"].to_list()[:rows]  # type: ignore[arg-type]
     ranking, _ = Recommender(bundle, model, setting).recommend(histories, k=10, num_beams=20, batch_size=250)
     return world.expected_metrics(ranking, histories)
 
 
 def reinforce(
-    bundle: Bundle, start: Any, prompts: RlPrompts, size: Size, arm: str, rate: float, seed: int
+    bundle: Bundle, dataset: Dataset, start: Any, prompts: RlPrompts, size: Size, arm: str, rate: float, seed: int
 ) -> tuple[Any, list[dict[str, float]]]:
     """One run of GRPO or SRPO from a copy of the start; returns the model and the log."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -226,7 +230,7 @@ def reinforce(
         )  # fmt: skip
         trainer = ItemGRPOTrainer(
             prompts=prompts,
-            scorer=build_scorer(load_rewards({"rsvr": 1.0}), bundle, (), reasoning=False),
+            scorer=build_scorer(load_rewards({"rsvr": 1.0}), bundle, dataset, (), reasoning=False),
             settings=RolloutSettings(Advantage("grpo" if arm == "GRPO" else "srpo"), rounds=size.rounds),
             model=copy.deepcopy(start),
             args=args,
@@ -244,7 +248,7 @@ def _keep(trainer: Any, logs: dict[str, float]) -> None:
 
 
 def run_arm(
-    bundle: Bundle, start: Any, prompts: RlPrompts, size: Size, arm: str, rate: float, seed: int
+    bundle: Bundle, dataset: Dataset, start: Any, prompts: RlPrompts, size: Size, arm: str, rate: float, seed: int
 ) -> tuple[Any, list[dict[str, float]]]:
     """Train one arm."""
     if arm == "SFT continued":
@@ -256,7 +260,7 @@ def run_arm(
     if arm == "SRPO, permuted targets":
         shuffled = np.random.default_rng([seed, 8]).permutation(prompts.target)
         prompts = replace(prompts, target=shuffled)
-    return reinforce(bundle, start, prompts, size, arm, rate, seed)
+    return reinforce(bundle, dataset, start, prompts, size, arm, rate, seed)
 
 
 def shares(log: list[dict[str, float]]) -> dict[str, float]:
@@ -285,43 +289,43 @@ def main() -> None:
             Path(scratch) / "base", dataset.items["title"].to_list(), hidden=64, layers=2, heads=4, seed=0
         )
         setting = Setting(str(base), "full", HISTORY, False, None, MAX_HISTORY, True)
-        bundle = Bundle.build(dataset, index, setting)
-        result = compare(bundle, setting, world, size)
+        bundle = Bundle.build(dataset.catalogue(index), setting)
+        result = compare(bundle, dataset, setting, world, size)
     result["seconds"] = round(time.perf_counter() - began)
     write_json(out, result)
     print(json.dumps({name: result[name] for name in ("test", "paired", "shares", "holds", "seconds")}, indent=1))
 
 
-def compare(bundle: Bundle, setting: Setting, world: SyntheticWorld, size: Size) -> dict[str, Any]:
+def compare(bundle: Bundle, dataset: Dataset, setting: Setting, world: SyntheticWorld, size: Size) -> dict[str, Any]:
     """All arms on all seeds."""
-    histories = bundle.dataset.test["history"].to_list()
-    prompts = RlPrompts.from_train(
-        bundle.dataset.train, PromptWindow(max_history=MAX_HISTORY), bundle.renderer.history_prompt_ids
-    )
+    histories = dataset.test["history"].to_list()
+    prompts = RlPrompts.from_train(dataset.train, PromptWindow(max_history=MAX_HISTORY), bundle.prompts.direct)
     rates = {arm: RATES.get(arm, RATES["GRPO"]) for arm in ARMS}
     trials: dict[str, dict[float, float]] = {arm: {} for arm in ARMS}
     test: dict[str, list[tuple[float, float]]] = {name: [] for name in ("start", *ARMS)}
     late: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS[1:]}
     starts = []
     for seed in range(size.seeds):
-        start, about = start_from_the_log(bundle, setting, size, seed)
+        start, about = start_from_the_log(bundle, dataset, setting, size, seed)
         starts.append(about)
-        test["start"].append(score(bundle, setting, start, world, "test", size.held_out))
+        test["start"].append(score(bundle, dataset, setting, start, world, "test", size.held_out))
         print(f"seed {seed}: start {test['start'][-1]}, log loss {about['held_out_log_loss']}", flush=True)
         for arm in ARMS:
             candidates = rates[arm] if seed == 0 else (max(trials[arm], key=lambda rate: trials[arm][rate]),)
             found: dict[float, tuple[Any, list[dict[str, float]]]] = {}
             for rate in candidates:
                 clock = time.perf_counter()
-                found[rate] = run_arm(bundle, start, prompts, size, arm, rate, seed)
+                found[rate] = run_arm(bundle, dataset, start, prompts, size, arm, rate, seed)
                 if seed == 0:
-                    trials[arm][rate] = score(bundle, setting, found[rate][0], world, "valid", size.valid_rows)[0]
+                    trials[arm][rate] = score(
+                        bundle, dataset, setting, found[rate][0], world, "valid", size.valid_rows
+                    )[0]
                     seconds = time.perf_counter() - clock
                     print(
                         f"  {arm}, rate {rate}: validation HR@10 {trials[arm][rate]:.4f}, {seconds:.0f} s", flush=True
                     )
             model, log = found[max(found, key=lambda rate: trials[arm][rate])]
-            test[arm].append(score(bundle, setting, model, world, "test", size.held_out))
+            test[arm].append(score(bundle, dataset, setting, model, world, "test", size.held_out))
             if log:
                 late[arm].append(shares(log))
             print(f"  {arm}: test HR@10, NDCG@10 {test[arm][-1]}", flush=True)

@@ -24,8 +24,9 @@ from datasets import Dataset as HfDataset
 from scratch_base import make_scratch_base
 
 from reasonrec.data_gen.schema import Dataset
+from reasonrec.data_gen.tasks.mixture import PlanConfig, make_plan
 from reasonrec.data_gen.tasks.prompts import HISTORY
-from reasonrec.data_gen.tasks.render import PlanConfig, make_plan
+from reasonrec.data_gen.tasks.render import Examples, Material
 from reasonrec.recipes.evaluation.compare import Row, evaluate_rows
 from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows
 from reasonrec.recipes.recommender import Recommender
@@ -48,30 +49,33 @@ class Run:
     seed: int = 0
 
 
-def bundle_for(dataset: Dataset, index: ItemIndex, base: Path, *, one_per_prefix: bool) -> tuple[Bundle, Setting]:
-    """Dataset, index and tokenizer for one way of training."""
+def bundle_for(
+    dataset: Dataset, index: ItemIndex, base: Path, *, one_per_prefix: bool
+) -> tuple[Bundle, Examples, Setting]:
+    """Items, tokenizer and examples for one way of training."""
     setting = Setting(str(base), "full", HISTORY, False, None, MAX_HISTORY, one_per_prefix)
-    return Bundle.build(dataset, index, setting), setting
+    bundle = Bundle.build(dataset.catalogue(index), setting)
+    return bundle, bundle.examples(dataset.train, one_per_prefix=one_per_prefix), setting
 
 
-def plan_for(bundle: Bundle, run: Run) -> Any:
+def plan_for(examples: Examples, run: Run) -> Any:
     """The run's training examples."""
     config = PlanConfig({"seqrec": 1.0}, MAX_HISTORY, run.one_per_prefix, run.passes, BATCH, run.seed)
-    lengths = np.array([len(ids) for ids in bundle.renderer.item_token_ids])
-    return make_plan(config, bundle.renderer.sequences, lengths, set_order=False)
+    lengths = np.array([len(ids) for ids in examples.prompts.item_token_ids])
+    return make_plan(config, Material(examples.sequences, lengths))
 
 
-def processed_tokens(bundle: Bundle, run: Run) -> tuple[int, int, int]:
+def processed_tokens(examples: Examples, run: Run) -> tuple[int, int, int]:
     """Tokens a run reads without and with padding, and the items it is supervised on."""
-    plan = plan_for(bundle, run)
-    rendered = bundle.renderer(plan.to_dict(as_series=False))
+    plan = plan_for(examples, run)
+    rendered = examples(plan.to_dict(as_series=False))
     lengths = np.array([len(ids) for ids in rendered["input_ids"]])
     padded = sum(len(b) * int(b.max()) for b in np.split(lengths, range(BATCH, len(lengths), BATCH)))
     supervised = plan.height if run.one_per_prefix else int((plan["stop"] - plan["start"]).sum())
     return int(lengths.sum()), padded, supervised
 
 
-def train(bundle: Bundle, setting: Setting, run: Run) -> tuple[Recommender, float]:
+def train(bundle: Bundle, examples: Examples, setting: Setting, run: Run) -> tuple[Recommender, float]:
     """Train and time one run."""
     torch.manual_seed(run.seed)
     model, _ = load_with_rows(setting, bundle)
@@ -95,7 +99,7 @@ def train(bundle: Bundle, setting: Setting, run: Run) -> tuple[Recommender, floa
             vocabulary=bundle.vocabulary,
             model=model,
             args=args,
-            train_dataset=HfDataset(plan_for(bundle, run).to_arrow()).with_transform(bundle.renderer),
+            train_dataset=HfDataset(plan_for(examples, run).to_arrow()).with_transform(examples),
             processing_class=bundle.tokenizer,
         )
         began = time.perf_counter()
@@ -134,7 +138,7 @@ def main() -> None:
     base = make_scratch_base(out.parent / "scratch_base", dataset.items["title"].to_list())
     bundles = {flag: bundle_for(dataset, index, base, one_per_prefix=flag) for flag in (False, True)}
 
-    tokens = {flag: processed_tokens(bundles[flag][0], Run(flag, 0.0, 1.0)) for flag in bundles}
+    tokens = {flag: processed_tokens(bundles[flag][1], Run(flag, 0.0, 1.0)) for flag in bundles}
     per_item = {flag: padded / supervised for flag, (_, padded, supervised) in tokens.items()}
     # Prefix training gets as many passes as the same number of processed tokens allows.
     passes = {False: options.passes, True: options.passes * tokens[False][1] / tokens[True][1]}
@@ -152,10 +156,10 @@ def main() -> None:
     print(json.dumps({k: result[k] for k in ("machine", "tokens_per_supervised_item", "ratio")}, indent=1), flush=True)
 
     chosen: dict[bool, Run] = {}
-    for flag, (bundle, setting) in bundles.items():
+    for flag, made in bundles.items():
         trials = {}
         for rate in RATES:
-            recommender, seconds = train(bundle, setting, Run(flag, rate, passes[flag]))
+            recommender, seconds = train(*made, Run(flag, rate, passes[flag]))
             trials[rate] = hit_rate(rank(recommender, dataset, "valid"), dataset, "valid")
             result["seconds"][names[flag]] = round(seconds, 1)
             about = f"{names[flag]}, learning rate {rate}"
@@ -173,9 +177,8 @@ def main() -> None:
     }
     rankings: dict[str, list[np.ndarray]] = {name: [] for name in runs}
     for name, run in runs.items():
-        bundle, setting = bundles[run.one_per_prefix]
         for seed in range(options.seeds):
-            recommender, seconds = train(bundle, setting, replace(run, seed=seed))
+            recommender, seconds = train(*bundles[run.one_per_prefix], replace(run, seed=seed))
             rankings[name].append(rank(recommender, dataset, "test"))
             hr = hit_rate(rankings[name][-1], dataset, "test")
             result["rows"].append({"name": name, "seed": seed, "hr@10": hr, "seconds": round(seconds, 1)})

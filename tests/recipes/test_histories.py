@@ -30,7 +30,7 @@ HISTORIES = [[3, 1, 4], [1], [5, 9, 2, 6, 5, 3, 5, 8], [7, 7]]
 @pytest.fixture(scope="module")
 def recommender(tiny_base: Path, tiny_dataset: Path, tiny_index: Path) -> Recommender:
     setting = Setting(str(tiny_base), "full", "History:{history} Next:", False, None, 5)
-    bundle = Bundle.build(Dataset.load(tiny_dataset), ItemIndex.load(tiny_index), setting)
+    bundle = Bundle.build(Dataset.load(tiny_dataset).catalogue(ItemIndex.load(tiny_index)), setting)
     torch.manual_seed(0)
     model, _ = load_with_rows(setting, bundle)
     return Recommender(bundle, model, setting)
@@ -133,8 +133,8 @@ SHOWN = 3  # of the model's `max_history`
 
 
 @pytest.fixture(scope="module")
-def masking(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Recommender:
-    """On a data set with `mask_history` whose held-out histories are cut to two items."""
+def masking_data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A data set with `mask_history` whose held-out histories are cut to two items."""
     from reasonrec.data_gen.schema import Tables
     from reasonrec.data_gen.splits import TEST, VALID, held_out_rows, leave_one_out, train_sequences
 
@@ -163,11 +163,17 @@ def masking(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Recomm
     )
     with staged(folder / "dataset", kind="dataset", config={}) as (work, facts):
         facts.update(write_dataset(work, tables))
-    dataset = Dataset.load(folder / "dataset")
+    return Dataset.load(folder / "dataset")
+
+
+@pytest.fixture(scope="module")
+def masking(tiny_base: Path, masking_data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Recommender:
+    """On that data set."""
+    folder, dataset = tmp_path_factory.mktemp("masking"), masking_data
     with staged(folder / "index", kind="index", config={}, inputs={"dataset": dataset.manifest.hash}) as (work, _):
         build_index(np.stack(np.divmod(np.arange(40), 8), axis=1), [5, 8]).save(work)
     setting = Setting(str(tiny_base), "full", "History:{history}", False, None, SHOWN)
-    bundle = Bundle.build(dataset, ItemIndex.load(folder / "index"), setting)
+    bundle = Bundle.build(dataset.catalogue(ItemIndex.load(folder / "index")), setting)
     torch.manual_seed(0)
     model, _ = load_with_rows(setting, bundle)
     return Recommender(bundle, model, setting)
@@ -178,8 +184,8 @@ def rest(*had: int) -> set[int]:
     return set(range(40)) - set(had)
 
 
-def test_a_known_user_is_recommended_nothing_they_had_however_long_ago(masking):
-    dataset = masking.bundle.dataset
+def test_a_known_user_is_recommended_nothing_they_had_however_long_ago(masking, masking_data):
+    dataset = masking_data
     assert dataset.test["history"].to_list()[0] == HAD[-3:-1], "cut by prepare"
     user = known_history(dataset, "long")
     assert user.shown.tolist() == HAD[-3:]
@@ -205,9 +211,9 @@ def test_masking_follows_the_data_set_unless_told(masking, recommender):
     assert (recommender.recommend([[1, 2]], k=n, num_beams=n, repeats=False)[0] < 0).sum() == 2
 
 
-def test_reasoning_masks_alike(masking):
+def test_reasoning_masks_alike(masking, masking_data):
     reasoner, thinking = Reasoner(masking, k=40, num_beams=40), Thinking(2, 3)
-    user = known_history(masking.bundle.dataset, "long")
+    user = known_history(masking_data, "long")
     own = reasoner([user, HAD], thinking)
     for items in (
         *own.items,
@@ -218,22 +224,22 @@ def test_reasoning_masks_alike(masking):
     assert set(reasoner([HAD], thinking, repeats=True).items[0]) == rest()
 
 
-def test_a_followed_user_keeps_what_left_the_window_masked(masking):
+def test_a_followed_user_keeps_what_left_the_window_masked(masking, masking_data):
     state = masking.state(HAD[:4])
     for item in HAD[4:]:
         state.append(item)
     found = state.search(k=40, num_beams=40).items[0].numpy()
     assert set(found[found >= 0]) == rest(*HAD)
     assert state.history.masked.tolist() == sorted(HAD)
-    cut = masking.state(known_history(masking.bundle.dataset, "long")).search(k=40, num_beams=40).items[0].numpy()
+    cut = masking.state(known_history(masking_data, "long")).search(k=40, num_beams=40).items[0].numpy()
     assert set(cut[cut >= 0]) == rest(*HAD)
     assert set(masking.state(HAD, repeats=True).search(k=40, num_beams=40).items[0].tolist()) == rest()
 
 
-def test_the_probe_masks_what_the_cases_mask(masking):
+def test_the_probe_masks_what_the_cases_mask(masking, masking_data):
     bundle = masking.bundle
-    probe = build_probe(bundle, 9, SHOWN, bundle.renderer.history_prompt_ids)
-    assert sorted(map(sorted, probe.exclude)) == sorted(bundle.dataset.valid["masked"].to_list())
+    probe = build_probe(bundle, masking_data.valid, 9, SHOWN, bundle.prompts.direct)
+    assert sorted(map(sorted, probe.exclude)) == sorted(masking_data.valid["masked"].to_list())
     assert max(map(len, probe.exclude)) > CUT
 
 
@@ -250,12 +256,12 @@ def test_rows_of_a_data_set_without_a_mask_still_know_what_was_shown():
 
 def test_raw_ids_that_nobody_knows(tiny_dataset):
     dataset = Dataset.load(tiny_dataset)
-    known = dataset.items["item_id"].to_list()
+    known, catalogue = dataset.items["item_id"].to_list(), dataset.catalogue()
     text = f"{known[4]}, nobody ,{known[2]},nothing,"
     with pytest.warns(UserWarning, match=r"item nobody is not in the catalogue.*\(2 of 4 items are unknown"):
-        assert given_history(dataset, text, strict=False) == [4, 2]
+        assert given_history(catalogue, text, strict=False) == [4, 2]
     with pytest.raises(UserError, match="2 of 4 items are unknown"):
-        given_history(dataset, text, strict=True)
+        given_history(catalogue, text, strict=True)
 
 
 HUGE = 10**5000

@@ -82,11 +82,11 @@ def test_from_raw_ids_to_numbers_and_back():
 
 def test_a_recommender_takes_both(tiny_base, tiny_dataset, tiny_index):
     setting = Setting(str(tiny_base), "full", "History:{history}", False, None, 5)
-    bundle = Bundle.build(Dataset.load(tiny_dataset), ItemIndex.load(tiny_index), setting)
+    bundle = Bundle.build(Dataset.load(tiny_dataset).catalogue(ItemIndex.load(tiny_index)), setting)
     recommender = Recommender(bundle, load_with_rows(setting, bundle)[0], setting)
     numbers = [30, 4, 17]
     ids = recommender.items.ids(numbers)
-    assert ids == [bundle.dataset.items["item_id"][i] for i in numbers]
+    assert ids == [bundle.catalogue.item_ids[i] for i in numbers]
     found, scores = recommender.recommend([ids, numbers], k=5, exclude=[ids[:1], numbers[:1]])
     assert (found[0] == found[1]).all()
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)

@@ -77,7 +77,11 @@ def test_a_run_moves_as_a_whole(run: Path, tmp_path: Path, monkeypatch: pytest.M
         after = Recommender.load("on another/machine/run/grpo").recommend([[1, 2, 3]], k=4)
         assert (after[0] == before[0]).all()
         shutil.move(moved / "run" / "grpo", tmp_path / "alone")
-        with pytest.raises(UserError, match=r"alone was trained with the dataset at .*: pass --dataset PATH"):
+        with pytest.raises(UserError, match="if it moved, pass --base_model PATH"):
             Recommender.load(tmp_path / "alone")
+        shutil.rmtree(moved / "run")  # dataset, index, the training it started from
+        alone = Recommender.load(tmp_path / "alone", base_model=str(moved / "models" / "base"))
+        assert (alone.recommend([["i1", "i2", "i3"]], k=4)[0] >= 0).all()
+        assert (alone.recommend([[1, 2, 3]], k=4)[0] == before[0]).all()
     finally:
         away.rename(run)

@@ -84,7 +84,7 @@ def test_scores_are_those_of_every_item_read_by_itself(recommender: Recommender,
         bundle.vocabulary,
         ids,
         mask,
-        item_token_ids=bundle.renderer.item_token_ids,
+        item_token_ids=bundle.prompts.item_token_ids,
     ).numpy()
     assert sorted(items[0]) == sorted(items[1]) == list(range(N_ITEMS))
     np.testing.assert_allclose(np.take_along_axis(slow, items, 1), scores, atol=1e-4)
@@ -118,34 +118,23 @@ def test_k_and_the_number_of_beams(recommender: Recommender, histories: list[lis
         recommender.recommend(histories[:1], k=5, num_beams=4)
 
 
+def test_given_items_get_the_scores_of_the_ranking(recommender: Recommender, histories: list[list[int]]) -> None:
+    items, scores = recommender.recommend(histories, k=N_ITEMS, num_beams=N_ITEMS)
+    some = items[:, [0, 30, 7, 47, 12]]
+    found = recommender.score(histories, some, batch_size=7)
+    np.testing.assert_allclose(found, scores[:, [0, 30, 7, 47, 12]], atol=1e-4)
+    names = [recommender.items.ids(row.tolist()) for row in some]
+    np.testing.assert_allclose(recommender.score(histories, names), found, atol=1e-4)
+    np.testing.assert_allclose(np.exp(recommender.score(histories[:2], items[:2])).sum(1), 1, atol=1e-4)
+    assert recommender.score([], []).shape == (0, 0)
+    for wrong in ([[1, 2]], [[1], [1, 2]], [[1, 1], [1, 2]]):
+        with pytest.raises(UserError, match=r"give one for each, all of them equally long, with different items"):
+            recommender.score(histories[:2], wrong)
+    with pytest.raises(UserError, match=f"item {N_ITEMS} is not in the catalogue"):
+        recommender.score(histories[:1], [[N_ITEMS]])
+
+
 # --- what does not belong together ------------------------------------------------------------------------------
-
-
-def reindexed(tiny_dataset: Path, folder: Path) -> Path:
-    """Another index of the same dataset."""
-    from reasonrec.tokenizers.artefact import staged
-    from reasonrec.tokenizers.index import build_index
-
-    codes = np.stack(np.divmod(np.arange(N_ITEMS), 12), axis=1)
-    inputs = {"dataset": read_manifest(tiny_dataset).hash}
-    with staged(folder, kind="index", config={}, inputs=inputs) as (work, _):
-        build_index(codes, [4, 12]).save(work)
-    return folder
-
-
-def test_another_index_is_refused(adapter: Path, tiny_index: Path, tiny_dataset: Path, tmp_path: Path) -> None:
-    other = reindexed(tiny_dataset, tmp_path / "index")
-    with pytest.raises(UserError, match=r"made with index .* train again: .*recipes/sft\.py") as refused:
-        Recommender.load(adapter, index=other)
-    for path in (tiny_index, other):
-        assert read_manifest(path).hash[:12] in str(refused.value)
-
-
-def test_another_dataset_is_refused(adapter: Path, tiny_dataset: Path, other_world: tuple[Path, Path]) -> None:
-    with pytest.raises(UserError, match=r"made with dataset .* train again") as refused:
-        Recommender.load(adapter, dataset=other_world[0])
-    for path in (tiny_dataset, other_world[0]):
-        assert read_manifest(path).hash[:12] in str(refused.value)
 
 
 def test_another_base_is_refused(

@@ -26,7 +26,8 @@ from reasonrec.tokenizers.output import resume_folder
 SFT = Path(sft.__file__)
 Stage = Callable[..., subprocess.CompletedProcess[str]]
 ADAPTER_FILES = {
-    "README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "logs", "manifest.json",
+    "README.md", "adapter_config.json", "adapter_model.safetensors", "catalogue.parquet", "chat_template.jinja",
+    "index.safetensors", "logs", "manifest.json",
     "tokenizer.json", "tokenizer_config.json", "train_metrics.json",
 }  # fmt: skip
 MODEL_FILES = ADAPTER_FILES - {"adapter_config.json", "adapter_model.safetensors"}
@@ -41,7 +42,7 @@ def here(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    (path,) = folder.glob("*.safetensors")
+    (path,) = folder.glob("*model.safetensors")
     return load_file(path)
 
 

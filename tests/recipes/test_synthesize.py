@@ -17,10 +17,10 @@ import pytest
 
 from reasonrec.data_gen.reasoning.traces import STAGES, Traces
 from reasonrec.data_gen.schema import Dataset
+from reasonrec.data_gen.tasks.choice import TaskChoice
 from reasonrec.recipes import sft, synthesize
 from reasonrec.recipes.evaluation.leak import chain_items, chain_words, describe_leak, leak_test
 from reasonrec.recipes.models import card as model_card
-from reasonrec.recipes.plans import TaskChoice
 from reasonrec.tokenizers.artefact import write_manifest
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.output import resume_folder

@@ -157,6 +157,7 @@ def test_equal_runs_have_equal_hashes(tmp_path: Path) -> None:
         with staged(tmp_path / f"run{number}", kind="adapter", config={"output_dir": f"run{number}"}) as (work, facts):
             (work / "adapter_config.json").write_text("{}")
             (work / "adapter_model.safetensors").write_bytes(b"weights")
+            (work / "catalogue.parquet").write_bytes(b"items")
             (work / "train_metrics.json").write_text(f'{{"train_runtime": {number}}}')
             facts["modules"] = {f"module{n}" for n in range(20)}
             facts["where"] = tmp_path

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasonrec.data_gen.tasks.curriculum import Phase, _shared_out, make_curriculum, parse_phases, plot_plan
-from reasonrec.data_gen.tasks.render import KNOWN, Material, PlanConfig, make_plan
+from reasonrec.data_gen.tasks.mixture import PlanConfig, make_plan
+from reasonrec.data_gen.tasks.render import Material, task_names
 from reasonrec.tokenizers.errors import UserError
 
 LENGTHS = np.array([2, 3] * 4 + [2])
 SEQREC, ITEM2INDEX, FUSION, EVIDENCE, REASON = (
-    KNOWN.index(task) for task in ("seqrec", "item2index", "fusionseqrec", "evidence", "reason")
+    task_names().index(task) for task in ("seqrec", "item2index", "fusionseqrec", "evidence", "reason")
 )
 
 
@@ -78,7 +79,7 @@ def test_phases_come_in_their_order_with_their_shares_and_ratios():
 
 def test_it_has_as_many_examples_as_a_plan_without_phases_and_the_same_columns():
     stuff = material()
-    plain = make_plan(config(passes=1.0), stuff.sequences, LENGTHS, set_order=False)
+    plain = make_plan(config(passes=1.0), stuff)
     plan = make_curriculum(config(passes=1.0), PHASES, stuff)
     assert plan.height == plain.height
     assert plan.drop("phase").schema == plain.schema

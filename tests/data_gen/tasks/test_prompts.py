@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from reasonrec.data_gen.tasks.prompts import HISTORY, TEMPLATES, Prompter, check_history_prompt
+from reasonrec.data_gen.tasks.prompts import HISTORY, Prompter, check_history_prompt
+from reasonrec.data_gen.tasks.render import tasks
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.vocabulary import BEGIN, Vocabulary
 
@@ -49,7 +50,7 @@ def test_item_text_never_becomes_a_control_token(tokenizer, control_ids, text):
     # Nor when what the model reads is decoded and read again, as a reward or a log would do.
     again = tokenizer(decoded(tokenizer, ids), add_special_tokens=False)["input_ids"]
     assert not control_ids & set(again)
-    for template in (t for group in TEMPLATES.values() for t in group):
+    for template in (template for task in tasks().values() for template in task.templates):
         places = set(re.findall(r"{(\w+)}", template)) & {"title", "titles", "text"}
         if places:
             filled = prompter(template, {"title": text, "titles": text, "text": text, "history": [], "item": []})
@@ -189,11 +190,10 @@ def test_shipped_templates_name_known_places():
     known = {
         "item2index": {"title", "text"},
         "index2item": {"item"},
-        "history2title": {"history"},
-        "titles2index": {"titles"},
+        "fusionseqrec": {"history", "titles"},
     }
-    assert set(TEMPLATES) == set(known)
-    for name, templates in TEMPLATES.items():
+    for name, places in known.items():
+        templates = tasks()[name].templates
         assert len(templates) > 1, "one phrasing would be learnt instead of the task"
         for template in templates:
-            assert set(re.findall(r"{(\w+)}", template)) <= known[name]
+            assert set(re.findall(r"{(\w+)}", template)) <= places

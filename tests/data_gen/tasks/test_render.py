@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from reasonrec.data_gen.tasks.prompts import Prompter
-from reasonrec.data_gen.tasks.render import TASKS, PlanConfig, Renderer, make_plan
+from reasonrec.data_gen.tasks import render
+from reasonrec.data_gen.tasks.mixture import PlanConfig, check_texts, make_plan
+from reasonrec.data_gen.tasks.prompts import Prompter, Prompts
+from reasonrec.data_gen.tasks.render import (
+    Block,
+    Example,
+    Examples,
+    Material,
+    Task,
+    Window,
+    register,
+    rounds,
+    task_names,
+    tasks,
+)
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.vocabulary import Vocabulary
 
@@ -38,7 +52,7 @@ def sequences_of(lengths: list[int], seed: int = 0) -> list[np.ndarray]:
 
 
 def plan_of(lengths: list[int], *, set_order: bool = False, **changes):
-    return make_plan(config(**changes), sequences_of(lengths), ITEM_LENGTHS, set_order)
+    return make_plan(config(**changes), Material(sequences_of(lengths), ITEM_LENGTHS, set_order))
 
 
 LENGTHS = [2, 7, 1, 12, 5, 3, 23, 6, 11, 4]
@@ -155,12 +169,14 @@ def test_sets_are_shuffled_anew_in_every_pass_and_sequences_never():
 
 
 @pytest.mark.parametrize("one_per_prefix", [False, True])
-def test_the_parts_of_a_long_set_are_parts_of_one_order(one_per_prefix, renderer):
+def test_the_parts_of_a_long_set_are_parts_of_one_order(one_per_prefix, examples):
     """Else some items of a basket would be shown twice in a pass and others not at all."""
     plan = plan_of([9, 4, 3], max_history=3, set_order=True, one_per_prefix=one_per_prefix)
-    renderer.sequences = [np.arange(n) for n in (9, 4, 3)]
+    examples = replace(examples, sequences=[np.arange(n) for n in (9, 4, 3)])
     lines = [line for line in plan.sort("stop").iter_rows(named=True) if line["source"] == 0]
-    parts = [renderer._part(*(line[k] for k in ("source", "start", "stop", "shuffle"))).tolist() for line in lines]
+    parts = [
+        examples.part(line["source"], slice(line["start"], line["stop"]), line["shuffle"]).tolist() for line in lines
+    ]
     shown = [part[-1] for part in parts] if one_per_prefix else [item for part in parts for item in part]
     assert len(set(shown)) == len(shown) == (8 if one_per_prefix else 9)
     assert shown != sorted(shown)
@@ -187,9 +203,9 @@ def test_examples_of_a_batch_are_about_equally_long(batch_size):
 def test_mistakes():
     with pytest.raises(UserError, match=r"'seqrek' \(did you mean 'seqrec'\?\); known are seqrec, item2index"):
         config(tasks={"seqrek": 1.0})
-    for tasks in ({}, {"seqrec": 0.0}, {"seqrec": 1.0, "index2item": -0.5}):
+    for weights in ({}, {"seqrec": 0.0}, {"seqrec": 1.0, "index2item": -0.5}):
         with pytest.raises(UserError, match="at least 0, and one of them above 0"):
-            config(tasks=tasks)
+            config(tasks=weights)
     with pytest.raises(UserError, match="max_history=0"):
         config(max_history=0)
     for passes in (0.0, -1.0):
@@ -225,24 +241,17 @@ def tokenizer(tiny_base):
     return tokenizer
 
 
-def make_renderer(tokenizer, *, chat: bool = False, prompt: str = PROMPT, **options) -> Renderer:
+def make_examples(tokenizer, *, chat: bool = False, prompt: str = PROMPT, **options) -> Examples:
     vocabulary = Vocabulary.extend(tokenizer, SIZES)
-    return Renderer(
-        Prompter(tokenizer, chat=chat),
-        prompt,
-        sequences_of(LENGTHS),
-        vocabulary.item_token_ids(CODES),
-        TITLES,
-        [f"category{i}" for i in range(N_ITEMS)],
-        begin_id=vocabulary.begin_id,
-        eos_id=tokenizer.eos_token_id,
-        **({"one_per_prefix": False} | options),
-    )
+    ids = vocabulary.item_token_ids(CODES)
+    prompts = Prompts(Prompter(tokenizer, chat=chat), prompt, ids, vocabulary.begin_id, tokenizer.eos_token_id)
+    texts = [f"category{i}" for i in range(N_ITEMS)]
+    return Examples(prompts, sequences_of(LENGTHS), TITLES, texts, **options)
 
 
 @pytest.fixture
-def renderer(tokenizer) -> Renderer:
-    return make_renderer(tokenizer)
+def examples(tokenizer) -> Examples:
+    return make_examples(tokenizer)
 
 
 def line(task: int, source: int, start: int = 0, stop: int = 1, *, shuffle: int = -1, variant: int = 0):
@@ -252,90 +261,119 @@ def line(task: int, source: int, start: int = 0, stop: int = 1, *, shuffle: int 
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("prompt", ["History:{history}", PROMPT, "{history}", "{{set}} {history}."])
 def test_whole_histories_have_the_loss_on_exactly_the_items(tokenizer, chat, prompt):
-    renderer = make_renderer(tokenizer, chat=chat, prompt=prompt)
-    part = renderer.sequences[1][1:6]
-    ids, labels = renderer.render(*line(SEQREC, 1, 1, 6))
-    codes = renderer.item_token_ids
+    examples = make_examples(tokenizer, chat=chat, prompt=prompt)
+    part = examples.sequences[1][1:6]
+    ids, labels = examples.render(*line(SEQREC, 1, 1, 6))
+    codes = examples.prompts.item_token_ids
     supervised = [label for label in labels if label != -100]
     assert supervised == [token for item in part for token in codes[item]]
     assert all(label in (-100, token) for label, token in zip(labels, ids, strict=True))
     # What comes before the answer is what inference reads, the begin marker last.
     answer = codes[part[-1]]
-    assert ids == renderer.history_prompt_ids(part[:-1]) + answer
-    assert ids[-len(answer) - 1] == renderer.begin_id
-    assert ids.count(renderer.begin_id) == 1
+    assert ids == examples.prompts.direct(part[:-1]) + answer
+    assert ids[-len(answer) - 1] == examples.prompts.begin_id
+    assert ids.count(examples.prompts.begin_id) == 1
 
 
 def test_one_example_per_prefix_has_the_loss_on_the_answer(tokenizer):
-    renderer = make_renderer(tokenizer, one_per_prefix=True)
-    part = renderer.sequences[3][2:6]
-    ids, labels = renderer.render(*line(SEQREC, 3, 2, 6))
-    answer = renderer.item_token_ids[part[-1]]
-    assert ids == renderer.history_prompt_ids(part[:-1]) + answer
+    examples = make_examples(tokenizer, one_per_prefix=True)
+    part = examples.sequences[3][2:6]
+    ids, labels = examples.render(*line(SEQREC, 3, 2, 6))
+    answer = examples.prompts.item_token_ids[part[-1]]
+    assert ids == examples.prompts.direct(part[:-1]) + answer
     assert labels == [-100] * (len(ids) - len(answer)) + answer
 
 
-def test_text_answers_end_with_eos_and_hold_no_control_token(renderer, tokenizer):
+def test_text_answers_end_with_eos_and_hold_no_control_token(examples, tokenizer):
     control = set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids)
     for item in range(N_ITEMS):
         for variant in range(3):
-            ids, labels = renderer.render(*line(INDEX2ITEM, item, variant=variant))
+            ids, labels = examples.render(*line(INDEX2ITEM, item, variant=variant))
             answer = [label for label in labels if label != -100]
             assert answer == ids[-len(answer) :]
             assert answer[-1] == tokenizer.eos_token_id
             assert not set(answer[:-1]) & control
-            assert [t for t in ids[: -len(answer)] if t in control] == renderer.item_token_ids[item]
-    text = tokenizer.decode(renderer.render(*line(INDEX2ITEM, 1))[0])
+            assert [t for t in ids[: -len(answer)] if t in control] == examples.prompts.item_token_ids[item]
+    text = tokenizer.decode(examples.render(*line(INDEX2ITEM, 1))[0])
     assert text.endswith("Name: steel kettle‹|im_end|›<|im_end|>")
 
 
-def test_item_answers_follow_the_begin_marker(renderer, tokenizer):
+def test_item_answers_follow_the_begin_marker(examples, tokenizer):
     for item in range(N_ITEMS):
         for variant in range(3):
-            ids, labels = renderer.render(*line(ITEM2INDEX, item, variant=variant))
-            answer = renderer.item_token_ids[item]
-            assert ids[-len(answer) - 1 :] == [renderer.begin_id, *answer]
+            ids, labels = examples.render(*line(ITEM2INDEX, item, variant=variant))
+            answer = examples.prompts.item_token_ids[item]
+            assert ids[-len(answer) - 1 :] == [examples.prompts.begin_id, *answer]
             assert labels == [-100] * (len(ids) - len(answer)) + answer
             assert tokenizer.convert_tokens_to_ids("<|im_end|>") not in ids
 
 
-def test_fusion_reads_codes_and_answers_a_title_or_the_reverse(renderer, tokenizer):
+def test_fusion_reads_codes_and_answers_a_title_or_the_reverse(examples, tokenizer):
     source = 6
-    part = renderer.sequences[source][3:7]
-    ids, labels = renderer.render(*line(FUSION, source, 3, 7, variant=1))
-    history = [token for item in part[:-1] for token in renderer.item_token_ids[item]]
+    part = examples.sequences[source][3:7]
+    ids, labels = examples.render(*line(FUSION, source, 3, 7, variant=1))
+    history = [token for item in part[:-1] for token in examples.prompts.item_token_ids[item]]
     codes = set(tokenizer.get_added_vocab().values()) - set(tokenizer.all_special_ids)
     assert [t for t in ids if t in codes] == history
     title = tokenizer.decode([label for label in labels if label != -100])
-    assert title == f" {tokenizer.decode(renderer.prompter.data(TITLES[part[-1]]))}<|im_end|>"
-    ids, labels = renderer.render(*line(FUSION, source, 3, 7, variant=2))
-    answer = renderer.item_token_ids[part[-1]]
+    assert title == f" {tokenizer.decode(examples.prompts.prompter.data(TITLES[part[-1]]))}<|im_end|>"
+    ids, labels = examples.render(*line(FUSION, source, 3, 7, variant=2))
+    answer = examples.prompts.item_token_ids[part[-1]]
     assert [label for label in labels if label != -100] == answer
     text = tokenizer.decode(ids[: -len(answer) - 1])
-    assert "; ".join(tokenizer.decode(renderer.prompter.data(TITLES[i])) for i in part[:-1]) in text
+    assert "; ".join(tokenizer.decode(examples.prompts.prompter.data(TITLES[i])) for i in part[:-1]) in text
 
 
 def test_long_texts_are_cut(tokenizer):
-    renderer = make_renderer(tokenizer, max_text_tokens=3)
-    _, labels = renderer.render(*line(INDEX2ITEM, 0))
+    examples = make_examples(tokenizer, max_text_tokens=3)
+    _, labels = examples.render(*line(INDEX2ITEM, 0))
     assert len([label for label in labels if label != -100]) == 4  # three and the end
 
 
-def test_a_shuffled_set_is_the_same_set_and_the_same_order_every_time(renderer):
-    first = renderer._part(6, 0, 23, 5)
-    assert sorted(first) == sorted(renderer.sequences[6])
-    assert renderer._part(6, 0, 23, 5).tolist() == first.tolist() != renderer._part(6, 0, 23, 6).tolist()
+def test_a_shuffled_set_is_the_same_set_and_the_same_order_every_time(examples):
+    first = examples.part(6, slice(0, 23), 5)
+    assert sorted(first) == sorted(examples.sequences[6])
+    assert examples.part(6, slice(0, 23), 5).tolist() == first.tolist() != examples.part(6, slice(0, 23), 6).tolist()
 
 
 @pytest.mark.parametrize("set_order", [False, True])
-def test_a_batch_is_rendered_as_its_lines_are(renderer, set_order):
+def test_a_batch_is_rendered_as_its_lines_are(examples, set_order):
     plan = plan_of(LENGTHS, tasks=ALL_TASKS, set_order=set_order)
-    rendered = renderer(plan.to_dict(as_series=False))
-    assert set(plan["task"]) == set(range(len(TASKS)))
+    rendered = examples(plan.to_dict(as_series=False))
+    assert set(plan["task"]) == {SEQREC, ITEM2INDEX, INDEX2ITEM, FUSION}
     names = ("task", "source", "start", "stop", "shuffle", "variant")
     for number, values in enumerate(plan.select(names).iter_rows()):
-        ids, labels = renderer.render(*values)
+        ids, labels = examples.render(*values)
         assert rendered["input_ids"][number] == ids
         assert rendered["labels"][number] == labels
         assert len(ids) == len(labels)
         assert any(label != -100 for label in labels)
+
+
+class Popular(Task):
+    """A task of somebody else's, in a file of their own."""
+
+    name = "popular"
+    templates = ("What is popular?",)
+
+    def draw(self, material: Material, window: Window, count: int | None, rng: np.random.Generator) -> Block:
+        return rounds(np.arange(3), np.full(3, 9), count, rng)
+
+    def render(self, examples: Examples, source: int, part: slice, shuffle: int, variant: int) -> Example:
+        return examples.item_answer(examples.fill(self.templates, variant), source)
+
+
+def test_a_task_of_ones_own_needs_no_other_edit(tokenizer, monkeypatch):
+    before = task_names()
+    monkeypatch.setattr(render, "_registered", dict(tasks()))
+    register(Popular())
+    assert task_names() == [*before, "popular"], "the numbers of the others stay"
+    with pytest.raises(ValueError, match="two tasks are called 'popular'"):
+        register(Popular())
+    plan = plan_of(LENGTHS, tasks={"seqrec": 1.0, "popular": 0.5})
+    number = len(before)
+    assert (plan["task"] == number).sum() == round(0.5 * (plan["task"] == SEQREC).sum())
+    examples = make_examples(tokenizer)
+    check_texts(plan, examples, 100)
+    ids, _ = examples.render(number, 2, 0, 1, -1, 0)
+    assert tokenizer.decode(ids).startswith("What is popular?")

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes import recommend, sft
-from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows, setting_facts
-from reasonrec.recipes.models.start import agreed_setting
+from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows, save_setting
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.item_sft import save_weights
+from reasonrec.recipes.trainers.start import agreed_setting
 from reasonrec.tokenizers.artefact import staged
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
@@ -108,15 +108,14 @@ def test_a_fully_trained_model_needs_no_base(
     shutil.copytree(tiny_base, base)
     setting = Setting(str(base), "full", "History:{history}", False, None, 6)
     dataset, index = Dataset.load(tiny_dataset), ItemIndex.load(tiny_index)
-    bundle = Bundle.build(dataset, index, setting)
+    bundle = Bundle.build(dataset.catalogue(index), setting)
     model, fingerprint = load_with_rows(setting, bundle)
     assert index.manifest is not None
     inputs = {"dataset": dataset.manifest.hash, "index": index.manifest.hash}
     config = {"dataset": str(tiny_dataset), "index": str(tiny_index)}
     with staged(out, kind="model", config=config, inputs=inputs) as (folder, facts):
         save_weights(model, folder)
-        bundle.tokenizer.save_pretrained(folder)
-        facts.update(setting_facts(replace(setting, fingerprint=fingerprint)))
+        facts.update(save_setting(folder, replace(setting, fingerprint=fingerprint), bundle))
     expected = Recommender(bundle, model, setting).recommend([[1, 2, 3], [4]], k=9)
     shutil.rmtree(base)
     found = Recommender.load(out, dtype=torch.float32, device="cpu")

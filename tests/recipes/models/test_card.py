@@ -127,10 +127,9 @@ def test_any_name_is_text_and_any_prompt_is_one_cell_of_code(text: str) -> None:
 
 def test_a_card_of_hostile_names_is_still_a_card(adapter: Path, tmp_path: Path) -> None:
     ours = Recommender.load(adapter)
-    facts = {**ours.bundle.dataset.facts, "name": f"---\nlicense: mine\n---\n{EVIL}"}
-    dataset = replace(ours.bundle.dataset, manifest=replace(ours.bundle.dataset.manifest, facts=facts))
+    catalogue = replace(ours.bundle.catalogue, name=f"---\nlicense: mine\n---\n{EVIL}")
     setting = replace(ours.setting, base_model='x"\nlicense: mine\n---\n```\n<script>')
-    write_card(tmp_path, setting, replace(ours.bundle, dataset=dataset), {})
+    write_card(tmp_path, setting, replace(ours.bundle, catalogue=catalogue), {})
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.base_model == setting.base_model
     assert card.data.license is None

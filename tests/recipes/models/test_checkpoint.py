@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
-from reasonrec.recipes.models.checkpoint import Setting
+from reasonrec.recipes.models.checkpoint import Setting, training_data
 from reasonrec.recipes.recommender import Recommender
-from reasonrec.tokenizers.artefact import read_manifest
+from reasonrec.tokenizers.artefact import file_hash, read_manifest
+from reasonrec.tokenizers.catalogue import CATALOGUE_FILE
 from reasonrec.tokenizers.errors import UserError
 
 
@@ -75,15 +77,47 @@ def test_a_base_that_is_no_model_is_not_opened(
     refused(copied, "is an adapter of the base model .*, which does not load")
 
 
-@pytest.mark.parametrize("name", ["dataset", "index"])
 @pytest.mark.parametrize("value", [None, 5, ["a"]])
-def test_inputs_that_are_no_folder(copied: Path, name: str, value: Any, edit_manifest: Callable[..., None]) -> None:
-    edit_manifest(copied, lambda manifest: manifest.config.update({name: value}))
-    refused(copied, f"does not say where its {name} is: pass --{name} PATH")
-    edit_manifest(copied, lambda manifest: manifest.config.update({name: "https://example.org/data"}))
-    refused(
-        copied, f"was trained with the {name} at .https://example.org/data., where nothing is now: pass --{name} PATH"
-    )
+def test_a_dataset_that_is_no_folder(copied: Path, value: Any, edit_manifest: Callable[..., None]) -> None:
+    """Only a training that goes on asks for it."""
+    edit_manifest(copied, lambda manifest: manifest.config.update(dataset=value))
+    with pytest.raises(UserError, match="does not say where its dataset is: pass --dataset PATH"):
+        training_data(read_manifest(copied), copied)
+    edit_manifest(copied, lambda manifest: manifest.config.update(dataset="https://example.org/data"))
+    with pytest.raises(UserError, match=r"at .https://example.org/data., where nothing is now: pass --dataset PATH"):
+        training_data(read_manifest(copied), copied)
+    Recommender.load(copied)
+
+
+def test_another_dataset_is_refused(adapter: Path, tiny_dataset: Path, other_world: tuple[Path, Path]) -> None:
+    with pytest.raises(UserError, match=r"made with dataset .* train again") as refused:
+        training_data(read_manifest(adapter), adapter, other_world[0])
+    for path in (tiny_dataset, other_world[0]):
+        assert read_manifest(path).hash[:12] in str(refused.value)
+
+
+@pytest.mark.parametrize("catalogue", [None, [], {}, {"name": "x", "mask_history": "no", "dataset": "y"}])
+def test_a_catalogue_that_no_training_writes(copied: Path, catalogue: Any, edit_manifest: Callable[..., None]) -> None:
+    edit_manifest(copied, lambda manifest: manifest.facts.update(catalogue=catalogue))
+    refused(copied, "does not say what its catalogue is")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda items: items.drop("brand"), "has other columns than this kit writes"),
+        (lambda items: items.with_columns(title=None), "has other columns than this kit writes"),
+        (lambda items: items[:-1], "codes of 48 items do not fit a catalogue of 47"),
+    ],
+)
+def test_items_that_no_training_writes(
+    copied: Path, change: Any, why: str, tmp_path: Path, edit_manifest: Callable[..., None]
+) -> None:
+    change(pl.read_parquet(copied / CATALOGUE_FILE)).write_parquet(tmp_path / CATALOGUE_FILE)
+    digest = file_hash(tmp_path / CATALOGUE_FILE)
+    edit_manifest(copied, lambda manifest: manifest.files.update({CATALOGUE_FILE: digest}))
+    shutil.copy(tmp_path / CATALOGUE_FILE, copied / CATALOGUE_FILE)
+    refused(copied, why)
 
 
 def test_a_link_out_of_the_folder(copied: Path, tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.data_gen.tasks.render import KNOWN, PlanConfig, make_plan
+from reasonrec.data_gen.tasks.mixture import PlanConfig, check_texts, make_plan
+from reasonrec.data_gen.tasks.render import Material, task_names
 from reasonrec.recipes import sft
 from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows
 from reasonrec.recipes.models.context import check_context
 from reasonrec.recipes.models.load import load_tokenizer
-from reasonrec.recipes.plans import check_texts
 from reasonrec.recipes.rankers.reasoning import Reasoner, Thinking
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.errors import UserError
@@ -59,7 +59,7 @@ def world(tiny_dataset, tiny_index):
 
     def build(base: Path, max_history: int):
         setting = Setting(str(base), "full", "History:{history}", False, None, max_history)
-        bundle = Bundle.build(Dataset.load(tiny_dataset), ItemIndex.load(tiny_index), setting)
+        bundle = Bundle.build(Dataset.load(tiny_dataset).catalogue(ItemIndex.load(tiny_index)), setting)
         torch.manual_seed(0)
         return setting, bundle, load_with_rows(setting, bundle)[0]
 
@@ -73,7 +73,7 @@ def named(refused: pytest.ExceptionInfo, what: str) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_history_that_is_named_fits_and_one_more_does_not(kind, world, tiny_base, tmp_path):
+def test_the_history_that_is_named_fits_and_one_more_does_not(kind, world, tiny_base, tiny_dataset, tmp_path):
     base = make_base(kind, tiny_base, tmp_path / "base")
     _, bundle, model = world(base, 20)
     with pytest.raises(
@@ -86,10 +86,11 @@ def test_the_history_that_is_named_fits_and_one_more_does_not(kind, world, tiny_
         check_context(model, bundle, fitting + 1, trained=False)
     setting, bundle, model = world(base, fitting)
     check_context(model, bundle, fitting, trained=False)
-    longest = int(np.argmax([len(ids) for ids in bundle.renderer.item_token_ids]))
+    longest = int(np.argmax([len(ids) for ids in bundle.prompts.item_token_ids]))
     recommender = Recommender(bundle, model, setting)
     assert (recommender.recommend([[longest] * 30], k=5)[0] >= 0).all()
-    ids, _ = bundle.renderer.history_example([longest] * fitting, longest, every_item=True)
+    examples = bundle.examples(Dataset.load(tiny_dataset).train, one_per_prefix=False)
+    ids, _ = examples.history([longest] * fitting, longest, every_item=True)
     assert LIMIT - 3 < len(ids) <= LIMIT
     model(torch.tensor([ids]))
     with pytest.raises(
@@ -126,23 +127,23 @@ def test_models_that_could_be_trained_and_never_searched(kind, why, world, tiny_
 
 
 @pytest.mark.parametrize("task", ["item2index", "index2item", "fusionseqrec"])
-def test_the_longest_words_are_found(task, world, tiny_base):
+def test_the_longest_words_are_found(task, world, tiny_base, tiny_dataset):
     _, bundle, _ = world(tiny_base, 6)
-    renderer = bundle.renderer
-    renderer.titles = [title * (1 + i % 7) for i, title in enumerate(renderer.titles)]
-    lengths = np.array([len(ids) for ids in renderer.item_token_ids])
+    titles = [title * (1 + i % 7) for i, title in enumerate(bundle.catalogue.titles)]
+    examples = replace(bundle.examples(Dataset.load(tiny_dataset).train, one_per_prefix=False), titles=titles)
+    lengths = np.array([len(ids) for ids in bundle.prompts.item_token_ids])
     config = PlanConfig({"seqrec": 1.0, task: 1.0}, 6, one_per_prefix=False, passes=1, batch_size=8, seed=0)
-    plan = make_plan(config, renderer.sequences, lengths, set_order=False)
-    others = plan.filter(pl.col("task") == KNOWN.index(task))
-    longest = max(map(len, renderer(others.to_dict(as_series=False))["input_ids"]))
-    check_texts(plan, renderer, None)
-    check_texts(plan, renderer, longest)
+    plan = make_plan(config, Material(examples.sequences, lengths))
+    others = plan.filter(pl.col("task") == task_names().index(task))
+    longest = max(map(len, examples(others.to_dict(as_series=False))["input_ids"]))
+    check_texts(plan, examples, None)
+    check_texts(plan, examples, longest)
     with pytest.raises(
         UserError, match=f"the task {task} has examples of up to {longest} tokens, but .* {longest - 1}:"
     ):
-        check_texts(plan, renderer, longest - 1)
+        check_texts(plan, examples, longest - 1)
     with pytest.raises(UserError, match=f"up to {longest} tokens"):
-        check_texts(plan, renderer, 10)
+        check_texts(plan, examples, 10)
 
 
 def test_it_is_said_before_the_training(tiny_base, sft_command, tmp_path):

@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from reasonrec.recipes.rankers import baselines
+from reasonrec.recipes.rankers import baselines, sasrec
+from reasonrec.recipes.rankers.base import Ranker
 from reasonrec.recipes.rankers.baselines import (
     CoVisitation,
     Markov,
@@ -21,6 +22,7 @@ from reasonrec.recipes.rankers.baselines import (
     RepeatLast,
     TrainLog,
 )
+from reasonrec.recipes.rankers.top_k import top_k
 from reasonrec.rewards.metrics import per_row, valid_ratio
 
 DATA = Path(os.environ.get("REASONREC_DATA", Path(__file__).parents[4] / "shared" / "data"))
@@ -158,6 +160,22 @@ def test_standard_baselines_fit_the_dataset(facts: dict[str, Any], absent: set[s
     for name, ranking in found.items():
         assert ranking.shape == (2, 4), name
         assert valid_ratio(ranking, 4, cases["masked"]) == 1.0, name
+
+
+def test_scores_of_given_items_are_those_that_rank() -> None:
+    cases = rows_of([([0, 1], 2, []), ([3], 0, []), ([2, 2, 1], 3, [])])
+    data = dataset_of({0: [0, 1, 2], 1: [3, 0], 2: [1, 2, 2]}, 5, facts={"repeats": True}, valid=cases)
+    log = baselines.TrainLog.of(data)
+    everything = np.tile(np.arange(5), (3, 1))
+    rankers: list[Ranker] = [model for model, _ in baselines.standard(data)]
+    rankers.append(sasrec.fit(data, sasrec.SasrecConfig(epochs=1, hidden=8, heads=1), progress=False))
+    for ranker in rankers:
+        scores = ranker.score(cases, everything)
+        filled = ranker.name != "repeat last"
+        expected = top_k(scores, 5, log.popularity, cases["masked"], fill=filled)
+        assert (ranker.rank(cases, 5) == expected).all(), ranker.name
+        order = everything[:, ::-1]
+        assert (ranker.score(cases, order) == scores[:, ::-1]).all(), ranker.name
 
 
 def _table(data: Any, split: str = "test") -> dict[str, tuple[float, float]]:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from reasonrec.data_gen.tasks.reasoning import reason_prompt_ids
 from reasonrec.recipes.decoding.score import score_all_items
 from reasonrec.recipes.rankers.reasoning import CONTROLS, Reasoner, Thinking, control_chains
 from reasonrec.recipes.recommender import Recommender
@@ -26,7 +25,7 @@ def recommender(adapter: Path) -> Recommender:
 def exact(recommender: Recommender, history: list[int], chains: list[list[int]]) -> np.ndarray:
     """Log of the mean probability of every item, by reading prompt, chain and item together."""
     bundle = recommender.bundle
-    opening = reason_prompt_ids(bundle.renderer, np.array(history)[-recommender.setting.max_history :])
+    opening = bundle.prompts.reasoning(np.array(history)[-recommender.setting.max_history :])
     scores = []
     for chain in chains:
         ids = torch.tensor([[*opening, *chain, bundle.vocabulary.begin_id]])
@@ -37,7 +36,7 @@ def exact(recommender: Recommender, history: list[int], chains: list[list[int]])
                 bundle.vocabulary,
                 ids,
                 torch.ones_like(ids),
-                item_token_ids=bundle.renderer.item_token_ids,
+                item_token_ids=bundle.prompts.item_token_ids,
             )
         )
     return torch.stack(scores, 1).logsumexp(1)[0].numpy() - np.log(len(chains))
@@ -78,7 +77,7 @@ def test_batches_change_nothing(recommender):
 def test_the_controls(recommender):
     reasoner = Reasoner(recommender, k=5, num_beams=10)
     first = recommender.bundle.vocabulary.first_id
-    item = recommender.bundle.renderer.item_token_ids[3]
+    item = recommender.bundle.prompts.item_token_ids[3]
     close = list(reasoner.close_ids)
     bodies = [[10, *item, 11], [12, 13], [*item, 14], [15], [16, 17, 18, 19]]
     chains = [[body + close] for body in bodies]
@@ -104,9 +103,9 @@ def test_one_merged_prompt_is_direct_mode(recommender):
 
 def test_a_chain_is_readable(recommender):
     bundle = recommender.bundle
-    titles = bundle.dataset.items["title"].to_list()
+    titles = bundle.catalogue.titles
     words = bundle.tokenizer("likes")["input_ids"]
-    text = Reasoner(recommender).readable([*words, *bundle.renderer.item_token_ids[4], *words])
+    text = Reasoner(recommender).readable([*words, *bundle.prompts.item_token_ids[4], *words])
     assert text == f"likes [{titles[4]}]likes"
 
 
@@ -139,7 +138,7 @@ def test_both_modes_and_the_controls_in_one_table(stage, adapter, tiny_dataset, 
 
 def test_recommend_shows_what_was_thought(stage, adapter):
     flags = ["--model", str(adapter), "--history", "item_1,item_2", "--mode", "reasoning", "--max_chain", "5"]
-    ids = Recommender.load(adapter).bundle.dataset.items["item_id"].to_list()
+    ids = Recommender.load(adapter).bundle.catalogue.item_ids
     flags[3] = ",".join(ids[:2])
     done = stage("recommend", *flags)
     assert done.stdout.count("thought: ") == 1

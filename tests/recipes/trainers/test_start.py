@@ -6,14 +6,17 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from reasonrec.recipes import sft
-from reasonrec.recipes.models.start import earlier_training
 from reasonrec.recipes.recommender import Recommender
+from reasonrec.recipes.trainers.start import earlier_training
+from reasonrec.tokenizers.artefact import read_manifest, staged
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.index import build_index
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -61,6 +64,21 @@ def test_what_comes_out_is_a_training_like_any_other(go_on, adapter):
 def test_what_cannot_change_is_named(go_on, flags, message):
     with pytest.raises(UserError, match=message):
         go_on(*flags)
+
+
+def test_another_dataset_or_index_is_refused(go_on, adapter, tiny_dataset, tiny_index, other_world):
+    dataset, index = other_world
+    with pytest.raises(UserError, match=r"made with dataset .* train again") as refused:
+        go_on("--dataset", str(dataset), "--index", str(index))
+    for path in (tiny_dataset, dataset):
+        assert read_manifest(path).hash[:12] in str(refused.value)
+    codes = adapter.with_name("recoded")
+    with staged(codes, kind="index", config={}, inputs={"dataset": read_manifest(tiny_dataset).hash}) as (work, _):
+        build_index(np.stack(np.divmod(np.arange(48), 12), axis=1), [4, 12]).save(work)
+    with pytest.raises(UserError, match=r"made with index .* train again") as refused:
+        go_on("--index", str(codes))
+    for path in (tiny_index, codes):
+        assert read_manifest(path).hash[:12] in str(refused.value)
 
 
 def test_a_data_set_is_no_start(tiny_dataset, tiny_base):

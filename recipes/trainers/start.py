@@ -73,8 +73,6 @@ class Start(Protocol):
     """The keys that say where a training starts."""
 
     model: str
-    dataset: str
-    index: str
     base_model: str | None
 
 
@@ -93,7 +91,7 @@ def load_start(
     Args:
         stage: The configuration.
         setting: From `agreed_setting`.
-        bundle: Dataset, index and tokenizer.
+        bundle: Catalogue and tokenizer.
         lora: Shape of a fresh adapter.
         earlier: What the training goes on from.
         precision: What is computed in; as the hardware is if unset.
@@ -102,8 +100,6 @@ def load_start(
     if earlier is not None:
         loaded = load_trained(
             stage.model,
-            dataset=stage.dataset,
-            index=stage.index,
             base_model=stage.base_model,
             precision=precision,
             trainable=True,
