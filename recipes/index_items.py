@@ -9,7 +9,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 
@@ -22,10 +22,10 @@ from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.health import format_report, health_report, plot_report
 from reasonrec.tokenizers.index import REMEDY, ItemIndex, build_index, external_index, load_embeddings, save_quantizer
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
-from reasonrec.tokenizers.quantizers.kmeans import BalancedResidualKMeans, ResidualKMeans, check_sizes
+from reasonrec.tokenizers.quantizers.base import Quantizer, build_quantizer
+from reasonrec.tokenizers.quantizers.kmeans import check_sizes
 from reasonrec.tokenizers.terminal import say
 
-QUANTIZERS = {"balanced": BalancedResidualKMeans, "plain": ResidualKMeans}
 # What decides the embeddings; they may be taken from another index only where all of it agrees.
 _TEXT_KEYS = ("embedding_model", "max_tokens", *(f"{name}_weight" for name in (JOINED, *ITEM_TEXT)))
 
@@ -40,9 +40,12 @@ class IndexConfig:
 
     dataset: str = field(metadata={"help": "folder of the dataset (recipes/prepare.py)", "path": True})
     output_dir: str = field(metadata={"help": "folder of the index", "path": "name"})
-    quantizer: Literal["balanced", "plain", "external"] = field(
+    quantizer: str = field(
         default="balanced",
-        metadata={"help": "residual k-means with equal clusters or without, or codes of a file"},
+        metadata={"help": "residual k-means with equal clusters (balanced) or plain, or external: codes of a file"},
+    )
+    quantizer_options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "options of the quantizer's own, such as {n_init: 3, max_iter: 100}"}
     )
     codebook_sizes: list[int] = field(
         default_factory=lambda: [64, 64], metadata={"help": "codes of each level", "at_least": 2}
@@ -74,20 +77,22 @@ class IndexConfig:
         metadata={"help": "index of the same dataset and text settings: take its embeddings", "path": "name"},
     )
     external_index: str | None = field(default=None, metadata={"help": "JSON: item number to tokens", "path": "name"})
-    n_init: int = field(
-        default=3, metadata={"help": "starts of each level's k-means; the best is kept", "at_least": 1}
-    )
-    max_iter: int = field(default=100, metadata={"help": "iterations of each k-means at most", "at_least": 1})
     seed: int = field(default=0, metadata={"help": "seed of the quantizer", "at_least": 0, "at_most": MAX_SEED})
     overwrite: bool = field(default=False, metadata={"help": "move an existing output_dir aside"})
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything is read."""
+        if self.quantizer != "external":
+            self.build_quantizer()
         if (self.quantizer == "external") != (self.external_index is not None):
             raise UserError(
                 f"quantizer={self.quantizer} with external_index={self.external_index}: set both (quantizer: "
                 "external and the path of the JSON file), or neither"
             )
+
+    def build_quantizer(self) -> Quantizer:
+        """The quantizer that is named."""
+        return build_quantizer(self.quantizer, self.codebook_sizes, self.seed, self.quantizer_options, progress=True)
 
 
 def item_embeddings(config: IndexConfig, dataset: Dataset) -> np.ndarray:
@@ -147,9 +152,7 @@ def build(config: IndexConfig, dataset: Dataset, folder: Path) -> tuple[ItemInde
         index = external_index(config.external_index, dataset.n_items)
     else:
         embeddings = item_embeddings(config, dataset)
-        quantizer = QUANTIZERS[config.quantizer](
-            config.codebook_sizes, seed=config.seed, n_init=config.n_init, max_iter=config.max_iter, progress=True
-        )
+        quantizer = config.build_quantizer()
         index = build_index(quantizer.fit_encode(embeddings), config.codebook_sizes)
         codebooks = quantizer.codebooks
         save_quantizer(folder, codebooks, embeddings)

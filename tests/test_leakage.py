@@ -127,7 +127,9 @@ def test_the_index(pair, tmp_path, monkeypatch):
     for number, dataset in enumerate(pair):
         folder = tmp_path / str(number)
         folder.mkdir()
-        config = IndexConfig(str(dataset.path), str(folder), codebook_sizes=[6, 4], n_init=1, max_iter=10)
+        config = IndexConfig(
+            str(dataset.path), str(folder), codebook_sizes=[6, 4], quantizer_options={"n_init": 1, "max_iter": 10}
+        )
         index_items.build(config, dataset, folder)
     names = sorted(p.name for p in (tmp_path / "0").iterdir())
     assert {"index.safetensors", "quantizer.safetensors", "health.json"} <= set(names)

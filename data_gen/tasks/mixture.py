@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
-from reasonrec.data_gen.tasks.render import COLUMNS, Examples, Material, Task, task_names, tasks, text_bytes
+from reasonrec.data_gen.tasks.render import COLUMNS, TASKS, Examples, Material, Task, task_names, tasks, text_bytes
 from reasonrec.tokenizers.errors import UserError
 
 BASE = "seqrec"  # what the other tasks' weights are relative to
@@ -50,13 +49,8 @@ def check_tasks(where: str, weights: Mapping[str, float]) -> None:
     Raises:
         UserError: If a task is unknown, a weight is negative, or none is above 0.
     """
-    known = task_names()
-    unknown = set(weights) - set(known)
-    if unknown:
-        name = sorted(unknown)[0]
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise UserError(f"{where} names {name!r}{hint}; known are {', '.join(known)}")
+    for name in sorted(set(weights) - set(task_names())):
+        raise UserError(f"{where} names {name!r}{TASKS.nearest(name)}")
     if not any(weight > 0 for weight in weights.values()) or any(w < 0 for w in weights.values()):
         raise UserError(f"{where}={dict(weights)}: weights must be at least 0, and one of them above 0")
 

@@ -10,7 +10,6 @@ examples there are (`draw`), and what one looks like (`render`).
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import numpy as np
 from reasonrec.data_gen.clean import neutralise
 from reasonrec.data_gen.tasks.prompts import Prompts
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.registry import Registry
 
 if TYPE_CHECKING:
     from reasonrec.data_gen.reasoning.traces import Trace
@@ -91,7 +91,7 @@ class Task(ABC):
         return examples.max_text_tokens + examples.longest_item
 
 
-_registered: dict[str, Task] = {}
+TASKS: Registry[Task] = Registry("task", [f"reasonrec.data_gen.tasks.{family}" for family in FAMILIES])
 
 
 def register(*added: Task) -> None:
@@ -101,17 +101,12 @@ def register(*added: Task) -> None:
         ValueError: If a name is taken.
     """
     for task in added:
-        if task.name in _registered:
-            raise ValueError(f"two tasks are called {task.name!r}")
-        _registered[task.name] = task
+        TASKS.add(task.name, task, type(task).__module__)
 
 
 def tasks() -> dict[str, Task]:
     """All tasks; a plan's numbers of tasks count through them."""
-    modules = [importlib.import_module(f"reasonrec.data_gen.tasks.{family}").__name__ for family in FAMILIES]
-    place = {name: number for number, name in enumerate(modules)}  # of one that was registered elsewhere: the last
-    order = sorted(_registered, key=lambda name: place.get(type(_registered[name]).__module__, len(place)))
-    return {name: _registered[name] for name in order}
+    return TASKS.entries()
 
 
 def task_names() -> list[str]:

@@ -179,7 +179,12 @@ def test_bad_input_ends_with_one_line_and_nothing_written(tmp_path, monkeypatch,
     [
         (["--quantizer", "external"], "set both"),
         (["--external_index", "x.json"], "set both"),
-        (["--n_init", "0"], "n_init=0 has to be at least 1"),
+        (["--quantizer_options", "{n_init: 0}"], "n_init=0 has to be a whole number, at least 1"),
+        (["--quantizer_options", "{inits: 3}"], "balanced has no option 'inits'; it has n_init, max_iter"),
+        (
+            ["--quantizer", "balancd"],
+            r"'balancd' is unknown \(did you mean 'balanced'\?\); known are balanced",
+        ),
         (["--codebook_size", "4"], "did you mean 'codebook_sizes'"),
         (["--quantizer", "vae"], "vae"),
     ],

@@ -15,29 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from reasonrec.tokenizers.errors import UserError
-
-
-class Quantizer(Protocol):
-    """What the item index needs of a quantizer.
-
-    Attributes:
-        codebooks: One float32 (K_l, dim) array per level, filled by `fit_encode`.
-    """
-
-    codebooks: list[np.ndarray]
-
-    def fit_encode(self, embeddings: np.ndarray) -> np.ndarray:
-        """Learn the codebooks and return int32 codes (n, depth) of the same rows."""
-
-    def encode(self, embeddings: np.ndarray) -> np.ndarray:
-        """Codes (n, depth) of rows that were not there when the codebooks were learned."""
+from reasonrec.tokenizers.quantizers.base import QUANTIZERS
+from reasonrec.tokenizers.whole import whole
 
 
 def encode_residual(embeddings: np.ndarray, codebooks: Sequence[np.ndarray]) -> np.ndarray:
@@ -76,6 +62,9 @@ class ResidualKMeans:
         max_iter: Lloyd iterations at most.
         progress: Show a bar over levels.
         codebooks: One float32 (K_l, dim) array per level, after `fit_encode`.
+
+    Raises:
+        UserError: If `n_init` or `max_iter` is no whole number from 1 on.
     """
 
     codebook_sizes: Sequence[int]
@@ -84,6 +73,10 @@ class ResidualKMeans:
     max_iter: int = 100
     progress: bool = False
     codebooks: list[np.ndarray] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in ("n_init", "max_iter"):
+            whole(name, getattr(self, name), at_least=1)
 
     def fit_encode(self, embeddings: np.ndarray) -> np.ndarray:
         """Learn the codebooks and encode the rows they were learned from.
@@ -311,3 +304,7 @@ def _means(points: np.ndarray, labels: np.ndarray, size: int) -> np.ndarray:
     means = np.zeros((size, points.shape[1]), dtype=np.float32)
     means[filled] = np.add.reduceat(points[order], begin[filled], axis=0) / counts[filled, None]
     return means
+
+
+QUANTIZERS.add("balanced", BalancedResidualKMeans, __name__)
+QUANTIZERS.add("plain", ResidualKMeans, __name__)

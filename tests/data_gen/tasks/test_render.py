@@ -24,7 +24,6 @@ from reasonrec.data_gen.tasks.render import (
     register,
     rounds,
     task_names,
-    tasks,
 )
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.vocabulary import Vocabulary
@@ -365,10 +364,10 @@ class Popular(Task):
 
 def test_a_task_of_ones_own_needs_no_other_edit(tokenizer, monkeypatch):
     before = task_names()
-    monkeypatch.setattr(render, "_registered", dict(tasks()))
+    monkeypatch.setattr(render.TASKS, "_entries", dict(render.TASKS._entries))
     register(Popular())
     assert task_names() == [*before, "popular"], "the numbers of the others stay"
-    with pytest.raises(ValueError, match="two tasks are called 'popular'"):
+    with pytest.raises(ValueError, match="two entries are called 'popular' as task"):
         register(Popular())
     plan = plan_of(LENGTHS, tasks={"seqrec": 1.0, "popular": 0.5})
     number = len(before)

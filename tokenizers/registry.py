@@ -1,0 +1,67 @@
+"""Registries: what a user chooses by name. An entry stands beside its implementation; a miss names the nearest."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from reasonrec.tokenizers.errors import UserError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Entries by their names.
+
+    Args:
+        what: What is chosen, for messages.
+        modules: Modules whose entries register themselves on import; they are imported when somebody looks. Entries
+            stand in the order of their modules, those of other modules behind them.
+    """
+
+    def __init__(self, what: str, modules: Sequence[str]) -> None:
+        self.what, self.modules = what, tuple(modules)
+        self._entries: dict[str, tuple[T, str]] = {}
+
+    def add(self, name: str, entry: T, module: str) -> None:
+        """Make an entry known.
+
+        Args:
+            name: Its name.
+            entry: The entry.
+            module: Module that it stands in (`__name__`).
+
+        Raises:
+            ValueError: If the name is taken.
+        """
+        if name in self._entries:
+            raise ValueError(f"two entries are called {name!r} as {self.what}")
+        self._entries[name] = entry, module
+
+    def entries(self) -> dict[str, T]:
+        """All entries."""
+        for module in self.modules:
+            importlib.import_module(module)
+        place = {module: number for number, module in enumerate(self.modules)}
+        order = sorted(self._entries, key=lambda name: place.get(self._entries[name][1], len(place)))
+        return {name: self._entries[name][0] for name in order}
+
+    def find(self, name: str) -> T:
+        """The entry of a name.
+
+        Raises:
+            UserError: If there is none; the message names the nearest, and all.
+        """
+        found = self.entries()
+        if name not in found:
+            raise UserError(f"{self.what} {name!r} is unknown{self.nearest(name)}")
+        return found[name]
+
+    def nearest(self, name: str) -> str:
+        """The end of a message about a name that is not known."""
+        names = list(self.entries())
+        close = difflib.get_close_matches(name, names, 1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        return f"{hint}; known are {', '.join(names)}"
