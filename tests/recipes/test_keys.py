@@ -156,7 +156,7 @@ def test_a_home_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 TEXT = {
     "name", "separator", "quote_char", "valid_from", "test_from", "interaction_columns", "item_columns", "tasks",
     "curriculum", "endpoint", "api_key_env", "device", "history_prompt", "system", "lora_target_modules", "user",
-    "history",
+    "history", "quantizer", "quantizer_options",
     # of TRL and transformers
     "lr_scheduler_type", "lr_scheduler_kwargs", "optim_args", "activation_checkpointing_kwargs",
     "torch_compile_backend", "torch_compile_mode", "liger_kernel_config", "include_num_input_tokens_seen", "log_level",

@@ -23,7 +23,7 @@ def test_kills(
     large: bool,
     report: Callable[[str, int, list[str]], None],
 ) -> None:
-    points, moments = ("0", "17") if large else ("3", "1")
+    points, moments = ("0", "17") if large else ("2", "1")
     command = [sys.executable, str(KILL_AT), stage, points, moments, str(tmp_path / "out"), *flags_of(stage)]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
