@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import numpy as np
+import polars as pl
 import pytest
 
+from reasonrec.recipes.rankers.model import ModelRanker
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.errors import UserError
@@ -83,5 +86,10 @@ def test_a_run_moves_as_a_whole(run: Path, tmp_path: Path, monkeypatch: pytest.M
         alone = Recommender.load(tmp_path / "alone", base_model=str(moved / "models" / "base"))
         assert (alone.recommend([["i1", "i2", "i3"]], k=4)[0] >= 0).all()
         assert (alone.recommend([[1, 2, 3]], k=4)[0] == before[0]).all()
+        lists = pl.List(pl.Int32)
+        cases = pl.DataFrame({"history": [[1, 2, 3]], "masked": [[]]}, schema={"history": lists, "masked": lists})
+        ranker = ModelRanker(alone, "alone")
+        assert (ranker.rank(cases, 4) == before[0]).all()
+        np.testing.assert_allclose(ranker.score(cases, before[0]), before[1], atol=1e-4)
     finally:
         away.rename(run)
