@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ from reasonrec.tokenizers.manifest import Manifest
 from reasonrec.tokenizers.output import MANIFEST
 
 ODD: list[Any] = [None, True, -1, 1.5, 1e308, 2**70, "", "../../x", "\x00", [], ["x"], {}, {"x": 1}]
+STAGES = ["prepare", "index_items", "synthesize", "sft"]
+if os.environ.get("REASONREC_RELIABILITY") == "large":
+    STAGES += ["eval_ranking"]
 LOADERS: dict[str, Callable[[Path], object]] = {
     "prepare": Dataset.load,
     "index_items": ItemIndex.load,
@@ -53,7 +57,7 @@ def variants(whole: dict[str, Any], place: tuple[Any, ...]) -> Iterator[dict[str
         yield changed
 
 
-@pytest.mark.parametrize("stage", ["prepare", "index_items", "synthesize", "sft", "eval_ranking"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_key_is_sealed(
     stage: str, made: Callable[[str], Path], tmp_path: Path, large: bool, report: Callable[[str, int, list[str]], None]
 ) -> None:
