@@ -78,7 +78,7 @@ $(REASONING_REPORT): | $(REASONING)
 	$(LAUNCH) recipes/eval_ranking.py --config recipes/configs/demo/eval_reasoning.yaml
 
 test: $(INSTALLED) ## Run all tests
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadscope $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(INSTALLED) ## Check style and format
 	$(BIN)/ruff check .
