@@ -14,7 +14,7 @@ from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName, recorded
 from reasonrec.recipes.rankers.top_k import KS
-from reasonrec.tokenizers.artefact import adopt, read_manifest, staged
+from reasonrec.tokenizers.artefact import adopt, check_input, read_manifest, staged
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import external_sids
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
@@ -99,17 +99,20 @@ def main() -> None:
     # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
     from accelerate import PartialState
 
-    from reasonrec.recipes.evaluation.compare import evaluate_rows
+    from reasonrec.recipes.evaluation.compare import DIRECT, REASONING, evaluate_rows
     from reasonrec.recipes.evaluation.leaderboard import Table
     from reasonrec.recipes.evaluation.report import examples, print_table, write_report
+    from reasonrec.recipes.models.checkpoint import OTHER
     from reasonrec.recipes.rankers.reasoning import Thinking
 
     if not PartialState().is_main_process:  # ranking is not distributed
         return
     out = claim_output(config.output_dir, overwrite=config.overwrite)
     dataset = Dataset.load(config.dataset)
-    inputs = {"dataset": dataset.manifest.hash}
-    inputs |= {place(path, out): read_manifest(path).hash for path in (*config.models, *config.reasoning_models)}
+    manifests = {path: read_manifest(path) for path in (*config.models, *config.reasoning_models)}
+    for manifest in manifests.values():
+        check_input(manifest, "dataset", dataset.manifest, OTHER)
+    inputs = {"dataset": dataset.manifest.hash} | {place(path, out): made.hash for path, made in manifests.items()}
     about = {"kind": "report", "config": recorded(config, out), "seed": config.seed, "inputs": inputs}
     if adopt(out, overwrite=config.overwrite, **about):
         return
@@ -119,16 +122,16 @@ def main() -> None:
     table = Table(config, dataset, cases)
     table.add_baselines()
     for path in config.models:
-        table.add_direct(path)
+        table.add_model(path, manifests[path])
     thinking = Thinking(config.chains, config.max_chain, config.chain_temperature, config.seed)
     for path in config.reasoning_models:
-        table.add_reasoning(path, thinking)
+        table.add_model(path, manifests[path], thinking)
     rows = table.rows
     sids = external_sids(config.sid_file, dataset.n_items) if config.sid_file else None
     metrics = evaluate_rows(
         dataset, config.split, rows, KS, table.claims, sid_of_item=sids, cases=cases, seed=config.seed
     )
-    shown = [row for row in rows if row.mode in ("direct", "reasoning")] or rows[:1]
+    shown = [row for row in rows if row.mode in (DIRECT, REASONING)] or rows[:1]
     with staged(out, overwrite=config.overwrite, **about) as (folder, _):
         write_report(
             folder, metrics, examples=examples(dataset, config.split, shown, cases=cases, thoughts=table.thoughts)

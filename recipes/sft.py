@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.data_gen.tasks.choice import TaskChoice, validation_examples
@@ -23,7 +22,6 @@ from reasonrec.recipes.args import build, parse, run
 from reasonrec.recipes.trainers.keys import inherited
 from reasonrec.tokenizers.artefact import check_input, staged, write_json
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.index import ItemIndex
 from reasonrec.tokenizers.output import claim_output, releasing_outputs, resume_folder
 from reasonrec.tokenizers.places import place
 from reasonrec.tokenizers.terminal import say
@@ -34,7 +32,6 @@ class SftStage(TaskChoice):
     """What this stage adds to TRL's SFTConfig."""
 
     dataset: str = field(metadata={"help": "dataset folder (prepare.py)", "path": True})
-    index: str = field(metadata={"help": "item index folder (index_items.py)", "path": True})
     model: str = field(
         metadata={
             "help": "base model (Hub id, folder, or package:NAME for one inside an installed package), or the folder "
@@ -42,6 +39,12 @@ class SftStage(TaskChoice):
             "path": True,
         }
     )
+    index: str | None = field(
+        default=None,
+        metadata={"help": "item index folder (index_items.py), for policies whose items are codes", "path": True},
+    )
+    policy: str = field(default="semantic_id", metadata={"help": "how the model reads and answers"})
+    policy_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "the policy's own options"})
     base_model: str | None = field(
         default=None,
         metadata={
@@ -89,10 +92,10 @@ def main() -> None:
     from datasets import Dataset as HfDataset
 
     from reasonrec.recipes.models.card import write_card
-    from reasonrec.recipes.models.checkpoint import OTHER, Bundle, Setting, save_setting, trained_tokenizer
-    from reasonrec.recipes.models.context import check_context
-    from reasonrec.recipes.models.load import LoraSettings
-    from reasonrec.recipes.models.precision import load_finite
+    from reasonrec.recipes.models.checkpoint import OTHER, Setting, trained_tokenizer
+    from reasonrec.recipes.policies.base import build_policy, check_index
+    from reasonrec.recipes.policies.context import check_context
+    from reasonrec.recipes.policies.loading import save_checkpoint
     from reasonrec.recipes.trainers import resume
     from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments, save_weights
     from reasonrec.recipes.trainers.start import agreed_setting, earlier_training, load_start
@@ -109,19 +112,19 @@ def main() -> None:
     config = resume.stage_config(stage, args, out)
     asked = Setting(
         stage.model, stage.method, stage.history_prompt, stage.chat, stage.system, stage.max_history,
-        stage.one_per_prefix,
+        stage.one_per_prefix, policy=stage.policy, policy_options=stage.policy_options,
     )  # fmt: skip
     earlier = earlier_training(stage.model)
     setting, trust = agreed_setting(asked, vars(stage), earlier), args.trust_remote_code
     with state.main_process_first():  # one process unpacks a packaged model, the others find it
         tokenizer = None if earlier is None else trained_tokenizer(stage.model, earlier, setting, trust)
-        dataset, index = Dataset.load(stage.dataset), ItemIndex.load(stage.index)
-        assert index.manifest is not None  # it was loaded; this tells the type checker
-        for name, made in (("dataset", dataset.manifest), ("index", index.manifest)):
+        dataset, index = Dataset.load(stage.dataset), check_index(setting, stage.index)
+        made = {"dataset": dataset.manifest} | ({"index": index.manifest} if index and index.manifest else {})
+        for name, manifest in made.items():
             if earlier is not None:
-                check_input(earlier, name, made, OTHER)
-        bundle = Bundle.build(dataset.catalogue(index), setting, tokenizer, trust_remote_code=trust)
-    inputs = {"dataset": dataset.manifest.hash, "index": index.manifest.hash}
+                check_input(earlier, name, manifest, OTHER)
+        policy = build_policy(dataset.catalogue(index), setting, tokenizer, trust_remote_code=trust)
+    inputs = {name: manifest.hash for name, manifest in made.items()}
     if earlier is not None:
         inputs["model"] = earlier.hash
     if (traces := stage.load_traces(dataset.manifest)) is not None:
@@ -131,7 +134,7 @@ def main() -> None:
     about = {"kind": kind, "config": config, "seed": args.seed, "inputs": inputs, "overwrite": stage.overwrite}
     if resume.adopted(out, **about):
         return
-    examples = bundle.examples(
+    examples = policy.examples(
         dataset.train,
         one_per_prefix=stage.one_per_prefix,
         traces=traces.train if traces else (),
@@ -145,23 +148,15 @@ def main() -> None:
         seed=args.data_seed if args.data_seed is not None else args.seed,
     )
     torch.manual_seed(args.seed)
-    targets = LoraSettings.modules(stage.lora_target_modules)
-    lora = LoraSettings(stage.lora_r, stage.lora_alpha, stage.lora_dropout, targets)
-    (model, setting), precision = load_finite(
-        lambda chosen: load_start(stage, setting, bundle, lora, earlier, chosen, trust_remote_code=trust),
-        args.chosen,
-        itemgetter(0),
-        autocast=stage.method == "full",
-    )
+    model, setting, precision = load_start(stage, setting, policy, earlier, args.chosen, trust_remote_code=trust)
     resume.keep_or_clear(out, config, inputs | {"base model's weights": setting.fingerprint}, precision)
     precision.apply(args)
-    limit = check_context(model, bundle, stage.max_history, trained=False)
+    limit = check_context(model, policy, stage.max_history, trained=False)
     check_texts(plan, examples, limit)
     args.output_dir, args.num_train_epochs = str(work), 1
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / resume.LOGS)  # else a folder named after this machine
     trainer = ItemSFTTrainer(
-        trie=bundle.trie,
-        vocabulary=bundle.vocabulary,
+        policy=policy,
         row_learning_rate=stage.row_learning_rate,
         model=model,
         args=args,
@@ -171,7 +166,7 @@ def main() -> None:
         )
         if stage.valid_rows
         else None,
-        processing_class=bundle.tokenizer,
+        processing_class=policy.tokenizer,
     )
     if state.is_main_process:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -183,9 +178,9 @@ def main() -> None:
         return
     with staged(out, **about) as (folder, facts):
         save_weights(trainer.model, folder)
-        facts.update(save_setting(folder, setting, bundle))
+        facts.update(save_checkpoint(folder, setting, policy))
         write_json(folder / "train_metrics.json", {"train": result.metrics, "log": trainer.state.log_history})
-        write_card(folder, setting, bundle, result.metrics)
+        write_card(folder, setting, policy, result.metrics)
         if stage.curriculum:
             plot_plan(plan, parse_phases(stage.curriculum), folder / "curriculum.png")
         resume.keep_logs(out, folder)

@@ -30,10 +30,10 @@ from reasonrec.tokenizers.places import own_name
 from reasonrec.tokenizers.terminal import say
 
 if TYPE_CHECKING:
-    from reasonrec.recipes.models.checkpoint import Bundle
+    from reasonrec.recipes.policies.base import Policy
 
 
-def build(config: SynthesizeConfig, dataset: Dataset, bundle: Bundle | None, folder: Path) -> dict[str, Any]:
+def build(config: SynthesizeConfig, dataset: Dataset, policy: Policy | None, folder: Path) -> dict[str, Any]:
     """Write the traces and the report; the report comes back."""
     from tqdm import tqdm
 
@@ -48,8 +48,8 @@ def build(config: SynthesizeConfig, dataset: Dataset, bundle: Bundle | None, fol
     teacher = build_teacher(config, dataset, statistics, (train, valid))
     checker = Checker(dataset.items, labels)
     length = None
-    if bundle is not None:
-        chains = TraceChains(bundle.prompts, bundle.catalogue.titles, [], config.mention)
+    if policy is not None:
+        chains = TraceChains(policy.prompts, policy.catalogue.titles, [], config.mention)
 
         def length(trace: Trace) -> int:
             return len(chains.ids(trace))
@@ -116,13 +116,14 @@ def main() -> None:
     start = time.perf_counter()
     dataset = Dataset.load(config.dataset)
     inputs = {"dataset": dataset.manifest.hash}
-    bundle = None
+    policy = None
     if config.index is not None and config.model is not None:
-        from reasonrec.recipes.models.checkpoint import Bundle, Setting
+        from reasonrec.recipes.models.checkpoint import Setting
+        from reasonrec.recipes.policies.base import build_policy
 
         index = ItemIndex.load(config.index)
         setting = Setting(config.model, "lora", "{history}", chat=False, system=None, max_history=config.max_history)
-        bundle = Bundle.build(dataset.catalogue(index), setting, trust_remote_code=config.trust_remote_code)
+        policy = build_policy(dataset.catalogue(index), setting, trust_remote_code=config.trust_remote_code)
     if config.filter_model is not None:
         from reasonrec.recipes.models.checkpoint import OTHER
 
@@ -133,7 +134,7 @@ def main() -> None:
     if adopt(out, overwrite=config.overwrite, **about):
         return
     with staged(out, overwrite=config.overwrite, **about) as (folder, facts):
-        report = build(config, dataset, bundle, folder)
+        report = build(config, dataset, policy, folder)
         facts.update(teacher=report["teacher"], max_history=config.max_history)
         facts.update(filter_model=None if config.filter_model is None else own_name(config.filter_model))
         facts.update(n_train=report["train"]["kept"], n_valid=report["valid"]["kept"])

@@ -51,25 +51,26 @@ class Parsed:
     """The completions of a batch, taken apart; all lists have one entry per completion.
 
     Attributes:
-        predicted_codes: Codes of the item, the disambiguation code included; None without a valid answer.
+        predicted_codes: Codes of the item, the disambiguation code included; None without a valid answer. None for
+            all where items have no codes.
         predicted_items: Its number, -1 without a valid answer.
         chains: Token ids of the chain, without the marker that closes it.
         flags: What was found.
     """
 
-    predicted_codes: list[Codes | None]
+    predicted_codes: list[Codes | None] | None
     predicted_items: list[int]
     chains: list[list[int]]
     flags: list[Flags]
 
     def columns(self) -> dict[str, list[Any]]:
         """The keywords that rewards get from a parser."""
-        return {
-            "predicted_codes": self.predicted_codes,
+        found: dict[str, list[Any]] = {
             "predicted_items": self.predicted_items,
             "chains": self.chains,
             "flags": self.flags,
         }
+        return found if self.predicted_codes is None else {"predicted_codes": self.predicted_codes} | found
 
 
 class Catalogue:

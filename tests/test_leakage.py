@@ -15,7 +15,8 @@ from reasonrec.data_gen.tasks.mixture import PlanConfig, make_plan
 from reasonrec.data_gen.tasks.render import Material
 from reasonrec.recipes import index_items, prepare
 from reasonrec.recipes.index_items import IndexConfig, neighbours
-from reasonrec.recipes.models.checkpoint import Bundle, Setting
+from reasonrec.recipes.models.checkpoint import Setting
+from reasonrec.recipes.policies.base import Policy, build_policy
 from reasonrec.recipes.rankers.baselines import TrainLog
 from reasonrec.tokenizers.artefact import write_manifest
 from reasonrec.tokenizers.index import ItemIndex
@@ -56,23 +57,23 @@ def pair(request, tiny_dataset, tmp_path_factory) -> tuple[Dataset, Dataset]:
     return clean, poisoned
 
 
-def bundle_of(dataset: Dataset, index: Path, base: Path, folder: Path) -> Bundle:
+def policy_of(dataset: Dataset, index: Path, base: Path, folder: Path) -> Policy:
     """The index belongs to the clean dataset; its copy says that it belongs to this one."""
     shutil.copytree(index, folder)
     write_manifest(folder, kind="index", config={}, inputs={"dataset": dataset.manifest.hash})
     setting = Setting(str(base), "lora", "History:{history}", chat=False, system=None, max_history=5)
-    return Bundle.build(dataset.catalogue(ItemIndex.load(folder)), setting)
+    return build_policy(dataset.catalogue(ItemIndex.load(folder)), setting)
 
 
 def test_plan_examples_and_row_texts(pair, tiny_index, tiny_base, tmp_path):
     made = []
     for number, dataset in enumerate(pair):
-        bundle = bundle_of(dataset, tiny_index, tiny_base, tmp_path / str(number))
-        examples = bundle.examples(dataset.train, one_per_prefix=False)
-        lengths = np.array([len(ids) for ids in bundle.prompts.item_token_ids])
+        policy = policy_of(dataset, tiny_index, tiny_base, tmp_path / str(number))
+        examples = policy.examples(dataset.train, one_per_prefix=False)
+        lengths = np.array([len(ids) for ids in policy.prompts.item_token_ids])
         config = PlanConfig(TASKS, max_history=5, one_per_prefix=False, passes=1.5, batch_size=8, seed=0)
         plan = make_plan(config, Material(examples.sequences, lengths))
-        rows = bundle.catalogue.texts("title", "category", "brand")
+        rows = policy.catalogue.texts("title", "category", "brand")
         made.append((plan, examples(plan.to_dict(as_series=False)), rows, examples.titles, examples.texts))
     (plan, *others), (poisoned_plan, *poisoned_others) = made
     assert plan.equals(poisoned_plan)
@@ -83,12 +84,12 @@ def test_plan_examples_and_row_texts(pair, tiny_index, tiny_base, tmp_path):
 def test_the_codes_of_whole_history_examples_are_training_windows(tiny_dataset, tiny_index, tiny_base, tmp_path):
     """The other way round: decode what is shown, and find every item sequence inside a training sequence."""
     dataset = Dataset.load(tiny_dataset)
-    bundle = bundle_of(dataset, tiny_index, tiny_base, tmp_path / "index")
+    policy = policy_of(dataset, tiny_index, tiny_base, tmp_path / "index")
     config = PlanConfig({"seqrec": 1.0}, max_history=5, one_per_prefix=False, passes=1.0, batch_size=8, seed=0)
-    lengths = np.array([len(ids) for ids in bundle.prompts.item_token_ids])
-    examples = bundle.examples(dataset.train, one_per_prefix=False)
+    lengths = np.array([len(ids) for ids in policy.prompts.item_token_ids])
+    examples = policy.examples(dataset.train, one_per_prefix=False)
     plan = make_plan(config, Material(examples.sequences, lengths))
-    item_of = {tuple(ids): item for item, ids in enumerate(bundle.prompts.item_token_ids)}
+    item_of = {tuple(ids): item for item, ids in enumerate(policy.prompts.item_token_ids)}
     train = {(user, at): item for user, items in enumerate(dataset.train["items"]) for at, item in enumerate(items)}
     for source, start, labels in zip(
         plan["source"], plan["start"], examples(plan.to_dict(as_series=False))["labels"], strict=True

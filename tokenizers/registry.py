@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Sequence
-from typing import Generic, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Generic, TypeVar
 
 from reasonrec.tokenizers.errors import UserError
 
@@ -58,6 +59,26 @@ class Registry(Generic[T]):
         if name not in found:
             raise UserError(f"{self.what} {name!r} is unknown{self.nearest(name)}")
         return found[name]
+
+    def make(self, name: str, options: Mapping[str, Any], **given: Any) -> Any:
+        """What an entry makes, which is a dataclass whose fields are its options.
+
+        Args:
+            name: Name of the entry.
+            options: What the user chose.
+            **given: Fields that are not the user's to choose.
+
+        Raises:
+            UserError: If there is no such entry, or it has no such option, or refuses a value.
+        """
+        kind: Any = self.find(name)
+        known = [item.name for item in fields(kind) if item.init and item.name not in given]
+        for option in options:
+            if option not in known:
+                raise UserError(
+                    f"the {self.what} {name} has no option {option!r}; it has {', '.join(known) or 'none'}"
+                )
+        return kind(**given, **options)
 
     def nearest(self, name: str) -> str:
         """The end of a message about a name that is not known."""

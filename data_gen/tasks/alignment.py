@@ -10,10 +10,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from reasonrec.data_gen.tasks.prompts import Example
 from reasonrec.data_gen.tasks.render import (
     TEXT_TOKENS,
     Block,
-    Example,
     Examples,
     Material,
     Task,
@@ -95,7 +95,7 @@ class IndexToItem(_OfItems):
     def render(self, examples: Examples, source: int, part: slice, shuffle: int, variant: int) -> Example:
         """Codes, and a title as the answer."""
         prompt = examples.fill(_INDEX2ITEM, variant, item=examples.prompts.item_token_ids[source])
-        return examples.text_answer(prompt, examples.titles[source])
+        return examples.in_words(prompt, examples.cut(examples.titles[source]))
 
 
 class FusedSequentialRecommendation(Task):
@@ -116,7 +116,7 @@ class FusedSequentialRecommendation(Task):
         *history, target = examples.part(source, part, shuffle)
         if variant % 2:
             prompt = examples.fill(_HISTORY2TITLE, variant // 2, history=examples.prompts.item_ids(history))
-            return examples.text_answer(prompt, examples.titles[target])
+            return examples.in_words(prompt, examples.cut(examples.titles[target]))
         titles = examples.prompts.prompter.data(" " + "; ".join(examples.titles[i] for i in history))
         return examples.item_answer(examples.fill(_TITLES2INDEX, variant // 2, titles=titles), target)
 

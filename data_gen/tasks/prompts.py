@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Items = Sequence[int] | np.ndarray
+Example = tuple[list[int], list[int]]  # token ids, and labels with -100 where there is no loss
 # The shipped history prompt is as short as can be: on a CPU every prompt token costs as much as an item's code.
 HISTORY = "History:{history}"
 # Around a chain of thought. Ordinary text; a tokenizer that has them as tokens of their own uses those.
@@ -94,12 +95,14 @@ class Prompter:
 
 @dataclass(frozen=True)
 class Prompts:
-    """How a history is read, in both modes.
+    """How a history is read, in both modes, and what an answer to it is.
+
+    Here an item reads and answers alike, with the same tokens; a policy for which that is not so says otherwise.
 
     Attributes:
         prompter: Fills templates.
         history_prompt: The template that histories are read with.
-        item_token_ids: Token ids of each item.
+        item_token_ids: Token ids of each item, in a history or a chain.
         begin_id: The begin marker, which opens an answer.
         eos_id: What ends a text answer.
     """
@@ -113,6 +116,17 @@ class Prompts:
     def item_ids(self, items: Items) -> list[int]:
         """Token ids of several items, one after the other."""
         return [token for item in items for token in self.item_token_ids[item]]
+
+    def answer(self, item: int) -> list[int]:
+        """Token ids that answer with an item, behind the begin marker."""
+        return self.item_token_ids[item]
+
+    def sequence(self, history: Items, target: int) -> Example:
+        """A history and its continuation, with the loss on every item."""
+        prompt, ids = self.direct(history), self.item_ids(history)
+        labels, begin = [-100] * len(prompt), len(self.direct_parts()[0])
+        labels[begin : begin + len(ids)] = ids
+        return prompt + self.answer(target), labels + self.answer(target)
 
     def words(self, text: str, limit: int) -> list[int]:
         """Token ids of a text that stands behind other words, cut after so many."""
@@ -165,7 +179,21 @@ def check_history_prompt(template: str) -> None:
     Raises:
         UserError: If it does not have exactly the place `{history}`.
     """
-    places = [place for _, place in _pieces(template) if place is not None]
+    check_prompt("history_prompt", template, "history")
+
+
+def check_prompt(key: str, template: str, place: str) -> None:
+    """Check a template that has one place.
+
+    Args:
+        key: The configuration's key, for the message.
+        template: The template.
+        place: Its place.
+
+    Raises:
+        UserError: If it does not have exactly this place.
+    """
+    places = [found for _, found in _pieces(template) if found is not None]
     # The count: `{history!r}` names the place too, but nothing would apply the conversion.
-    if places != ["history"] or template.count("{history}") != 1:
-        raise UserError(f"history_prompt={template!r} has to contain {{history}} once and no other place")
+    if places != [place] or template.count(f"{{{place}}}") != 1:
+        raise UserError(f"{key}={template!r} has to contain {{{place}}} once and no other place")

@@ -20,10 +20,9 @@ from typing import Literal
 import numpy as np
 
 from reasonrec.data_gen.reasoning.traces import CUES, STAGES, Trace, pieces
-from reasonrec.data_gen.tasks.prompts import Prompts
+from reasonrec.data_gen.tasks.prompts import Example, Prompts
 from reasonrec.data_gen.tasks.render import (
     Block,
-    Example,
     Examples,
     Material,
     Task,
@@ -173,10 +172,10 @@ class _OfTraces(Task):
         questions = [q for q in QUESTIONS[self.name] if "{evidence}" not in q or trace.evidence] or _NO_EVIDENCE
         return prompts.prompter(questions[phrasing % len(questions)], values)
 
-    def answer(self, examples: Examples, trace: Trace, stage: str, prompt: list[int]) -> Example:
+    def answer(self, examples: Examples, trace: Trace, stage: str, variant: int) -> Example:
         """A question that is answered by a stage's words."""
-        answer = [*examples.chains.body(trace.stages[stage]), examples.prompts.eos_id]
-        return prompt + answer, [-100] * len(prompt) + answer
+        words = examples.chains.body(trace.stages[stage])
+        return examples.in_words(self.question(examples, trace, variant), words)
 
 
 class Stage(_OfTraces):
@@ -193,7 +192,7 @@ class Stage(_OfTraces):
         """A sentence, or an answer."""
         trace = examples.chains.traces[source]
         if variant % 2:
-            return self.answer(examples, trace, self.name, self.question(examples, trace, variant // 2))
+            return self.answer(examples, trace, self.name, variant // 2)
         chains, prompts = examples.chains, examples.prompts
         before = [stage for stage in STAGES[: STAGES.index(self.name)] if stage in trace.stages]
         prompt = prompts.reasoning(trace.history)
@@ -201,7 +200,7 @@ class Stage(_OfTraces):
         answer = chains.sentence(trace, self.name)
         if self.name == list(trace.stages)[-1]:
             answer += prompts.answer_opening_ids
-        return prompt + answer, [-100] * len(prompt) + answer
+        return examples.answered(prompt, answer)
 
 
 class Reason(_OfTraces):
@@ -214,10 +213,8 @@ class Reason(_OfTraces):
         trace, prompts = examples.chains.traces[source], examples.prompts
         prompt = prompts.reasoning(trace.history)
         chain = examples.chains.ids(trace)[len(prompts.think_ids) :]
-        answer = prompts.item_token_ids[trace.target]
         # The marker is learnt: writing it is how the policy ends its chain.
-        behind = [*chain, prompts.begin_id, *answer]
-        return prompt + behind, [-100] * len(prompt) + behind
+        return examples.answered(prompt, [*chain, prompts.begin_id, *prompts.answer(trace.target)])
 
 
 class ItemSearch(_OfTraces):
@@ -239,7 +236,7 @@ class PreferenceObtain(_OfTraces):
     def render(self, examples: Examples, source: int, part: slice, shuffle: int, variant: int) -> Example:
         """A question, and words as the answer."""
         trace = examples.chains.traces[source]
-        return self.answer(examples, trace, "preference", self.question(examples, trace, variant))
+        return self.answer(examples, trace, "preference", variant)
 
 
 register(*map(Stage, STAGES), Reason(), ItemSearch(), PreferenceObtain())

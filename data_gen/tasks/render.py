@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from reasonrec.data_gen.clean import neutralise
-from reasonrec.data_gen.tasks.prompts import Prompts
+from reasonrec.data_gen.tasks.prompts import Example, Prompts
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.registry import Registry
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 TEXT_TOKENS = 24  # rough length of a title, only used to put examples of similar length together
 FAMILIES = ("alignment", "reasoning")  # modules whose tasks register themselves, in the order of their numbers
 COLUMNS = ("task", "source", "start", "stop", "shuffle", "variant")
-Example = tuple[list[int], list[int]]  # token ids, and labels with -100 where there is no loss
 Block = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # source, start, stop, and length in tokens
 
 
@@ -245,23 +244,20 @@ class Examples:
         """Token ids of a title or a text."""
         return self.prompts.words(text, self.max_text_tokens)
 
-    def text_answer(self, prompt: list[int], text: str) -> Example:
-        """A prompt that is answered by words."""
-        answer = [*self.cut(text), self.prompts.eos_id]
+    def answered(self, prompt: list[int], answer: list[int]) -> Example:
+        """A prompt with the loss on what answers it."""
         return prompt + answer, [-100] * len(prompt) + answer
+
+    def in_words(self, prompt: list[int], words: list[int]) -> Example:
+        """A prompt that is answered by words."""
+        return self.answered(prompt, [*words, self.prompts.eos_id])
 
     def item_answer(self, prompt: list[int], item: int) -> Example:
         """A prompt that is answered by an item."""
-        answer = self.prompts.item_token_ids[item]
-        return [*prompt, self.prompts.begin_id, *answer], [-100] * (len(prompt) + 1) + answer
+        return self.answered([*prompt, self.prompts.begin_id], self.prompts.answer(item))
 
     def history(self, history: Sequence[int] | np.ndarray, target: int, *, every_item: bool) -> Example:
         """A history and its continuation, with the loss on the answer, or on the history's items too."""
-        prompt = self.prompts.direct(history)
-        answer = self.prompts.item_token_ids[target]
-        labels = [-100] * len(prompt)
         if every_item:
-            ids = self.prompts.item_ids(history)
-            begin = len(self.prompts.direct_parts()[0])
-            labels[begin : begin + len(ids)] = ids
-        return prompt + answer, labels + answer
+            return self.prompts.sequence(history, target)
+        return self.answered(self.prompts.direct(history), self.prompts.answer(target))

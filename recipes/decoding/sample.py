@@ -25,14 +25,13 @@ from torch import Tensor
 
 from reasonrec.recipes.decoding.branches import Lanes
 from reasonrec.recipes.decoding.prefix import Prefix, padded, read
-from reasonrec.tokenizers.constrain import legal_log_probs
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.rows import code_logits, text_logits
-from reasonrec.tokenizers.trie import Trie
-from reasonrec.tokenizers.vocabulary import Vocabulary
+from reasonrec.tokenizers.rows import text_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from reasonrec.recipes.decoding.answers import Answers
 
 Step = tuple[Tensor, Tensor, Tensor, Tensor]  # token, log-probability, chosen, written: (prompts, lanes) each
 TEXT_ROWS = 64  # rows whose full-vocabulary distribution exists at a time
@@ -93,6 +92,10 @@ class Rollouts:
     def __len__(self) -> int:
         return len(self.completion_ids)
 
+    def opened(self, begin_id: int) -> np.ndarray:
+        """Where the answer behind each chain begins, in its completion: (rows,)."""
+        return np.array([ids.index(begin_id) + 1 for ids in self.completion_ids])
+
     def take(self, rows: Sequence[int] | np.ndarray) -> Rollouts:
         """Some rows, in the order given."""
         lists = ("prompt_ids", "completion_ids", "mask", "log_probs")
@@ -128,7 +131,7 @@ def noise(seed: int, step: int, prompts: Sequence[int] | np.ndarray, generations
     return np.stack(drawn)
 
 
-def _draw(log_probs: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
+def draw(log_probs: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
     """Draw one column of each row by inverting the distribution function; the most probable one without noise.
 
     Args:
@@ -151,8 +154,7 @@ def _draw(log_probs: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def roll_out(
     model: PreTrainedModel,
-    trie: Trie,
-    vocabulary: Vocabulary,
+    answers: Answers,
     prompts: Sequence[Sequence[int]],
     sampler: Sampler,
     *,
@@ -164,13 +166,12 @@ def roll_out(
 
     Args:
         model: Causal LM, or its PEFT wrapper's base model, in evaluation mode.
-        trie: Trie of the items, on the model's device.
-        vocabulary: Where the codes stand.
+        answers: The policy's answers, on the model's device.
         prompts: Token ids of each prompt; in direct mode they end with the begin marker.
         sampler: How to draw.
         eos_ids: Tokens that end a sequence, the one that completions are ended with first.
         pad_id: Token to pad with.
-        noise: (prompts, generations, max_chain + depth) uniform numbers; not needed if greedy.
+        noise: (prompts, generations, max_chain + longest answer) uniform numbers; not needed if greedy.
 
     Returns:
         prompts × generations rows.
@@ -179,7 +180,7 @@ def roll_out(
         UserError: If a prompt of direct mode does not end with the begin marker, or the model cannot be searched.
         FloatingPointError: If the model returns NaN, or logits that leave no distribution.
     """
-    if not sampler.max_chain and any(prompt[-1] != vocabulary.begin_id for prompt in prompts):
+    if not sampler.max_chain and any(prompt[-1] != answers.begin_id for prompt in prompts):
         raise UserError("in direct mode (max_chain=0) every prompt has to end with the begin marker")
     if not sampler.greedy and noise is None:
         raise ValueError("drawing needs noise")
@@ -188,17 +189,17 @@ def roll_out(
     for begin in range(0, len(prompts), sampler.batch):
         chunk = [list(prompt) for prompt in prompts[begin : begin + sampler.batch]]
         part = None if uniform is None else uniform[begin : begin + sampler.batch]
-        parts.append(_roll_out_batch(model, trie, vocabulary, chunk, sampler, eos_ids, pad_id, part))
+        parts.append(_roll_out_batch(model, answers, chunk, sampler, eos_ids, pad_id, part))
     rollouts = Rollouts.join(parts)
     if not all(np.isfinite(row).all() for row in rollouts.log_probs):  # infinite logits leave no distribution
         raise FloatingPointError("a log-probability of the rollouts is not finite")
     return rollouts
 
 
-def _start(model: PreTrainedModel, prompts: list[list[int]], sampler: Sampler, pad_id: int, depth: int) -> Lanes:
+def _start(model: PreTrainedModel, prompts: list[list[int]], sampler: Sampler, pad_id: int, longest: int) -> Lanes:
     """Read the prompts once, with room for what every lane may write."""
     input_ids, mask = padded(prompts, pad_id, model.device)
-    ahead = depth + (sampler.max_chain + len(sampler.close_ids) + 1 if sampler.max_chain else 0)
+    ahead = longest + (sampler.max_chain + len(sampler.close_ids) + 1 if sampler.max_chain else 0)
     prefix = read(model, input_ids, mask, room=ahead * sampler.generations, ahead=ahead)
     return Lanes(model, prefix, sampler.generations)
 
@@ -223,7 +224,7 @@ class Chains:
 @torch.no_grad()
 def write_chains(
     model: PreTrainedModel,
-    vocabulary: Vocabulary,
+    answers: Answers,
     prompts: Sequence[Sequence[int]],
     sampler: Sampler,
     *,
@@ -236,28 +237,28 @@ def write_chains(
 
     Args:
         model: Causal LM, or its PEFT wrapper's base model, in evaluation mode.
-        vocabulary: Where the codes stand.
+        answers: The policy's answers.
         prompts: Token ids of each prompt, the opening delimiter last.
         sampler: How to draw, with a `max_chain` above 0.
         eos_ids: Tokens that end a sequence.
         pad_id: Token to pad with.
-        room: Slots to keep behind each chain (`tokenizers.chains.chains_room`).
+        room: Slots to keep behind each chain (`Answers.room`).
         noise: (prompts, generations, at least max_chain) uniform numbers; not needed if greedy.
 
     Raises:
         UserError: If the model cannot be searched, or its context is too short.
         FloatingPointError: If the model returns NaN.
     """
-    depth = len(vocabulary.level_sizes)  # an item has to fit behind the chain
-    state = _start(model, [list(prompt) for prompt in prompts], sampler, pad_id, depth)
+    # An item has to fit behind the chain.
+    state = _start(model, [list(prompt) for prompt in prompts], sampler, pad_id, answers.longest)
     uniform = None if sampler.greedy or noise is None else torch.from_numpy(noise).to(model.device)
     steps: list[Step] = []
-    chain, cut = _write_chains(state, vocabulary, sampler, eos_ids, uniform, steps)
+    chain, cut = _write_chains(state, answers.begin_id, sampler, eos_ids, uniform, steps)
     token, _, _, written = (torch.stack(part, -1).flatten(0, 1).cpu().numpy() for part in zip(*steps, strict=True))
     ids = [token[row][written[row]].tolist() for row in range(len(token))]
     return Chains(
         state.prefixes(room),
-        [row[: row.index(vocabulary.begin_id)] for row in ids],
+        [row[: row.index(answers.begin_id)] for row in ids],
         chain.flatten().cpu().numpy(),
         cut.flatten().cpu().numpy(),
     )
@@ -265,8 +266,7 @@ def write_chains(
 
 def _roll_out_batch(
     model: PreTrainedModel,
-    trie: Trie,
-    vocabulary: Vocabulary,
+    answers: Answers,
     prompts: list[list[int]],
     sampler: Sampler,
     eos_ids: Sequence[int],
@@ -274,25 +274,12 @@ def _roll_out_batch(
     uniform: Tensor | None,
 ) -> Rollouts:
     device, shape = model.device, (len(prompts), sampler.generations)
-    state = _start(model, prompts, sampler, pad_id, trie.depth)
+    state = _start(model, prompts, sampler, pad_id, answers.longest)
     steps: list[Step] = []
     chain, cut = torch.zeros(shape, dtype=torch.int64, device=device), torch.zeros(shape, dtype=torch.bool)
     if sampler.max_chain:
-        chain, cut = _write_chains(state, vocabulary, sampler, eos_ids, uniform, steps)
-    node = torch.zeros(shape, dtype=torch.int64, device=device)
-    for level in range(trie.depth):
-        active = trie.leaf_item(node) < 0
-        if not bool(active.any()):
-            break
-        logits = code_logits(model, state.hidden, vocabulary) / sampler.temperature
-        _check_finite(logits, f"code {level}")
-        child, column = trie.children(torch.where(active, node, -1))  # (prompts, lanes, width)
-        log_probs = legal_log_probs(logits, child, column).flatten(0, 1)
-        drawn, gain = _draw(log_probs, None if uniform is None else uniform[..., sampler.max_chain + level].flatten())
-        node = torch.where(active, child.flatten(0, 1).gather(1, drawn[:, None])[:, 0].view(shape), node)
-        token = vocabulary.first_id + column.flatten(0, 1).gather(1, drawn[:, None])[:, 0].view(shape)
-        steps.append((token, gain.view(shape), (child >= 0).sum(-1) > 1, active))
-        state.feed(token, active & (trie.leaf_item(node) < 0))
+        chain, cut = _write_chains(state, answers.begin_id, sampler, eos_ids, uniform, steps)
+    item = answers.write(state, sampler, uniform, steps)
     end = torch.full(shape, eos_ids[0], device=device)
     steps.append((end, torch.zeros(shape, device=device), torch.zeros_like(end).bool(), torch.ones_like(end).bool()))
     tokens, gains, chosen, written = (
@@ -304,7 +291,7 @@ def _roll_out_batch(
         completion_ids=[tokens[row][written[row]].tolist() for row in rows],
         mask=[chosen[row][written[row]].astype(int).tolist() for row in rows],
         log_probs=[np.where(chosen[row], gains[row], 0.0)[written[row]].tolist() for row in rows],
-        items=trie.leaf_item(node).flatten().cpu().numpy(),
+        items=item.flatten().cpu().numpy(),
         chain=chain.flatten().cpu().numpy(),
         cut=cut.flatten().cpu().numpy(),
     )
@@ -312,7 +299,7 @@ def _roll_out_batch(
 
 def _write_chains(
     state: Lanes,
-    vocabulary: Vocabulary,
+    begin_id: int,
     sampler: Sampler,
     eos_ids: Sequence[int],
     uniform: Tensor | None,
@@ -320,7 +307,8 @@ def _write_chains(
 ) -> tuple[Tensor, Tensor]:
     """Let every lane write its chain and read its begin marker; returns the chains' lengths and which were cut."""
     shape, device = state.position.shape, state.position.device
-    ends = torch.tensor(list(eos_ids), device=device)
+    # Where the end of a sequence is what opens answers, it ends no chain before its time.
+    ends = torch.tensor([token for token in eos_ids if token != begin_id], dtype=torch.int64, device=device)
     close = torch.tensor(sampler.close_ids, dtype=torch.int64, device=device)
     writing = torch.ones(shape, dtype=torch.bool, device=device)
     begun, cut = ~writing, ~writing
@@ -332,17 +320,17 @@ def _write_chains(
         token, gain = torch.zeros_like(chain), torch.zeros(shape, device=device)
         for r, g in zip(row.split(TEXT_ROWS), lane.split(TEXT_ROWS), strict=True):
             logits = text_logits(state.model, state.hidden[r, g]) / sampler.temperature
-            _check_finite(logits, f"token {step} of the chains")
+            check_finite(logits, f"token {step} of the chains")
             part = None if uniform is None else uniform[r, g, step]
-            token[r, g], gain[r, g] = _draw(logits.log_softmax(-1), part)
+            token[r, g], gain[r, g] = draw(logits.log_softmax(-1), part)
         steps.append((token, gain, writing, writing))
         state.feed(token, writing)
-        opens = writing & (token == vocabulary.begin_id)
+        opens = writing & (token == begin_id)
         chain = chain + (writing & ~opens)
         begun, cut = begun | opens, cut | (writing & torch.isin(token, ends))
         writing = writing & ~opens & ~cut & ~_closes([written[0] for written in steps[-len(close) :]], close)
     cut = cut | writing
-    for forced, lanes in [*((int(t), cut) for t in close), (vocabulary.begin_id, ~begun)]:
+    for forced, lanes in [*((int(t), cut) for t in close), (begin_id, ~begun)]:
         if bool(lanes.any()):
             token = torch.full(shape, forced, device=device)
             steps.append((token, torch.zeros(shape, device=device), torch.zeros_like(lanes), lanes))
@@ -357,6 +345,11 @@ def _closes(tokens: list[Tensor], close: Tensor) -> Tensor:
     return (torch.stack(tokens[-len(close) :], -1) == close).all(-1)
 
 
-def _check_finite(logits: Tensor, where: str) -> None:
+def check_finite(logits: Tensor, where: str) -> None:
+    """Check logits that are drawn from.
+
+    Raises:
+        FloatingPointError: If one is NaN; the message says where.
+    """
     if bool(torch.isnan(logits).any()):
         raise FloatingPointError(f"the model returned NaN logits at {where} of the rollouts")

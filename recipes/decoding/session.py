@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from reasonrec.recipes.decoding.prefix import Prefix, check_searchable, extend, read
-from reasonrec.recipes.decoding.search import MAX_BEAMS, Exclude, Found, check_width, search, search_room
-from reasonrec.tokenizers.trie import Trie
-from reasonrec.tokenizers.vocabulary import Vocabulary
+from reasonrec.recipes.decoding.search import MAX_BEAMS, Exclude, Found, check_width
 from reasonrec.tokenizers.whole import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from reasonrec.recipes.decoding.answers import Answers
 
 
 class UserState:
@@ -27,11 +27,11 @@ class UserState:
 
     Args:
         model: Causal LM, in evaluation mode.
-        trie: Trie of the items, on the model's device.
-        vocabulary: Where the codes stand.
+        answers: The policy's answers, on the model's device.
         head: Token ids in front of the items.
         tail: Token ids behind them, the begin marker last.
         max_history: Items that a prompt may hold.
+        longest_item: Tokens of the longest item in a prompt.
         num_beams: Width of the widest search.
 
     Raises:
@@ -41,15 +41,15 @@ class UserState:
     def __init__(
         self,
         model: PreTrainedModel,
-        trie: Trie,
-        vocabulary: Vocabulary,
+        answers: Answers,
         *,
         head: Sequence[int],
         tail: Sequence[int],
         max_history: int,
+        longest_item: int,
         num_beams: int,
     ) -> None:
-        self._model, self._trie, self._vocabulary = model, trie, vocabulary
+        self._model, self._answers, self._longest_item = model, answers, longest_item
         self._head, self._tail = list(head), list(tail)
         self._max_history = whole("max_history", max_history, at_least=1)
         self._num_beams = whole("num_beams", num_beams, at_least=1, at_most=MAX_BEAMS)
@@ -67,7 +67,7 @@ class UserState:
         """Append an item; it is read at the next search.
 
         Args:
-            token_ids: Its code tokens.
+            token_ids: Its tokens.
         """
         self._items.append(list(token_ids))
         if len(self._items) > self._max_history:
@@ -85,10 +85,10 @@ class UserState:
             k: Items to return.
             num_beams: Width of the search, at most the state's.
             exclude: One list of items that must not appear.
-            exact: See `decode.beam_search`.
+            exact: See `Answers.rank`.
 
         Returns:
-            Items and scores (1, k), as `decode.beam_search` gives for the whole prompt.
+            Items and scores (1, k), as for the whole prompt.
 
         Raises:
             UserError: If `k` or `num_beams` is no whole number from 1 on, the search is narrower than the list, or an
@@ -98,11 +98,11 @@ class UserState:
         if num_beams is not None:
             beams = min(beams, whole("num_beams", num_beams, at_least=1, at_most=MAX_BEAMS))
         k, beams = check_width(k, beams)  # before the history is read
-        ahead = self._trie.depth
+        ahead = self._answers.longest
         if self._stem is None:
             stem = [*self._head, *(token for item in self._items for token in item)]
-            most = len(self._head) + self._max_history * ahead  # the cache never grows
-            room = most - len(stem) + search_room(self._trie, self._num_beams)
+            most = len(self._head) + self._max_history * self._longest_item  # the cache never grows
+            room = most - len(stem) + self._answers.room(self._num_beams)
             new = self._ids([*stem, *self._tail])
             prefix = read(self._model, new, torch.ones_like(new), room=room, ahead=ahead)
         else:
@@ -113,10 +113,7 @@ class UserState:
         self._pending = []
         keep = prefix.length - len(self._tail)
         self._stem = Prefix(prefix.cache, prefix.seen[:, :keep], prefix.position - len(self._tail), prefix.hidden)
-        excluded = self._trie.excluded_ranks(exclude) if exclude is not None else None
-        return search(
-            self._model, self._trie, self._vocabulary, prefix, k=k, num_beams=beams, excluded=excluded, exact=exact
-        )
+        return self._answers.rank(self._model, prefix, k=k, width=beams, exclude=exclude, exact=exact)
 
     def _ids(self, tokens: Sequence[int]) -> torch.Tensor:
-        return torch.tensor([list(tokens)], device=self._trie.offsets.device)
+        return torch.tensor([list(tokens)], device=self._model.device)

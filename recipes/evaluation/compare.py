@@ -22,7 +22,7 @@ from reasonrec.recipes.evaluation.slices import DESCRIPTIONS, slices
 from reasonrec.rewards import metrics as measures
 from reasonrec.tokenizers.errors import UserError
 
-BASELINE, CONTROL = "baseline", "control"
+BASELINE, CONTROL, DIRECT, REASONING = "baseline", "control", "direct", "reasoning"
 NO_WORSE_MARGIN = 0.005
 
 

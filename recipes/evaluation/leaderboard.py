@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import polars as pl
 
-from reasonrec.data_gen.histories import UserHistory
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.recipes.evaluation.compare import BASELINE, CONTROL, Row
-from reasonrec.recipes.evaluation.controls import other_histories
+from reasonrec.recipes.evaluation.compare import BASELINE, CONTROL, DIRECT, REASONING, Row
 from reasonrec.recipes.keys import PrecisionName
-from reasonrec.recipes.models.checkpoint import OTHER
 from reasonrec.recipes.rankers import baselines, sasrec
-from reasonrec.recipes.rankers.base import Ranker
-from reasonrec.recipes.rankers.model import ModelRanker, may_repeat
-from reasonrec.recipes.rankers.reasoning import Reasoned, Reasoner, Thinking, control_chains
+from reasonrec.recipes.rankers.base import Controlled, Ranker, Thinks
+from reasonrec.recipes.rankers.model import ModelRanker
+from reasonrec.recipes.rankers.reasoning import Reasoner, ReasoningRanker, Thinking
 from reasonrec.recipes.rankers.top_k import KS
 from reasonrec.recipes.recommender import Recommender
-from reasonrec.tokenizers.artefact import check_input, read_manifest
+from reasonrec.tokenizers.manifest import Manifest
 from reasonrec.tokenizers.terminal import say
 
 
@@ -47,7 +41,7 @@ class RankingOptions(Protocol):
 
 
 class Table:
-    """Ranks the same cases with one method after the other.
+    """Ranks the same cases with one ranker after the other.
 
     Args:
         options: How.
@@ -65,91 +59,67 @@ class Table:
         self.rows: list[Row] = []
         self.claims: list[tuple[str, str]] = []
         self.thoughts: dict[str, list[str]] = {}
-        self._direct: set[str] = set()  # hashes of the models that stand in the table
-        self._histories = UserHistory.of_rows(cases)
-        self._repeats = may_repeat(cases)
+        self._models: set[str] = set()  # hashes of those that stand in the table
 
     def add_baselines(self) -> None:
         """Counting baselines, and SASRec tuned on validation."""
         options = self.options
         if options.baselines:
             for baseline, note in baselines.standard(self.dataset, window=options.window):
-                self._rank(baseline, BASELINE, note)
+                self._add(baseline, BASELINE, note)
         if options.sasrec_trials:
             model, tried = sasrec.tune(self.dataset, options.sasrec_trials, sasrec.SasrecConfig(seed=options.seed))
-            note = f"best of {len(tried)} configurations on validation"
-            self._rank(model, BASELINE, note)
+            self._add(model, BASELINE, f"best of {len(tried)} configurations on validation")
 
-    def add_direct(self, path: str) -> None:
-        """A trained model, compared with those before it, and the same model given another user's history.
+    def add_model(self, path: str, manifest: Manifest, thinking: Thinking | None = None) -> None:
+        """A trained model, compared with those before it that rank at once, and its controls.
 
-        That control is left out where the model that this one started from stands in the table: it was asked there.
+        Another user's history is left out where the model that this one started from stands in the table: it was asked
+        there.
+
+        Args:
+            path: Its folder.
+            manifest: Its manifest.
+            thinking: How chains are written; without, it ranks at once.
         """
-        options, recommender = self.options, self._load(path)
+        options, recommender, name = self.options, self._load(path), Path(path).name
+        note = f"{recommender.setting.base_model}, {recommender.setting.method}"
+        before = [row.name for row in self.rows if row.mode == DIRECT]  # such as what it started from
+        ranker: Ranker
+        if thinking is None:
+            ranker = self._direct(recommender, name)
+            again = manifest.inputs.get("model") in self._models
+            self._models.add(manifest.hash)
+        else:
+            chains = "1 greedy chain" if thinking.chains == 1 else f"{thinking.chains} sampled chains"
+            reasoner = Reasoner(recommender, max(KS), options.num_beams, options.batch_size, progress=True)
+            ranker = ReasoningRanker(reasoner, thinking, f"{name}, {chains}, beam {options.num_beams}")
+            again = False
+        self._add(ranker, DIRECT if thinking is None else REASONING, note)
+        self.claims += [(ranker.name, other) for other in before]
+        if options.control and not again and isinstance(ranker, Controlled):
+            for control, what in ranker.controls(self.cases, options.seed):
+                self._add(control, CONTROL, what or note)
+                self.claims.append((ranker.name, control.name))
+        if options.baselines and thinking is None:
+            self.claims.append((ranker.name, "popularity"))
+
+    def _direct(self, recommender: Recommender, name: str) -> ModelRanker:
+        options = self.options
         how = "exact search" if options.exact else f"beam {options.num_beams}"
         if options.exhaustive or options.num_beams >= self.dataset.n_items:
             how = "exhaustive"
-        name = f"{Path(path).name}, {how}"
-
-        ranker = ModelRanker(
+        return ModelRanker(
             recommender,
-            name,
+            f"{name}, {how}",
             num_beams=options.num_beams,
             exact=options.exact,
             exhaustive=options.exhaustive,
             batch_size=options.batch_size,
             progress=True,
         )
-        note = f"{recommender.setting.base_model}, {recommender.setting.method}"
-        self.claims += [(name, row.name) for row in self.rows if row.mode == "direct"]  # such as what it started from
-        self._rank(ranker, "direct", note)
-        manifest = read_manifest(path)
-        if options.control and manifest.inputs.get("model") not in self._direct:
-            other = f"{Path(path).name}, another user's history"
-            donors = zip(self._histories, other_histories(self.cases, options.seed), strict=True)
-            strangers = [replace(own, shown=np.asarray(shown)) for own, shown in donors]  # behind one's own mask
-            self._add(other, CONTROL, note, lambda: ranker.rank_histories(strangers, max(KS), repeats=self._repeats))
-            self.claims.append((name, other))
-        if options.baselines:
-            self.claims.append((name, "popularity"))
-        self._direct.add(manifest.hash)
-
-    def add_reasoning(self, path: str, thinking: Thinking) -> None:
-        """A trained model behind its own chains, and behind chains that cannot help.
-
-        The model's direct row, if it is there, is what reasoning has to beat.
-        """
-        options, recommender = self.options, self._load(path)
-        reasoner = Reasoner(recommender, max(KS), options.num_beams, options.batch_size, progress=True)
-        n, folder = thinking.chains, Path(path).name
-        name = f"{folder}, {'1 greedy chain' if n == 1 else f'{n} sampled chains'}, beam {options.num_beams}"
-        reasoned: list[Reasoned] = []
-
-        def think() -> np.ndarray:
-            reasoned.append(reasoner(self._histories, thinking, repeats=self._repeats))
-            return reasoned[0].items
-
-        note = f"{recommender.setting.base_model}, {recommender.setting.method}"
-        self._add(name, "reasoning", note, think)
-        (own,) = reasoned
-        note = f"{note}; {own.cut.mean():.1%} of the chains were cut"
-        self.rows[-1] = replace(self.rows[-1], tokens_per_user=float(own.tokens.mean()), note=note)
-        self.thoughts[name] = [reasoner.readable(chains[0]) for chains in own.chains]
-        direct = [row.name for row in self.rows if row.mode == "direct"]
-        self.claims += [(name, other) for other in direct]
-        if not options.control:
-            return
-        for control, chains in control_chains(reasoner, self._histories, own.chains, options.seed).items():
-            rank = functools.partial(reasoner.behind, self._histories, chains, repeats=self._repeats)
-            self._add(f"{folder}, {control}", CONTROL, "the same beam behind a chain that was put there", rank)
-            self.claims.append((name, self.rows[-1].name))
-        if n > 1:
-            rank = functools.partial(reasoner.variants, self._histories, n, repeats=self._repeats)
-            self._add(f"{folder}, {n} prompts merged", CONTROL, "what merging alone buys", rank)
-            self.claims.append((name, self.rows[-1].name))
 
     def _load(self, path: str) -> Recommender:
-        check_input(read_manifest(path), "dataset", self.dataset.manifest, OTHER)
         recommender = Recommender.load(
             path,
             base_model=self.options.base_model,
@@ -160,11 +130,13 @@ class Table:
         say(f"{path}: {recommender.precision}")
         return recommender
 
-    def _rank(self, ranker: Ranker, mode: str, note: str) -> None:
-        self._add(ranker.name, mode, note, lambda: ranker.rank(self.cases, max(KS)))
-
-    def _add(self, name: str, mode: str, note: str, rank: Callable[[], np.ndarray]) -> None:
+    def _add(self, ranker: Ranker, mode: str, note: str) -> None:
         begin = time.perf_counter()
-        ranking = rank()
+        ranking = ranker.rank(self.cases, max(KS))
         seconds = (time.perf_counter() - begin) / max(self.cases.height, 1)
-        self.rows.append(Row(name, mode, ranking, seconds_per_user=seconds, note=note))
+        row = Row(ranker.name, mode, ranking, seconds_per_user=seconds, note=note)
+        if isinstance(ranker, Thinks):
+            cut = f"{note}; {ranker.cut:.1%} of the chains were cut"
+            row = replace(row, tokens_per_user=ranker.tokens_per_user, note=cut)
+            self.thoughts[ranker.name] = ranker.thoughts
+        self.rows.append(row)

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from tqdm import tqdm
+import numpy as np
 
 from reasonrec.data_gen.reasoning.traces import Trace
 from reasonrec.data_gen.tasks.reasoning import Mention, TraceChains
-from reasonrec.recipes.policies.semantic_id import install_item_policy
+from reasonrec.recipes.policies.inference import score
 from reasonrec.recipes.recommender import Recommender
 
 
@@ -22,42 +21,32 @@ class ChainGain:
     Args:
         recommender: The trained model.
         mention: How chains name items.
-        batch_size: Examples scored together.
+        batch_size: Prompts read together.
     """
 
     def __init__(self, recommender: Recommender, mention: Mention, batch_size: int = 16) -> None:
         self.recommender = recommender
         self.batch_size = batch_size
         self._mention: Mention = mention
-        bundle = recommender.bundle
-        install_item_policy(recommender.model, bundle.trie.to(recommender.model.device), bundle.vocabulary)
 
     def __call__(self, traces: Sequence[Trace]) -> list[float]:
         """By how much each chain raises the log-probability of its trace's target, in nats."""
-        bundle = self.recommender.bundle
-        chains, prompts = TraceChains(bundle.prompts, bundle.catalogue.titles, traces, self._mention), bundle.prompts
-        examples = []
-        for trace in traces:
-            answer = prompts.item_token_ids[trace.target]
-            direct = prompts.direct(trace.history)
-            reasoned = [*direct[:-1], *chains.ids(trace), prompts.begin_id]
-            examples += [(prompt + answer, len(prompt)) for prompt in (direct, reasoned)]
-        order = sorted(range(len(examples)), key=lambda i: len(examples[i][0]))
-        scores = [0.0] * len(examples)
-        for begin in tqdm(range(0, len(order), self.batch_size), desc="gain of chains", unit="batch", disable=None):
-            chosen = order[begin : begin + self.batch_size]
-            for i, score in zip(chosen, self._score([examples[i] for i in chosen]), strict=True):
-                scores[i] = score
-        return [with_chain - without for without, with_chain in zip(scores[::2], scores[1::2], strict=True)]
-
-    @torch.no_grad()
-    def _score(self, examples: Sequence[tuple[list[int], int]]) -> list[float]:
-        model = self.recommender.model
-        width = max(len(ids) for ids, _ in examples)
-        ids = torch.tensor([row + [0] * (width - len(row)) for row, _ in examples], device=model.device)
-        place = torch.arange(width, device=model.device)
-        begin = torch.tensor([start for _, start in examples], device=model.device)[:, None]
-        end = torch.tensor([len(row) for row, _ in examples], device=model.device)[:, None]
-        labels = torch.where((place >= begin) & (place < end), ids, -100)
-        out = model(input_ids=ids, attention_mask=(place < end).long(), labels=labels, fused_lm_head=True)
-        return [float(value) for value in out.log_probs.float().sum(1)]
+        policy = self.recommender.policy
+        prompts = policy.prompts
+        chains = TraceChains(prompts, policy.catalogue.titles, traces, self._mention)
+        direct = [prompts.direct(trace.history) for trace in traces]
+        reasoned = [
+            [*prompt[:-1], *chains.ids(trace), prompts.begin_id] for prompt, trace in zip(direct, traces, strict=True)
+        ]
+        targets = np.array([[trace.target] for trace in traces] * 2, dtype=np.int64)
+        scores = score(
+            policy,
+            self.recommender.model,
+            [*direct, *reasoned],
+            targets,
+            batch_size=self.batch_size,
+            progress="gain of chains",
+        )
+        without, with_chain = scores[:, 0].reshape(2, -1).astype(np.float64)
+        gain: list[float] = (with_chain - without).tolist()
+        return gain

@@ -6,27 +6,29 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from reasonrec.recipes.models.checkpoint import Bundle, Setting
+from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.models.load import PACKAGE
 from reasonrec.tokenizers.terminal import visible
 
-_TAGS = ("recommender-system", "semantic-ids", "reasonrec")
+if TYPE_CHECKING:
+    from reasonrec.recipes.policies.base import Policy
+
+_TAGS = ("recommender-system", "reasonrec")
 _CARD = """\
 ---
 {front}---
 # A generative recommender for {name}
 
-{base} learned {n_items} items as semantic IDs and how people use them ({method}).
+{base} learned {n_items} items and how people use them ({method}, policy {policy}).
 
 | | |
 |---|---|
 | items, users | {n_items}, {n_users} |
-| item codes | {sizes} |
-| longest history | {max_history} items |
+{more}| longest history | {max_history} items |
 | prompt | {prompt} |
 | dataset | `{dataset}…` |
 | training loss | {loss:.3f} |
@@ -77,37 +79,37 @@ def as_code(text: str) -> str:
     return f"{fence}{room}{text}{room}{fence}".replace("|", "\\|")
 
 
-def write_card(folder: Path, setting: Setting, bundle: Bundle, metrics: Mapping[str, Any]) -> None:
+def write_card(folder: Path, setting: Setting, policy: Policy, metrics: Mapping[str, Any]) -> None:
     """Write the card.
 
     Args:
         folder: Where to.
         setting: What training and inference agree on.
-        bundle: Catalogue and tokenizer.
+        policy: How the model reads and answers.
         metrics: The trainer's final metrics.
     """
     is_hub_id = not setting.base_model.startswith(PACKAGE) and not Path(setting.base_model).exists()
     adapter = setting.method != "full"
     base = setting.base_model if is_hub_id else Path(setting.base_model.removeprefix(PACKAGE)).name
     front: dict[str, Any] = {"base_model": base} if is_hub_id else {}
-    front |= {"library_name": "peft" if adapter else "transformers", "tags": list(_TAGS)}
+    front |= {"library_name": "peft" if adapter else "transformers", "tags": [*_TAGS, policy.name.replace("_", "-")]}
     card = _CARD.format(
         front=yaml.safe_dump(front, sort_keys=False),
-        name=as_text(bundle.catalogue.name),
+        name=as_text(policy.catalogue.name),
         base=as_text(base),
-        n_items=bundle.catalogue.n_items,
-        n_users=bundle.catalogue.facts.get("n_users", "?"),
+        n_items=policy.catalogue.n_items,
+        n_users=policy.catalogue.facts.get("n_users", "?"),
         method={"full": "full fine-tuning", "lora": "LoRA", "qlora": "LoRA on a 4-bit base"}[setting.method],
-        sizes=" × ".join(map(str, bundle.index.level_sizes[:-1]))
-        + f", {bundle.index.level_sizes[-1]} to tell equal ones apart",
+        policy=policy.name,
+        more="".join(f"| {name} | {value} |\n" for name, value in policy.card().items()),
         max_history=setting.max_history,
         prompt=as_code(setting.history_prompt),
-        dataset=bundle.catalogue.dataset[:12],
+        dataset=policy.catalogue.dataset[:12],
         loss=metrics.get("train_loss", float("nan")),
         plain=_PLAIN_ADAPTER.format(
-            rows=bundle.vocabulary.size, base=json.dumps(base if is_hub_id else "path/to/the/base/model")
+            rows=policy.new_tokens[-1] + 1, base=json.dumps(base if is_hub_id else "path/to/the/base/model")
         )
-        if adapter
+        if adapter and policy.new_tokens
         else "",
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -48,10 +48,12 @@ class LoraSettings:
     dropout: float
     target_modules: str | list[str]
 
-    @staticmethod
-    def modules(words: str) -> str | list[str]:
-        """`all-linear`, or names joined by commas, as `target_modules`."""
-        return words if words == "all-linear" else [name.strip() for name in words.split(",")]
+    @classmethod
+    def of(cls, stage: Any) -> LoraSettings:
+        """The `lora_…` keys of a stage, target modules as `all-linear` or as names joined by commas."""
+        words = stage.lora_target_modules
+        targets = words if words == "all-linear" else [name.strip() for name in words.split(",")]
+        return cls(stage.lora_r, stage.lora_alpha, stage.lora_dropout, targets)
 
 
 def resolve_model(reference: str) -> str:
@@ -236,12 +238,12 @@ def resize(model: PreTrainedModel, vocabulary: Vocabulary) -> None:
         model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
 
 
-def add_adapter(model: PreTrainedModel, vocabulary: Vocabulary, settings: LoraSettings) -> Any:
-    """Wrap the model with LoRA and trainable code rows, all of them in float32.
+def add_adapter(model: PreTrainedModel, new_tokens: Sequence[int], settings: LoraSettings) -> Any:
+    """Wrap the model with LoRA and trainable rows of new tokens, all of them in float32.
 
     Args:
-        model: The base model with its code rows.
-        vocabulary: Which rows train.
+        model: The base model with its new rows.
+        new_tokens: Token ids whose rows train.
         settings: LoRA's knobs.
 
     Returns:
@@ -256,7 +258,7 @@ def add_adapter(model: PreTrainedModel, vocabulary: Vocabulary, settings: LoraSe
     if not isinstance(targets, str):  # PEFT takes a text for a pattern of whole paths
         targets = [_known_module(model, name) for name in targets]
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    ids = vocabulary.token_ids
+    ids = list(new_tokens)
     # Tied heads follow the embedding; an untied head needs rows of its own.
     rows: Any = (
         ids
@@ -269,7 +271,7 @@ def add_adapter(model: PreTrainedModel, vocabulary: Vocabulary, settings: LoraSe
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=targets,
-        trainable_token_indices=rows,
+        trainable_token_indices=rows if ids else None,
     )
     peft_model = get_peft_model(model, config)
     chosen = peft_model.peft_config["default"]

@@ -1,33 +1,42 @@
-"""The policy that is trained is the policy that recommends: a softmax over legal codes where an item is written.
+"""Semantic IDs: an item is a tuple of codes, and an answer a softmax over the legal children in the item trie.
 
-TRL calls the causal LM with `fused_lm_head=True` and reads log-probabilities, entropies and labels from the output.
-This module answers that call itself: positions whose label is a code are scored over the legal children of their
-prefix in the item trie (the decoder's rule), all others over the full vocabulary. The vocabulary-wide head is computed
-only for the latter, so training on items alone never touches it. Everything else (losses, importance ratios, reference
-log-probabilities, distributed training) is TRL's.
+The policy that is trained is the policy that recommends: labels that are codes are scored as the decoder scores them.
 """
 
 from __future__ import annotations
 
-import types
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
-from torch.utils.checkpoint import checkpoint
-from trl.trainer.utils import FusedCausalLMOutput
 
+from reasonrec.data_gen.tasks.prompts import Prompter, Prompts
+from reasonrec.recipes.decoding.answers import Answers, Scored
+from reasonrec.recipes.decoding.merge_chains import chains_room, search_chains
+from reasonrec.recipes.decoding.prefix import Prefix
+from reasonrec.recipes.decoding.sample import Sampler, Step, check_finite, draw
+from reasonrec.recipes.decoding.score import score_items
+from reasonrec.recipes.decoding.search import Exclude, Found, search, search_room
 from reasonrec.recipes.decoding.shared_prefix import shared_hidden
+from reasonrec.recipes.models.checkpoint import Setting
+from reasonrec.recipes.models.load import add_code_rows, resize
+from reasonrec.recipes.policies.base import POLICIES, Parse, Policy
+from reasonrec.rewards.parse import Parsed, Parser
+from reasonrec.rewards.prefix import common_prefix
+from reasonrec.tokenizers.catalogue import Catalogue
 from reasonrec.tokenizers.constrain import legal_log_probs
-from reasonrec.tokenizers.rows import code_logits, text_logits
+from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.index import ItemIndex
+from reasonrec.tokenizers.rows import code_logits
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TEXT_CHUNK = 1024  # text positions whose full-vocabulary logits exist at a time
+    from reasonrec.recipes.decoding.branches import Lanes
 
 
 def prefix_nodes(trie: Trie, vocabulary: Vocabulary, input_ids: Tensor, row: Tensor, position: Tensor) -> Tensor:
@@ -62,7 +71,7 @@ def item_log_probs(
     label: Tensor,
     *,
     temperature: float = 1.0,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Scored:
     """Score code labels over the legal children of their prefixes.
 
     Args:
@@ -98,36 +107,6 @@ def item_log_probs(
     )
 
 
-def _text_chunk(
-    model: PreTrainedModel, hidden: Tensor, label: Tensor, temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    log_probs = (text_logits(model, hidden) / temperature).log_softmax(-1)
-    entropy = -(log_probs.exp() * log_probs).sum(-1)
-    return log_probs.gather(-1, label[:, None])[:, 0], entropy, log_probs.argmax(-1) == label
-
-
-def text_log_probs(
-    model: PreTrainedModel, hidden: Tensor, label: Tensor, *, temperature: float = 1.0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Score text labels over the full vocabulary, in chunks that are recomputed in the backward pass.
-
-    Args:
-        model: Causal LM.
-        hidden: (n, width) hidden states that predict the labels.
-        label: (n,) token ids.
-        temperature: What the logits are divided by.
-
-    Returns:
-        Log-probability, entropy and whether the label is the most probable token, each (n,).
-    """
-    parts = [
-        checkpoint(_text_chunk, model, h, y, temperature, use_reentrant=False)
-        for h, y in zip(hidden.split(TEXT_CHUNK), label.split(TEXT_CHUNK), strict=True)
-    ]
-    log_probs, entropy, top = (torch.cat(part) for part in zip(*parts, strict=True))
-    return log_probs, entropy, top
-
-
 def in_answer(vocabulary: Vocabulary, input_ids: Tensor) -> Tensor:
     """Whether each position but the first stands behind a begin marker.
 
@@ -141,78 +120,221 @@ def in_answer(vocabulary: Vocabulary, input_ids: Tensor) -> Tensor:
     return (input_ids[:, :-1] == vocabulary.begin_id).cummax(1).values
 
 
-def install_item_policy(
-    model: PreTrainedModel,
-    trie: Trie,
-    vocabulary: Vocabulary,
-    *,
-    temperature: float = 1.0,
-    answers_only: bool = False,
-) -> None:
-    """Let the model answer `fused_lm_head=True` with the item policy.
-
-    Install it after TRL's trainer was built (which installs its own answer), on the model below PEFT's wrapper.
+class CodeAnswers(Answers):
+    """Answers that are codes.
 
     Args:
-        model: Causal LM.
-        trie: Trie of the items, on the model's device.
+        trie: Trie of the items.
         vocabulary: Where the codes stand.
-        temperature: What the logits are divided by: that of the sampler whose completions are scored.
-        answers_only: The policy of rollouts: only what stands behind a begin marker is constrained (a chain may name
-            items, but writes them as free text), and what follows a complete answer is certain: log-probability 0.
-            Otherwise, for supervised examples, every code is an item's, except for codes before the answer of an
-            example that supervises words as well: those are part of a chain.
     """
-    inner = model.forward
 
-    def forward(self: PreTrainedModel, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
-        if not fused_lm_head:
-            return inner(*args, **kwargs)
-        labels, given = kwargs.pop("labels"), kwargs.pop("num_items_in_batch", None)
-        kwargs["use_cache"] = False
-        input_ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        hidden, seen = None, kwargs.get("attention_mask")
+    def __init__(self, trie: Trie, vocabulary: Vocabulary) -> None:
+        self.trie, self.vocabulary = trie, vocabulary
+        self.begin_id, self.longest, self.n_items = vocabulary.begin_id, trie.depth, trie.n_items
+
+    def to(self, device: torch.device | str) -> None:
+        """See `Answers`."""
+        self.trie = self.trie.to(device)
+
+    def room(self, width: int, chains: int = 1) -> int:
+        """Slots for the beams, and behind several chains for scoring what any of them proposed."""
+        return search_room(self.trie, width) if chains == 1 else chains_room(self.trie, width, chains)
+
+    def scored_room(self, n: int) -> int:
+        """Slots for the prefixes of `n` items."""
+        return sum(min(n, nodes) for nodes in self.trie.branching)
+
+    def rank(
+        self,
+        model: PreTrainedModel,
+        prefix: Prefix,
+        *,
+        k: int,
+        width: int,
+        exclude: Exclude | None = None,
+        exact: bool = False,
+        chains: int = 1,
+    ) -> Found:
+        """The item search; behind several chains, what each of them finds."""
+        if chains > 1 or width < k:  # a list longer than what a chain proposes
+            return search_chains(
+                model, self.trie, self.vocabulary, prefix, chains=chains, k=k, num_beams=width, exclude=exclude
+            )
+        excluded = None if exclude is None else self.trie.excluded_ranks(exclude)
+        return search(model, self.trie, self.vocabulary, prefix, k=k, num_beams=width, excluded=excluded, exact=exact)
+
+    def score(self, model: PreTrainedModel, prefix: Prefix, items: Tensor) -> Tensor:
+        """See `Answers`."""
+        return score_items(model, self.trie, self.vocabulary, prefix, items)
+
+    def write(self, lanes: Lanes, sampler: Sampler, uniform: Tensor | None, steps: list[Step]) -> Tensor:
+        """Draw code by code; those without an alternative are nobody's choice."""
+        trie, vocabulary, shape = self.trie, self.vocabulary, lanes.position.shape
+        node = torch.zeros(shape, dtype=torch.int64, device=lanes.position.device)
+        for level in range(trie.depth):
+            active = trie.leaf_item(node) < 0
+            if not bool(active.any()):
+                break
+            logits = code_logits(lanes.model, lanes.hidden, vocabulary) / sampler.temperature
+            check_finite(logits, f"code {level}")
+            child, column = trie.children(torch.where(active, node, -1))  # (prompts, lanes, width)
+            log_probs = legal_log_probs(logits, child, column).flatten(0, 1)
+            noise = None if uniform is None else uniform[..., sampler.max_chain + level].flatten()
+            drawn, gain = draw(log_probs, noise)
+            node = torch.where(active, child.flatten(0, 1).gather(1, drawn[:, None])[:, 0].view(shape), node)
+            token = vocabulary.first_id + column.flatten(0, 1).gather(1, drawn[:, None])[:, 0].view(shape)
+            steps.append((token, gain.view(shape), (child >= 0).sum(-1) > 1, active))
+            lanes.feed(token, active & (trie.leaf_item(node) < 0))
+        return trie.leaf_item(node)
+
+    def hidden(self, model: PreTrainedModel, labels: Tensor, answers_only: bool, inputs: dict[str, Any]) -> Tensor:
+        """Those of the whole rows; of rollouts, each prompt is read once where that pays."""
+        seen = inputs.get("attention_mask")
         if answers_only and seen is not None and bool((labels != -100).any()):
             # As in the rollout: a prompt's first token has position 0, however much padding stands in front of it.
-            kwargs["position_ids"] = (seen.cumsum(-1) - 1).clamp(min=0)
+            inputs["position_ids"] = (seen.cumsum(-1) - 1).clamp(min=0)
             first = int((labels != -100).any(0).int().argmax())
-            hidden = shared_hidden(self, input_ids, seen, first)
-        if hidden is None:
-            hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
-        skipped = labels.shape[1] - 1 - hidden.shape[1]  # places in front that have no label
-        target = labels[:, 1 + skipped :]
+            shared = shared_hidden(model, inputs["input_ids"], seen, first)
+            if shared is not None:
+                return shared
+        hidden: Tensor = model.base_model(**inputs).last_hidden_state[:, :-1]
+        return hidden
+
+    def split(self, input_ids: Tensor, labels: Tensor, answers_only: bool) -> tuple[Tensor, Tensor]:
+        """Codes are answers.
+
+        In rollouts only those behind the begin marker are: a chain may name items, but writes them as free text. Of
+        supervised examples every code is, except for codes before the answer of an example that supervises words as
+        well: those are part of a chain.
+        """
+        target = labels[:, 1:]
         mask = target != -100
-        is_code = mask & (target >= vocabulary.first_id) & (target < vocabulary.size)
+        is_code = mask & (target >= self.vocabulary.first_id) & (target < self.vocabulary.size)
         is_text = mask & ~is_code
+        answer = in_answer(self.vocabulary, input_ids)
         if answers_only:
-            answer = in_answer(vocabulary, input_ids)[:, skipped:]
-            is_code, is_text = is_code & answer, mask & ~answer
-        else:  # where words are supervised too, items in front of the answer are part of them: a chain is free text
-            named = is_code & is_text.any(1, keepdim=True) & ~in_answer(vocabulary, input_ids)
-            is_code, is_text = is_code & ~named, is_text | named
-        fields = [torch.zeros(target.shape, device=target.device) for _ in range(3)]
-        row, position = is_code.nonzero(as_tuple=True)
-        # `+ 0 * hidden.sum()`: a batch without any label still reaches every parameter, as DDP requires.
-        fields[0] = fields[0] + 0.0 * hidden.float().sum()
-        if len(row):
-            node = prefix_nodes(trie, vocabulary, input_ids, row, position + 1 + skipped)
-            scored = item_log_probs(
-                self, trie, vocabulary, hidden[is_code], node, target[is_code], temperature=temperature
-            )
-            fields = [f.masked_scatter(is_code, s.to(f.dtype)) for f, s in zip(fields, scored, strict=True)]
-        if bool(is_text.any()):
-            scored = text_log_probs(self, hidden[is_text], target[is_text], temperature=temperature)
-            fields = [f.masked_scatter(is_text, s.to(f.dtype)) for f, s in zip(fields, scored, strict=True)]
-        if skipped:
-            fields, mask = [pad(f, (skipped, 0)) for f in fields], pad(mask, (skipped, 0))
-        log_probs, entropy, top = fields
-        count = mask.sum().clamp(min=1) if given is None else given
-        return FusedCausalLMOutput(
-            loss=-log_probs.sum() / count,
-            log_probs=log_probs,
-            entropy=entropy if answers_only else entropy.detach(),  # an entropy bonus needs its gradient
-            is_top1=top.bool(),
-            label_mask=mask,
+            return is_code & answer, mask & ~answer
+        named = is_code & is_text.any(1, keepdim=True) & ~answer
+        return is_code & ~named, is_text | named
+
+    def log_probs(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        row: Tensor,
+        position: Tensor,
+        hidden: Tensor,
+        temperature: float,
+    ) -> Scored:
+        """Over the legal children of what stands before each code."""
+        node = prefix_nodes(self.trie, self.vocabulary, input_ids, row, position)
+        label = input_ids[row, position]
+        return item_log_probs(model, self.trie, self.vocabulary, hidden, node, label, temperature=temperature)
+
+
+class SemanticIds(Policy):
+    """The LLM reads and writes items as codes, which are new tokens."""
+
+    name, with_codes = "semantic_id", True
+    answers: CodeAnswers
+
+    @classmethod
+    def build(cls, catalogue: Catalogue, setting: Setting, tokenizer: PreTrainedTokenizerBase) -> SemanticIds:
+        """See `Policy`.
+
+        Raises:
+            UserError: If the items have no codes, or there are options.
+        """
+        for option in setting.policy_options:
+            raise UserError(f"the policy {cls.name} has no option {option!r}; it has none")
+        index = catalogue.codes
+        vocabulary = Vocabulary.extend(tokenizer, index.level_sizes)
+        prompts = Prompts(
+            Prompter(tokenizer, chat=setting.chat, system=setting.system),
+            setting.history_prompt,
+            vocabulary.item_token_ids(index.codes),
+            vocabulary.begin_id,
+            tokenizer.eos_token_id,
+        )
+        answers = CodeAnswers(Trie.from_codes(index.codes, index.level_sizes), vocabulary)
+        return cls(catalogue, tokenizer, prompts, answers)
+
+    @property
+    def index(self) -> ItemIndex:
+        """The codes."""
+        return self.catalogue.codes
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Where they stand."""
+        return self.answers.vocabulary
+
+    @property
+    def trie(self) -> Trie:
+        """Trie of all items."""
+        return self.answers.trie
+
+    @property
+    def new_tokens(self) -> list[int]:
+        """The begin marker and the codes."""
+        return self.vocabulary.token_ids
+
+    def start(self, model: PreTrainedModel) -> None:
+        """Add the rows of the codes, each from the text of its items."""
+        texts = self.catalogue.texts("title", "category", "brand")
+        add_code_rows(model, self.tokenizer, self.vocabulary, self.index.codes, texts)
+
+    def resize(self, model: PreTrainedModel) -> None:
+        """Make room for the rows."""
+        resize(model, self.vocabulary)
+
+    def card(self) -> dict[str, str]:
+        """How many codes there are."""
+        *sizes, last = self.index.level_sizes
+        return {"item codes": f"{' × '.join(map(str, sizes))}, {last} to tell equal ones apart"}
+
+    def parser(self, *, reasoning: bool) -> Parse:
+        """See `rewards.parse`."""
+        return Parser(
+            self.vocabulary,
+            self.index,
+            reasoning=reasoning,
+            opened=not reasoning,
+            close_ids=self.prompts.close_ids if reasoning else (),
+            end_ids={self.tokenizer.eos_token_id, self.tokenizer.pad_token_id},
         )
 
-    model.forward = types.MethodType(forward, model)
+    def columns(self, items: Sequence[int] | np.ndarray) -> dict[str, Any]:
+        """Codes of the targets, and how many an item has."""
+        codes = self.index.tuples()
+        return {"target_codes": [codes[item] for item in items], "depth": self.index.depth}
+
+    def levels(self, predicted: Parsed, target: np.ndarray) -> np.ndarray:
+        """Codes shared with the target from the first one on."""
+        codes = self.index.tuples()
+        pairs = zip(predicted.predicted_codes or [], (codes[item] for item in target), strict=True)
+        return np.array([common_prefix(p, t) if p else 0 for p, t in pairs], dtype=np.int64)
+
+    def without_items(self, chain: Sequence[int]) -> list[int]:
+        """The words alone."""
+        return [token for token in chain if token < self.vocabulary.first_id]
+
+    def readable(self, chain: Sequence[int]) -> str:
+        """Words, and a title in place of the codes of an item."""
+        titles, tokenizer = self.catalogue.titles, self.tokenizer
+        names = {tuple(ids): titles[item] for item, ids in enumerate(self.prompts.item_token_ids)}
+        parts: list[str] = []
+        words: list[int] = []
+        place = 0
+        while place < len(chain):
+            lengths = (n for n in range(self.trie.depth, 0, -1) if tuple(chain[place : place + n]) in names)
+            if n := next(lengths, 0):
+                parts += [str(tokenizer.decode(words)), f" [{names[tuple(chain[place : place + n])]}]"]
+                words = []
+            else:
+                words.append(chain[place])
+            place += max(n, 1)
+        return "".join([*parts, str(tokenizer.decode(words))]).strip()
+
+
+POLICIES.add(SemanticIds.name, SemanticIds, __name__)

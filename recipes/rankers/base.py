@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -16,11 +17,11 @@ class Ranker(Protocol):
 
     Cases are rows with `history` (item numbers, oldest first) and `masked` (what is not to be recommended).
 
-    Attributes:
-        name: Name in the table.
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Name in the table."""
 
     def rank(self, rows: pl.DataFrame, k: int) -> Ranking:
         """The best items of each case, of the whole catalogue but for what is masked.
@@ -45,3 +46,32 @@ class Ranker(Protocol):
             (rows, n), higher is better; -inf for an item that has no score.
         """
         ...
+
+
+@runtime_checkable
+class Controlled(Protocol):
+    """A ranker that brings controls: itself, given something that cannot help."""
+
+    def controls(self, rows: pl.DataFrame, seed: int) -> Iterable[tuple[Ranker, str]]:
+        """The controls, each with a note; asked after `rank` of the same cases.
+
+        Args:
+            rows: The cases.
+            seed: Seed of exchanges between users.
+        """
+        ...
+
+
+@runtime_checkable
+class Thinks(Protocol):
+    """A ranker that writes before it ranks; what it wrote last.
+
+    Attributes:
+        tokens_per_user: Tokens generated for a case.
+        cut: Share of the chains that had to be cut.
+        thoughts: The first chain of each case, as text.
+    """
+
+    tokens_per_user: float
+    cut: float
+    thoughts: list[str]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from reasonrec.data_gen.histories import UserHistory
+from reasonrec.recipes.evaluation.controls import other_histories
+from reasonrec.recipes.rankers.base import Ranker
 from reasonrec.recipes.recommender import Recommender
 
 
@@ -41,16 +44,9 @@ class ModelRanker:
 
     def rank(self, rows: pl.DataFrame, k: int) -> NDArray[np.int64]:
         """See `Ranker`."""
-        return self.rank_histories(UserHistory.of_rows(rows), k, repeats=may_repeat(rows))
+        return self._rank(UserHistory.of_rows(rows), k, repeats=may_repeat(rows))
 
-    def rank_histories(self, histories: list[UserHistory], k: int, *, repeats: bool) -> NDArray[np.int64]:
-        """The same for histories that stand in no table.
-
-        Args:
-            histories: What is shown, and what is masked.
-            k: Length of the lists.
-            repeats: Whether what is masked may appear.
-        """
+    def _rank(self, histories: list[UserHistory], k: int, *, repeats: bool) -> NDArray[np.int64]:
         return self.recommender.recommend(
             histories,
             k=k,
@@ -65,3 +61,37 @@ class ModelRanker:
     def score(self, rows: pl.DataFrame, items: NDArray[np.integer]) -> NDArray[np.float32]:
         """See `Ranker`: log-probabilities."""
         return self.recommender.score(UserHistory.of_rows(rows), items, batch_size=self.batch_size)
+
+    def controls(self, rows: pl.DataFrame, seed: int) -> Iterable[tuple[Ranker, str]]:
+        """The same model, given another user's history."""
+        yield OtherHistory(replace(self, name=f"{self.name.partition(',')[0]}, another user's history"), seed), ""
+
+
+@dataclass
+class OtherHistory:
+    """A model that is shown another user's history, behind one's own mask.
+
+    Attributes:
+        ranker: The model.
+        seed: Seed of the exchange.
+    """
+
+    ranker: ModelRanker
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name in the table."""
+        return self.ranker.name
+
+    def rank(self, rows: pl.DataFrame, k: int) -> NDArray[np.int64]:
+        """See `Ranker`."""
+        return self.ranker._rank(self._strangers(rows), k, repeats=may_repeat(rows))
+
+    def score(self, rows: pl.DataFrame, items: NDArray[np.integer]) -> NDArray[np.float32]:
+        """See `Ranker`."""
+        return self.ranker.recommender.score(self._strangers(rows), items, batch_size=self.ranker.batch_size)
+
+    def _strangers(self, rows: pl.DataFrame) -> list[UserHistory]:
+        donors = zip(UserHistory.of_rows(rows), other_histories(rows, self.seed), strict=True)
+        return [replace(own, shown=np.asarray(shown)) for own, shown in donors]

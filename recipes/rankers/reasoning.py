@@ -11,22 +11,26 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from reasonrec.data_gen.histories import UserHistory
-from reasonrec.recipes.decoding.merge_chains import chains_room, search_chains
-from reasonrec.recipes.decoding.prefix import Prefix, read
-from reasonrec.recipes.decoding.sample import Sampler, noise, write_chains
+from reasonrec.recipes.decoding.merge_chains import log_mean_exp
+from reasonrec.recipes.decoding.sample import Sampler
 from reasonrec.recipes.decoding.search import MAX_BEAMS, MAX_K
 from reasonrec.recipes.evaluation.controls import donors
 from reasonrec.recipes.items import History, Items
-from reasonrec.recipes.models.context import check_context
+from reasonrec.recipes.policies.context import check_context
+from reasonrec.recipes.policies.inference import Ranked, Ranking, rank, reason, score
+from reasonrec.recipes.rankers.base import Ranker
+from reasonrec.recipes.rankers.model import may_repeat
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import shown
@@ -64,25 +68,6 @@ class Thinking:
 
 
 @dataclass(frozen=True)
-class Reasoned:
-    """Items with what was thought before.
-
-    Attributes:
-        items: (users, k) item numbers, best first, -1 where fewer are allowed.
-        scores: (users, k) log-probabilities.
-        chains: Token ids of each user's chains; the closing delimiter is part of them, where they have one.
-        tokens: (users,) tokens that were generated for the chains.
-        cut: (users,) share of the chains that had to be cut.
-    """
-
-    items: NDArray[np.int64]
-    scores: NDArray[np.float32]
-    chains: list[list[list[int]]]
-    tokens: NDArray[np.int64]
-    cut: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
 class Reasoner:
     """Ranks items behind chains.
 
@@ -110,7 +95,7 @@ class Reasoner:
     @property
     def close_ids(self) -> tuple[int, ...]:
         """Token ids of the closing delimiter."""
-        return self.recommender.bundle.prompts.close_ids
+        return self.recommender.policy.prompts.close_ids
 
     def __call__(
         self,
@@ -120,7 +105,7 @@ class Reasoner:
         repeats: bool | None = None,
         exclude: Sequence[Items] | None = None,
         strict: bool = False,
-    ) -> Reasoned:
+    ) -> Ranked:
         """Think, then recommend.
 
         Args:
@@ -133,38 +118,15 @@ class Reasoner:
         Raises:
             UserError: If prompt, chain and item are longer than the model's context, or as `Recommender.recommend`.
         """
-        recommender, bundle = self.recommender, self.recommender.bundle
+        recommender, policy = self.recommender, self.recommender.policy
         users = recommender.known(histories, strict=strict)
-        known, excluded = self._shown(users), recommender.excluded(users, repeats, exclude)
+        excluded = recommender.excluded(users, repeats, exclude)
         check_context(
-            recommender.model, bundle, recommender.setting.max_history, trained=True, max_chain=thinking.max_chain
+            recommender.model, policy, recommender.setting.max_history, trained=True, max_chain=thinking.max_chain
         )
-        sampler, n = thinking.sampler(self.close_ids), thinking.chains
-        room = chains_room(recommender.trie, self.num_beams, n)
-        chains: list[list[list[int]]] = [[] for _ in known]
-        tokens, cut = np.zeros(len(known), dtype=np.int64), np.zeros(len(known))
-
-        def think(chunk: NDArray[np.int64]) -> Prefix:
-            prompts = [bundle.prompts.reasoning(known[i]) for i in chunk]
-            drawn = None if sampler.greedy else noise(thinking.seed, 0, chunk, n, thinking.max_chain)
-            written = write_chains(
-                recommender.model,
-                bundle.vocabulary,
-                prompts,
-                sampler,
-                eos_ids=[bundle.tokenizer.eos_token_id],
-                pad_id=bundle.tokenizer.pad_token_id,
-                room=room,
-                noise=drawn,
-            )
-            for place, i in enumerate(chunk):
-                mine = slice(place * n, (place + 1) * n)
-                chains[i] = written.token_ids[mine]
-                tokens[i], cut[i] = written.chain[mine].sum(), written.cut[mine].mean()
-            return written.prefix
-
-        items, scores = self._ranked(known, n, think, excluded)
-        return Reasoned(items, scores, chains, tokens, cut)
+        prompts = [policy.prompts.reasoning(shown) for shown in recommender.shown(users)]
+        sampler = thinking.sampler(self.close_ids)
+        return reason(policy, recommender.model, prompts, self._how, sampler, exclude=excluded, seed=thinking.seed)
 
     def behind(
         self,
@@ -185,16 +147,12 @@ class Reasoner:
         Returns:
             Items (users, k).
         """
-        bundle = self.recommender.bundle
-        users = self.recommender.known(histories)
-        known, excluded = self._shown(users), self.recommender.excluded(users, repeats, exclude)
-        begin = bundle.vocabulary.begin_id
+        prompts, begin = self.recommender.policy.prompts, self.recommender.policy.prompts.begin_id
 
-        def prompts(i: int) -> list[list[int]]:
-            opening = bundle.prompts.reasoning(known[i])
-            return [[*opening, *chain, begin] for chain in chains[i]]
+        def ended(shown: NDArray[np.int64], own: Sequence[Sequence[int]]) -> list[list[int]]:
+            return [[*prompts.reasoning(shown), *chain, begin] for chain in own]
 
-        return self._read_and_rank(known, len(chains[0]), prompts, excluded)
+        return self._rank(histories, chains, ended, repeats, exclude)
 
     def variants(
         self,
@@ -208,86 +166,129 @@ class Reasoner:
 
         The variants leave out the oldest item, the two oldest, and so on: what merging alone buys, without a thought.
         """
-        direct = self.recommender.bundle.prompts.direct
-        users = self.recommender.known(histories)
-        known, excluded = self._shown(users), self.recommender.excluded(users, repeats, exclude)
+        direct = self.recommender.policy.prompts.direct
 
-        def prompts(i: int) -> list[list[int]]:
-            longest = len(known[i])
-            return [direct(known[i][min(v, max(longest - 1, 0)) :]) for v in range(n)]
+        def shortened(shown: NDArray[np.int64], own: Sequence[int]) -> list[list[int]]:
+            return [direct(shown[min(v, max(len(shown) - 1, 0)) :]) for v in own]
 
-        return self._read_and_rank(known, n, prompts, excluded)
+        return self._rank(histories, [range(n)] * len(histories), shortened, repeats, exclude)
 
     def readable(self, chain: Sequence[int]) -> str:
         """A chain as text, with titles in place of codes."""
-        bundle = self.recommender.bundle
-        titles = bundle.catalogue.titles
-        names = {tuple(ids): titles[item] for item, ids in enumerate(bundle.prompts.item_token_ids)}
-        parts: list[str] = []
-        words: list[int] = []
-        chain, place = self.body(chain), 0
-        while place < len(chain):
-            lengths = (n for n in range(bundle.trie.depth, 0, -1) if tuple(chain[place : place + n]) in names)
-            if n := next(lengths, 0):
-                parts += [bundle.tokenizer.decode(words), f" [{names[tuple(chain[place : place + n])]}]"]
-                words = []
-            else:
-                words.append(chain[place])
-            place += max(n, 1)
-        return "".join([*parts, bundle.tokenizer.decode(words)]).strip()
-
-    def _shown(self, histories: Sequence[UserHistory]) -> list[NDArray[np.int64]]:
-        return [history.last(self.recommender.setting.max_history).shown for history in histories]
+        return self.recommender.policy.readable(self.body(chain))
 
     def body(self, chain: Sequence[int]) -> list[int]:
         """A chain without its closing delimiter."""
         ids, close = list(chain), list(self.close_ids)
         return ids[: len(ids) - len(close)] if ids[-len(close) :] == close else ids
 
-    def _read_and_rank(
+    @property
+    def _how(self) -> Ranking:
+        progress = "reasoning" if self.progress else None
+        return Ranking(self.k, self.num_beams, batch_size=self.batch_size, progress=progress)
+
+    def _rank(
         self,
-        known: Sequence[np.ndarray],
-        n: int,
-        prompts: Callable[[int], list[list[int]]],
-        excluded: Sequence[NDArray[np.int64]] | None,
+        histories: Sequence[History],
+        given: Sequence[Any],
+        prompts: Callable[[NDArray[np.int64], Any], list[list[int]]],
+        repeats: bool | None,
+        exclude: Sequence[Items] | None,
     ) -> NDArray[np.int64]:
+        """Rank behind the prompts that are made of each history and what is given to it, equally many for all."""
         recommender = self.recommender
-        room = chains_room(recommender.trie, self.num_beams, n)
+        users = recommender.known(histories)
+        excluded = recommender.excluded(users, repeats, exclude)
+        rows = [prompts(shown, own) for shown, own in zip(recommender.shown(users), given, strict=True)]
+        flat = [row for one in rows for row in one]
+        chains = len(rows[0]) if rows else 1
+        return rank(recommender.policy, recommender.model, flat, self._how, exclude=excluded, chains=chains).items
 
-        def prefix(chunk: NDArray[np.int64]) -> Prefix:
-            input_ids, mask = recommender.padded([row for i in chunk for row in prompts(int(i))])
-            return read(recommender.model, input_ids, mask, room=room, ahead=recommender.trie.depth)
 
-        return self._ranked(known, n, prefix, excluded)[0]
+@dataclass
+class ReasoningRanker:
+    """A model that thinks first, as a ranker.
 
-    def _ranked(
-        self,
-        known: Sequence[np.ndarray],
-        n: int,
-        prefix: Callable[[NDArray[np.int64]], Prefix],
-        excluded: Sequence[NDArray[np.int64]] | None,
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Search behind the prefixes of each batch of histories; similar lengths stand together."""
-        order = np.argsort([len(history) for history in known], kind="stable")
-        items = np.full((len(known), self.k), -1, dtype=np.int64)
-        scores = np.full((len(known), self.k), -np.inf, dtype=np.float32)
-        starts = range(0, len(order), self.batch_size)
-        for start in tqdm(starts, desc="reasoning", unit="batch", disable=None if self.progress else True):
-            chunk = order[start : start + self.batch_size]
-            with torch.no_grad():
-                found = search_chains(
-                    self.recommender.model,
-                    self.recommender.trie,
-                    self.recommender.bundle.vocabulary,
-                    prefix(chunk),
-                    chains=n,
-                    k=self.k,
-                    num_beams=self.num_beams,
-                    exclude=None if excluded is None else [excluded[i] for i in chunk],
-                )
-            items[chunk] = found.items.cpu().numpy()
-            scores[chunk] = found.scores.float().cpu().numpy()
-        return items, scores
+    Attributes:
+        reasoner: The model.
+        thinking: How chains are written.
+        name: Name in the table.
+    """
+
+    reasoner: Reasoner
+    thinking: Thinking
+    name: str
+    last: Ranked | None = None
+
+    def rank(self, rows: pl.DataFrame, k: int) -> NDArray[np.int64]:
+        """See `Ranker`."""
+        reasoner = replace(self.reasoner, k=k)
+        self.last = reasoner(UserHistory.of_rows(rows), self.thinking, repeats=may_repeat(rows))
+        return self.last.items
+
+    def score(self, rows: pl.DataFrame, items: NDArray[np.integer]) -> NDArray[np.float32]:
+        """See `Ranker`: log of the mean probability behind the chains."""
+        recommender, policy = self.reasoner.recommender, self.reasoner.recommender.policy
+        self.rank(rows, self.reasoner.k)
+        assert self.last is not None
+        shown = recommender.shown(UserHistory.of_rows(rows))
+        prompts = [
+            [*policy.prompts.reasoning(history), *chain, policy.prompts.begin_id]
+            for history, own in zip(shown, self.last.chains, strict=True)
+            for chain in own
+        ]
+        n = self.thinking.chains
+        scores = score(policy, recommender.model, prompts, np.repeat(items, n, axis=0))
+        grouped = torch.from_numpy(scores).view(len(items), n, -1)
+        return log_mean_exp(grouped).numpy()
+
+    @property
+    def tokens_per_user(self) -> float:
+        """Tokens of the chains written last, for a case."""
+        return 0.0 if self.last is None else float(self.last.tokens.mean())
+
+    @property
+    def cut(self) -> float:
+        """Share of the chains that had to be cut."""
+        return 0.0 if self.last is None else float(self.last.cut.mean())
+
+    @property
+    def thoughts(self) -> list[str]:
+        """The first chain of each case, as text."""
+        return [] if self.last is None else [self.reasoner.readable(chains[0]) for chains in self.last.chains]
+
+    def controls(self, rows: pl.DataFrame, seed: int) -> Iterable[tuple[Ranker, str]]:
+        """The same model behind chains that cannot help; for several chains, prompts merged without a chain."""
+        assert self.last is not None
+        histories, name, n = UserHistory.of_rows(rows), self.name.partition(",")[0], self.thinking.chains
+        for control, chains in control_chains(self.reasoner, histories, self.last.chains, seed).items():
+            behind = partial(Reasoner.behind, chains=chains)
+            yield _Control(self.reasoner, behind, f"{name}, {control}"), "the same beam behind a chain put there"
+        if n > 1:
+            variants = partial(Reasoner.variants, n=n)
+            yield _Control(self.reasoner, variants, f"{name}, {n} prompts merged"), "what merging alone buys"
+
+
+@dataclass
+class _Control:
+    """A model behind what was put there, for the cases it was put there for."""
+
+    reasoner: Reasoner
+    rank_behind: Callable[..., NDArray[np.int64]]
+    name: str
+
+    def rank(self, rows: pl.DataFrame, k: int) -> NDArray[np.int64]:
+        """See `Ranker`."""
+        reasoner = replace(self.reasoner, k=k)
+        return self.rank_behind(reasoner, UserHistory.of_rows(rows), repeats=may_repeat(rows))
+
+    def score(self, rows: pl.DataFrame, items: NDArray[np.integer]) -> NDArray[np.floating]:
+        """Controls are lists, not scores.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(f"{self.name} is a control: it ranks, and scores nothing")
 
 
 def control_chains(
@@ -301,9 +302,9 @@ def control_chains(
         chains: Its own chains.
         seed: Seed of the exchange.
     """
-    bundle = reasoner.recommender.bundle
-    filler = list(bundle.prompts.prompter.syntax(FILLER))
-    donor = donors(reasoner._shown(reasoner.recommender.known(histories)), seed)
+    policy = reasoner.recommender.policy
+    filler = list(policy.prompts.prompter.syntax(FILLER))
+    donor = donors(reasoner.recommender.shown(reasoner.recommender.known(histories)), seed)
 
     def filled(length: int) -> list[int]:
         return [*(filler * (length // len(filler) + 1))[:length], *reasoner.close_ids]
@@ -312,7 +313,5 @@ def control_chains(
         "empty chain": [[list(reasoner.close_ids) for _ in own] for own in chains],
         "another user's chain": [[list(chain) for chain in chains[i]] for i in donor],
         "filler chain": [[filled(len(reasoner.body(chain))) for chain in own] for own in chains],
-        "chain without items": [
-            [[token for token in chain if token < bundle.vocabulary.first_id] for chain in own] for own in chains
-        ],
+        "chain without items": [[policy.without_items(chain) for chain in own] for own in chains],
     }

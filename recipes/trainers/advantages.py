@@ -195,6 +195,23 @@ def permuted_rows(rows: int, group_size: int, seed: int) -> NDArray[np.int64]:
     )
 
 
+def by_token(chain: Tensor, answer: Tensor, opened: NDArray[np.integer], length: int) -> Tensor:
+    """Advantages of tokens, where a chain and its answer are not worth the same.
+
+    Args:
+        chain: (rows,) advantage of the tokens of each chain.
+        answer: (rows,) advantage of those of its answer.
+        opened: (rows,) place of the answer's first token in each completion.
+        length: Tokens of the longest completion.
+
+    Returns:
+        (rows, length), or (rows,) where both are the same.
+    """
+    if torch.equal(chain, answer):
+        return chain
+    return torch.where(torch.arange(length) >= torch.from_numpy(opened)[:, None], answer[:, None], chain[:, None])
+
+
 def _groups(values: Tensor, group_size: int) -> Tensor:
     """Float64 (groups, group_size)."""
     if values.ndim != 1 or group_size < 2 or len(values) % group_size:

@@ -9,39 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from reasonrec.recipes.decoding.sample import Rollouts
-from reasonrec.recipes.trainers.advantages import grpo_advantage, srpo_advantage, zero_variance
+from reasonrec.recipes.trainers.advantages import zero_variance
 from reasonrec.recipes.trainers.scoring import Scores
-
-Loss = Literal["grpo", "srpo"]
-
-
-@dataclass(frozen=True)
-class Advantage:
-    """How rewards become advantages.
-
-    Attributes:
-        loss: `grpo` normalises in the group; `srpo` adds the bonus for exact hits.
-        bonus_k: Size of the subsets of that bonus.
-        scale: Divide by the group's standard deviation.
-    """
-
-    loss: Loss = "srpo"
-    bonus_k: int = 4
-    scale: bool = True
-
-    def __call__(self, total: NDArray[np.float64], hits: NDArray[np.bool_], group_size: int) -> NDArray[np.float64]:
-        """Advantages of whole groups, (rows,)."""
-        rewards = torch.from_numpy(total)
-        if self.loss == "grpo":
-            return grpo_advantage(rewards, group_size, scale=self.scale).numpy()
-        return srpo_advantage(rewards, torch.from_numpy(hits), group_size, k=self.bonus_k, scale=self.scale).numpy()
 
 
 @dataclass

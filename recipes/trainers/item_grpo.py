@@ -1,8 +1,8 @@
 """TRL's GRPOTrainer with the item policy and our own rollouts; losses, KL, clipping and checkpoints stay TRL's.
 
 What is changed, and where:
-    The policy: `install_item_policy` answers the model call by which TRL gets every log-probability (current, old and
-    reference alike), so the softmax over legal codes that is sampled from is the one that is optimised.
+    The policy: `policies.base.install` answers the model call by which TRL gets every log-probability (current, old
+    and reference alike), so what is sampled from is what is optimised.
     The rollouts: a generation step takes its prompts from `prompt_block`, rolls out until enough groups have variance,
     and hands the chosen ones to TRL through its `rollout_func`, with rewards and advantages that are known by then.
     Processes share the work by prompts, see all scores, and choose the same groups.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,13 +32,16 @@ from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
 from reasonrec.recipes.models.dropout import silence_dropout
 from reasonrec.recipes.models.load import restore_trainable, trainable_values
 from reasonrec.recipes.models.precision import decide
-from reasonrec.recipes.policies.semantic_id import install_item_policy
-from reasonrec.recipes.trainers.advantages import permuted_rows
+from reasonrec.recipes.policies.base import install
+from reasonrec.recipes.policies.loading import causal_lm
+from reasonrec.recipes.trainers.advantages import by_token, permuted_rows
+from reasonrec.recipes.trainers.algorithms import Algorithm
 from reasonrec.recipes.trainers.best import keep_best
 from reasonrec.recipes.trainers.divergence import from_all
-from reasonrec.recipes.trainers.groups import Advantage, Pool, alive, choose, telemetry
+from reasonrec.recipes.trainers.groups import Pool, alive, choose, telemetry
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, save_weights
 from reasonrec.recipes.trainers.keys import check_reports, prepare_arguments
+from reasonrec.recipes.trainers.refresh import KeepFresh
 from reasonrec.recipes.trainers.scoring import Scorer
 from reasonrec.recipes.trainers.watched import WatchedTrainer
 from reasonrec.tokenizers.errors import UserError
@@ -109,7 +112,6 @@ class RolloutSettings:
     """What this trainer adds to GRPOConfig.
 
     Attributes:
-        advantage: How rewards become advantages.
         rounds: Rollout budget: at most so many times the prompts that are trained on.
         max_chain: Longest chain; 0 is direct mode.
         close_ids: What ends a chain.
@@ -119,7 +121,6 @@ class RolloutSettings:
         stop_on_zero_rewards: Stop instead of warning.
     """
 
-    advantage: Advantage = field(default_factory=Advantage)
     rounds: int = 3
     max_chain: int = 0
     close_ids: tuple[int, ...] = ()
@@ -142,6 +143,7 @@ class ItemGRPOTrainer(WatchedTrainer, GRPOTrainer):
     Args:
         prompts: Prompts with targets.
         scorer: Parses and scores rollouts.
+        algorithm: How rewards become advantages.
         settings: What GRPOConfig does not say.
         probe: Ranks a share of fixed validation cases: (model, process, processes) to metrics of each case; the first
             metric selects.
@@ -159,6 +161,7 @@ class ItemGRPOTrainer(WatchedTrainer, GRPOTrainer):
         *,
         prompts: RlPrompts,
         scorer: Scorer,
+        algorithm: Algorithm,
         settings: RolloutSettings,
         probe: Probe | None = None,
         row_learning_rate: float | None = None,
@@ -172,12 +175,12 @@ class ItemGRPOTrainer(WatchedTrainer, GRPOTrainer):
                 "per_device_train_batch_size or steps_per_generation, or min_history"
             )
         self._rounds = min(settings.rounds, len(prompts) // groups)
-        self._settings, self._prompts, self._probe = settings, prompts, probe
+        self._settings, self._prompts, self._probe, self._algorithm = settings, prompts, probe, algorithm
         self._row_learning_rate = row_learning_rate
         self._zero_steps = 0
         self._chosen: Pool | None = None
         self._chosen_values = torch.empty(0)
-        args.max_completion_length = settings.max_chain + len(settings.close_ids) + scorer.trie.depth + 2
+        args.max_completion_length = settings.max_chain + len(settings.close_ids) + scorer.policy.answers.longest + 2
         args.reward_weights = list(scorer.rewards.weights)
         if probe is not None:
             args.eval_strategy, args.eval_on_start = type(args.eval_strategy)("steps"), True
@@ -193,19 +196,17 @@ class ItemGRPOTrainer(WatchedTrainer, GRPOTrainer):
                 rollout_func=self._replay,
                 **kwargs,
             )
-        self._scorer = replace(scorer, trie=scorer.trie.to(self.accelerator.device))
+        self._scorer, self._policy = scorer, scorer.policy
+        self._policy.answers.to(self.accelerator.device)
         restore_trainable(self.model, start)
         self._silenced = silence_dropout(*filter(None, (self.model, self.ref_model)))
         with torch.no_grad():
             self._copy_rows_to_reference()
         for policy in filter(None, (self._base(), self.ref_model)):
-            install_item_policy(
-                self.accelerator.unwrap_model(policy),
-                self._scorer.trie,
-                scorer.vocabulary,
-                temperature=args.temperature,
-                answers_only=True,
-            )
+            lm = self.accelerator.unwrap_model(policy)
+            install(lm, self._policy.answers, temperature=args.temperature, answers_only=True)
+
+        self.add_callback(KeepFresh(self._policy))
 
     create_optimizer = ItemSFTTrainer.create_optimizer
 
@@ -224,8 +225,7 @@ class ItemGRPOTrainer(WatchedTrainer, GRPOTrainer):
 
     def _base(self) -> Any:
         """The causal LM below DDP's and PEFT's wrappers."""
-        model = self.accelerator.unwrap_model(self.model)
-        return model.get_base_model() if hasattr(model, "peft_config") else model
+        return causal_lm(self.accelerator.unwrap_model(self.model))
 
     def _copy_rows_to_reference(self) -> None:
         """TRL copies what has `.default.` in its name; the code rows end in `.default` instead."""
@@ -265,7 +265,7 @@ class ItemGRPOTrainer(WatchedTrainer, GRPOTrainer):
                 targets = None if other is None else candidates[other][mine]
                 pools += self._roll_out(model, sampler, cycle, candidates[mine], targets)
                 found = Pool.join(pools[number * self.accelerator.num_processes :])
-                advantage = settings.advantage(found.scores.total, found.scores.hits, self.num_generations)
+                advantage = self._algorithm(found.scores.total, found.scores.hits)
                 living += int(alive(advantage, self.num_generations).sum())
                 if living >= wanted:
                     break
@@ -281,13 +281,12 @@ class ItemGRPOTrainer(WatchedTrainer, GRPOTrainer):
         def compute() -> Pool:
             rollouts = roll_out(
                 model,
-                scorer.trie,
-                scorer.vocabulary,
+                scorer.policy.answers,
                 [self._prompts.token_ids(prompt) for prompt in numbers],
                 sampler,
                 eos_ids=self.eos_token_ids,
                 pad_id=self._tokenizer.pad_token_id,
-                noise=noise(self.args.seed, cycle, numbers, size, sampler.max_chain + scorer.trie.depth),
+                noise=noise(self.args.seed, cycle, numbers, size, sampler.max_chain + scorer.policy.answers.longest),
             )
             others = None if permuted is None else permuted.repeat(size)
             return Pool(numbers, rollouts, scorer(model, rollouts, self._prompts, numbers.repeat(size), others))
@@ -303,19 +302,27 @@ class ItemGRPOTrainer(WatchedTrainer, GRPOTrainer):
         wanted = len(inputs) * world // size
         pool = self._collect(wanted)
         scores = pool.scores
-        advantage = self._settings.advantage(scores.total, scores.hits, size)
+        advantage = self._algorithm(scores.total, scores.hits)
         chosen = choose(alive(advantage, size), wanted)
-        permuted = self._settings.advantage(scores.permuted_total, scores.permuted_hits, size)
-        for name, value in telemetry(pool, advantage, permuted, chosen, self._scorer.trie.depth).items():
+        permuted = self._algorithm(scores.permuted_total, scores.permuted_hits)
+        for name, value in telemetry(pool, advantage, permuted, chosen, self._policy.answers.longest).items():
             self._metrics["train"][name].append(value)
         self._watch_zero_rewards(pool)
-        rows = pool.rows(chosen)
-        local = rows[self.accelerator.process_index * len(inputs) :][: len(inputs)]
-        self._chosen = Pool(pool.numbers[chosen], pool.rollouts.take(local), scores.take(local))
+        rows, target = pool.rows(chosen), self._prompts.target[pool.numbers[chosen]]
+        mine = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
+        local = rows[mine]
+        rollouts = self._policy.optimised(pool.rollouts.take(local), target.repeat(size)[mine], target)
+        self._chosen = Pool(pool.numbers[chosen], rollouts, scores.take(local))
         device = self.accelerator.device
         self._chosen_values = torch.from_numpy(scores.values[rows]).float().to(device)
         output = super()._generate_and_score_completions([{"prompt": ""} for _ in local])
-        output["advantages"] = torch.from_numpy(advantage[local]).float().to(device)
+        chain, answer = (torch.from_numpy(part[mine]).float() for part in self._algorithm.split(advantage[rows]))
+        opened = (
+            rollouts.opened(self._policy.answers.begin_id)
+            if self._settings.max_chain
+            else np.zeros(len(local), dtype=np.int64)
+        )
+        output["advantages"] = by_token(chain, answer, opened, output["completion_ids"].shape[1]).to(device)
         self._chosen = None
         return cast("dict[str, Any]", output)
 

@@ -13,13 +13,13 @@ from trl import SFTConfig, SFTTrainer
 from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
 from reasonrec.recipes.models.load import restore_trainable, trainable_values
 from reasonrec.recipes.models.precision import decide
-from reasonrec.recipes.policies.semantic_id import install_item_policy
+from reasonrec.recipes.policies.base import Policy, install
+from reasonrec.recipes.policies.loading import causal_lm
 from reasonrec.recipes.trainers.divergence import check_trained
 from reasonrec.recipes.trainers.keys import check_reports, prepare_arguments
+from reasonrec.recipes.trainers.refresh import KeepFresh
 from reasonrec.recipes.trainers.watched import WatchedTrainer
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.trie import Trie
-from reasonrec.tokenizers.vocabulary import Vocabulary
 
 
 @dataclass
@@ -59,21 +59,19 @@ class ItemSFTTrainer(WatchedTrainer, SFTTrainer):
     """Trains on plan lines in their order.
 
     Args:
-        trie: Trie of the items.
-        vocabulary: Where the codes stand.
+        policy: How the model reads and answers.
         row_learning_rate: Learning rate of the code rows under PEFT; the others use `learning_rate`.
         **kwargs: What SFTTrainer takes.
     """
 
-    def __init__(
-        self, *, trie: Trie, vocabulary: Vocabulary, row_learning_rate: float | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, *, policy: Policy, row_learning_rate: float | None = None, **kwargs: Any) -> None:
         model = kwargs["model"]
         start = trainable_values(model)
         super().__init__(**kwargs)
         restore_trainable(self.model, start)
-        base = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-        install_item_policy(base, trie.to(self.accelerator.device), vocabulary)
+        policy.answers.to(self.accelerator.device)
+        install(causal_lm(self.model), policy.answers)
+        self.add_callback(KeepFresh(policy))
         self._row_learning_rate = row_learning_rate
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.data_gen.tasks.rl_prompts import RlPrompts
-from reasonrec.recipes.decoding.prefix import padded, read
 from reasonrec.recipes.decoding.sample import Rollouts
-from reasonrec.recipes.decoding.score import score_items
-from reasonrec.recipes.decoding.search import beam_search
-from reasonrec.recipes.models.checkpoint import Bundle
+from reasonrec.recipes.policies.base import Parse, Policy
+from reasonrec.recipes.policies.inference import Ranking, rank, score
 from reasonrec.rewards.collaborative import CoVisits
-from reasonrec.rewards.exact import exact_hits
-from reasonrec.rewards.parse import Parsed, Parser
-from reasonrec.rewards.prefix import common_prefix
+from reasonrec.rewards.parse import Parsed
 from reasonrec.rewards.registry import WeightedRewards
-from reasonrec.tokenizers.trie import Trie
-from reasonrec.tokenizers.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,23 +88,20 @@ class Scorer:
 
     Attributes:
         rewards: The rewards of the run.
-        parser: Takes completions apart, in the mode of the run.
-        item_codes: Codes of each item.
-        trie: Trie of the items, on the model's device.
-        vocabulary: Where the codes stand.
-        decode: Turns token ids into text.
-        pad_id: Token to pad with.
+        policy: How the model reads and answers, on its device.
+        reasoning: Whether completions start with a chain.
         context: Keywords that are the same for every batch (`similarity`, `train_counts`), where rewards need them.
     """
 
     rewards: WeightedRewards
-    parser: Parser
-    item_codes: Sequence[tuple[int, ...]]
-    trie: Trie
-    vocabulary: Vocabulary
-    decode: Callable[[Sequence[Sequence[int]]], list[str]]
-    pad_id: int
+    policy: Policy
+    reasoning: bool
     context: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def parser(self) -> Parse:
+        """Takes completions apart, in the mode of the run."""
+        return self.policy.parser(reasoning=self.reasoning)
 
     def __call__(
         self,
@@ -136,23 +127,20 @@ class Scorer:
         batch: dict[str, Any] = {
             **self.context,
             **parsed.columns(),
-            "prompts": Texts(rollouts.prompt_ids, self.decode),
-            "completions": Texts(rollouts.completion_ids, self.decode),
+            "prompts": Texts(rollouts.prompt_ids, self.policy.decode),
+            "completions": Texts(rollouts.completion_ids, self.policy.decode),
             "completion_ids": rollouts.completion_ids,
             "history_items": [prompts.history(number).tolist() for number in numbers],
-            "depth": self.parser.depth,
-            "reasoning": self.parser.reasoning,
+            "reasoning": self.reasoning,
         }
         target = prompts.target[numbers]
         required = self.rewards.requires
         if "beam_items" in required:
-            batch["beam_items"] = self._behind_chains(model, rollouts, None)
+            batch["beam_items"] = self._lists(model, rollouts)
         if "target_log_prob" in required:
-            batch["target_log_prob"] = self._behind_chains(model, rollouts, target)
+            batch["target_log_prob"] = self._log_probs(model, rollouts, target)
         values, total, hits = self._against(batch, parsed, target)
-        codes = [self.item_codes[item] for item in target]
-        pairs = zip(parsed.predicted_codes, codes, strict=True)
-        levels = np.array([common_prefix(p, t) if p else 0 for p, t in pairs], dtype=np.int64)
+        levels = self.policy.levels(parsed, target)
         permuted_total, permuted_hits = np.full(len(total), np.nan), np.zeros_like(hits)
         if permuted is not None and "target_log_prob" not in required:  # that would be read a second time
             _, permuted_total, permuted_hits = self._against(batch, parsed, prompts.target[permuted])
@@ -161,50 +149,44 @@ class Scorer:
     def _against(
         self, batch: dict[str, Any], parsed: Parsed, target: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-        codes = [self.item_codes[item] for item in target]
-        values = self.rewards(**batch, target_items=target.tolist(), target_codes=codes)
-        return values, self.rewards.total(values), exact_hits(parsed.predicted_codes, codes)
+        values = self.rewards(**batch, target_items=target.tolist(), **self.policy.columns(target))
+        return values, self.rewards.total(values), np.array(parsed.predicted_items) == target
 
-    @torch.no_grad()
-    def _behind_chains(
-        self, model: PreTrainedModel, rollouts: Rollouts, target: NDArray[np.int64] | None
-    ) -> list[Any]:
-        """The beam behind each begin marker, or the log-probability of a target there; equal cases are read once."""
-        begin = self.vocabulary.begin_id
-        prefixes = []
-        for prompt, completion in zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True):
-            stop = completion.index(begin) + 1 if begin in completion else 0
-            prefixes.append((*prompt, *completion[:stop]))
-        items = [-1] * len(prefixes) if target is None else target.tolist()
-        cases = list(dict.fromkeys(zip(prefixes, items, strict=True)))
-        found: dict[tuple[tuple[int, ...], int], Any] = {}
-        for chunk in (cases[i : i + _ROWS] for i in range(0, len(cases), _ROWS)):
-            ids, seen = padded([prefix for prefix, _ in chunk], self.pad_id, model.device)
-            if target is None:
-                k = min(BEAM, self.trie.n_items)
-                beams = beam_search(model, self.trie, self.vocabulary, ids, seen, k=k, num_beams=k)
-                found.update(zip(chunk, beams.items.tolist(), strict=True))
-            else:
-                gold = torch.tensor([[item] for _, item in chunk], device=model.device)
-                prefix = read(model, ids, seen, room=self.trie.depth, ahead=self.trie.depth)
-                scores = score_items(model, self.trie, self.vocabulary, prefix, gold)
-                found.update(zip(chunk, scores[:, 0].tolist(), strict=True))
-        return [found[case] for case in zip(prefixes, items, strict=True)]
+    def _lists(self, model: PreTrainedModel, rollouts: Rollouts) -> list[list[int]]:
+        """The items found behind each begin marker; equal chains are read once."""
+        rows = self._opened(rollouts)
+        prompts = list(dict.fromkeys(rows))
+        width = min(BEAM, self.policy.catalogue.n_items)
+        items = rank(self.policy, model, prompts, Ranking(width, width, batch_size=_ROWS)).items
+        found = dict(zip(prompts, items.tolist(), strict=True))
+        return [found[row] for row in rows]
+
+    def _log_probs(self, model: PreTrainedModel, rollouts: Rollouts, target: NDArray[np.int64]) -> list[float]:
+        """The log-probability of each target behind the begin marker; equal cases are read once."""
+        rows = list(zip(self._opened(rollouts), target.tolist(), strict=True))
+        cases = list(dict.fromkeys(rows))
+        items = np.array([[item] for _, item in cases], dtype=np.int64)
+        scores = score(self.policy, model, [prompt for prompt, _ in cases], items, batch_size=_ROWS)
+        found = dict(zip(cases, scores[:, 0].tolist(), strict=True))
+        return [found[row] for row in rows]
+
+    def _opened(self, rollouts: Rollouts) -> list[tuple[int, ...]]:
+        """Prompt and completion up to the begin marker, of each rollout."""
+        size = len(rollouts)
+        opened = rollouts.opened(self.policy.answers.begin_id) if self.reasoning else np.zeros(size, dtype=np.int64)
+        rows = zip(rollouts.prompt_ids, rollouts.completion_ids, opened, strict=True)
+        return [(*prompt, *completion[:stop]) for prompt, completion, stop in rows]
 
 
-def build_scorer(
-    rewards: WeightedRewards, bundle: Bundle, dataset: Dataset, close_ids: tuple[int, ...], *, reasoning: bool
-) -> Scorer:
-    """Parser and rewards, with what these need from the training data.
+def build_scorer(rewards: WeightedRewards, policy: Policy, dataset: Dataset, *, reasoning: bool) -> Scorer:
+    """Rewards, with what these need from the training data.
 
     Args:
         rewards: The rewards of the run.
-        bundle: Catalogue and tokenizer.
+        policy: How the model reads and answers.
         dataset: The training data.
-        close_ids: What ends a chain.
         reasoning: Whether completions start with a chain.
     """
-    tokenizer = bundle.tokenizer
     context: dict[str, Any] = {}
     if "similarity" in rewards.requires:
         sequences = [np.asarray(items) for items in dataset.train["items"].to_list()]
@@ -212,18 +194,5 @@ def build_scorer(
         window = None if dataset.facts["order"] == "set" else 10
         context["similarity"] = CoVisits(np.concatenate(sequences), owner, dataset.n_items, window)
     if "train_counts" in rewards.requires:
-        context["train_counts"] = bundle.catalogue.items["train_count"].to_numpy()
-    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
-    parser = Parser(
-        bundle.vocabulary, bundle.index, reasoning=reasoning, opened=not reasoning, close_ids=close_ids, end_ids=ends
-    )
-    return Scorer(
-        rewards,
-        parser,
-        bundle.index.tuples(),
-        bundle.trie,
-        bundle.vocabulary,
-        lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True),
-        tokenizer.pad_token_id,
-        context,
-    )
+        context["train_counts"] = policy.catalogue.items["train_count"].to_numpy()
+    return Scorer(rewards, policy, reasoning, context)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
-from reasonrec.recipes.models.checkpoint import Bundle, Setting, base_of, load_trained, load_with_rows
-from reasonrec.recipes.models.load import LoraSettings, add_adapter
-from reasonrec.recipes.models.precision import Precision
+from reasonrec.recipes.models.checkpoint import Setting, base_of
+from reasonrec.recipes.models.load import LoraSettings, Method, add_adapter
+from reasonrec.recipes.models.precision import Precision, load_finite
+from reasonrec.recipes.policies.base import Policy
+from reasonrec.recipes.policies.loading import load_fresh, load_trained
 from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.manifest import Manifest
@@ -16,7 +19,7 @@ from reasonrec.tokenizers.output import MANIFEST
 
 _TRAINED = ("adapter", "model")
 # What a training that goes on cannot change.
-_AGREED = ("method", "history_prompt", "chat", "system", "max_history")
+_AGREED = ("method", "history_prompt", "chat", "system", "max_history", "policy", "policy_options")
 _OF_ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 
 
@@ -70,43 +73,47 @@ def agreed_setting(asked: Setting, config: dict[str, Any], earlier: Manifest | N
 
 
 class Start(Protocol):
-    """The keys that say where a training starts."""
+    """The keys that say where a training starts, beside the `lora_…` keys."""
 
     model: str
     base_model: str | None
+    method: Method
 
 
 def load_start(
     stage: Start,
     setting: Setting,
-    bundle: Bundle,
-    lora: LoraSettings,
+    policy: Policy,
     earlier: Manifest | None,
-    precision: Precision | None = None,
+    precision: Precision,
     *,
     trust_remote_code: bool = False,
-) -> tuple[Any, Setting]:
-    """The model to train, and the setting with its base's fingerprint.
+) -> tuple[Any, Setting, Precision]:
+    """The model to train, the setting with its base's fingerprint, and what it computes in.
 
     Args:
         stage: The configuration.
         setting: From `agreed_setting`.
-        bundle: Catalogue and tokenizer.
-        lora: Shape of a fresh adapter.
+        policy: How it reads and answers.
         earlier: What the training goes on from.
-        precision: What is computed in; as the hardware is if unset.
+        precision: What to compute in; one in which the model's logits are not finite gives way to fp32.
         trust_remote_code: Run code that comes with the model or its base; off unless the user asks.
     """
-    if earlier is not None:
-        loaded = load_trained(
-            stage.model,
-            base_model=stage.base_model,
-            precision=precision,
-            trainable=True,
-            trust_remote_code=trust_remote_code,
-        )
-        return loaded[1], setting
-    model, fingerprint = load_with_rows(setting, bundle, precision, trust_remote_code=trust_remote_code)
-    if setting.method != "full":
-        model = add_adapter(model, bundle.vocabulary, lora)
-    return model, replace(setting, fingerprint=fingerprint)
+
+    def load(chosen: Precision) -> tuple[Any, Setting]:
+        if earlier is not None:
+            loaded = load_trained(
+                stage.model,
+                base_model=stage.base_model,
+                precision=chosen,
+                trainable=True,
+                trust_remote_code=trust_remote_code,
+            )
+            return loaded.model, setting
+        model, fingerprint = load_fresh(setting, policy, chosen, trust_remote_code=trust_remote_code)
+        if setting.method != "full":
+            model = add_adapter(model, policy.new_tokens, LoraSettings.of(stage))
+        return model, replace(setting, fingerprint=fingerprint)
+
+    (model, setting), precision = load_finite(load, precision, itemgetter(0), autocast=stage.method == "full")
+    return model, setting, precision

@@ -33,10 +33,13 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.data_gen.tasks.prompts import HISTORY
+from reasonrec.recipes.decoding.prefix import padded
 from reasonrec.recipes.decoding.search import beam_search
 from reasonrec.recipes.keys import PrecisionName
-from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows, training_data
+from reasonrec.recipes.models.checkpoint import Setting, training_data
 from reasonrec.recipes.models.precision import choose
+from reasonrec.recipes.policies.base import build_policy
+from reasonrec.recipes.policies.loading import load_fresh
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.rewards.metrics import per_row
 from reasonrec.tokenizers.artefact import read_manifest, write_json
@@ -97,10 +100,10 @@ def peak_memory(device: str) -> Callable[[], float]:
 def load_base_model(options: argparse.Namespace) -> Recommender:
     """SmolLM2 with freshly started code rows, unsure of everything: the search can skip least."""
     setting = Setting(options.model, "full", HISTORY, False, None, 10)
-    bundle = Bundle.build(Dataset.load(options.dataset).catalogue(ItemIndex.load(options.index)), setting)
+    policy = build_policy(Dataset.load(options.dataset).catalogue(ItemIndex.load(options.index)), setting)
     precision = choose(options.precision, options.device)
-    model, _ = load_with_rows(setting, bundle, precision)
-    return Recommender(bundle, model.to(device=options.device, dtype=precision.dtype), setting, precision)
+    model, _ = load_fresh(setting, policy, precision)
+    return Recommender(policy, model.to(device=options.device, dtype=precision.dtype), setting, precision)
 
 
 def is_model(path: str) -> bool:
@@ -130,12 +133,15 @@ def measure_trained(options: argparse.Namespace) -> dict[str, Any]:
 def measure_speed(options: argparse.Namespace, *, trained: bool = False) -> dict[str, Any]:
     """Users per second of the search, of `generate` in two ways, and of a bare prefill of the same batches."""
     recommender = load_trained(options, options.trained, options.precision) if trained else load_base_model(options)
-    bundle, model, device = recommender.bundle, recommender.model, options.device
-    vocabulary, eos = bundle.vocabulary, bundle.tokenizer.eos_token_id
-    trie = bundle.trie.to(device)
-    table = prefix_table(bundle.prompts.item_token_ids)
+    policy, model, device = recommender.policy, recommender.model, options.device
+    vocabulary, eos = policy.vocabulary, policy.tokenizer.eos_token_id
+    trie = policy.trie.to(device)
+    table = prefix_table(policy.prompts.item_token_ids)
     histories = draw_histories(Dataset.load(options.dataset), options.users, options.seed)
-    batches = [recommender.prompts(histories[i : i + BATCH]) for i in range(0, len(histories), BATCH)]
+    batches = [
+        padded(recommender.prompts(histories[i : i + BATCH]), policy.pad_id, device)
+        for i in range(0, len(histories), BATCH)
+    ]
 
     def prefill(ids: torch.Tensor, mask: torch.Tensor) -> Any:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -153,7 +159,7 @@ def measure_speed(options: argparse.Namespace, *, trained: bool = False) -> dict
             max_new_tokens=trie.depth + 1,
             do_sample=False,
             length_penalty=0.0,
-            pad_token_id=bundle.tokenizer.pad_token_id,
+            pad_token_id=policy.tokenizer.pad_token_id,
             eos_token_id=eos,
             **constraint,
         )

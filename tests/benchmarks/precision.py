@@ -36,9 +36,11 @@ from reasonrec.data_gen.schema import Dataset
 from reasonrec.data_gen.tasks.choice import TaskChoice
 from reasonrec.data_gen.tasks.prompts import HISTORY
 from reasonrec.recipes.keys import PrecisionName
-from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows
+from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.models.load import LoraSettings, add_adapter
 from reasonrec.recipes.models.precision import choose, default_device
+from reasonrec.recipes.policies.base import Policy, build_policy
+from reasonrec.recipes.policies.loading import load_fresh
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments
 from reasonrec.tokenizers.artefact import write_json
@@ -84,7 +86,7 @@ def precisions() -> list[PrecisionName]:
     return ["auto", "fp32", "bf16", *(["fp16"] if native == "fp16" else [])]  # type: ignore[list-item]
 
 
-def demo(options: argparse.Namespace) -> Bundle:
+def demo(options: argparse.Namespace) -> Policy:
     """The demo's data, made if it is not there."""
     for stage, folder in (("prepare", options.dataset), ("index_items", options.index)):
         if not (Path(folder) / "manifest.json").is_file():
@@ -92,27 +94,27 @@ def demo(options: argparse.Namespace) -> Bundle:
             module = f"reasonrec.recipes.{stage}"
             subprocess.run([sys.executable, "-m", module, "--config", config, "--output_dir", folder], check=True)
     setting = Setting(options.model, "full", HISTORY, False, None, 15)
-    return Bundle.build(Dataset.load(options.dataset).catalogue(ItemIndex.load(options.index)), setting)
+    return build_policy(Dataset.load(options.dataset).catalogue(ItemIndex.load(options.index)), setting)
 
 
-def load(options: argparse.Namespace, bundle: Bundle, method: Any, asked: PrecisionName) -> Any:
+def load(options: argparse.Namespace, policy: Policy, method: Any, asked: PrecisionName) -> Any:
     """The demo's model in one precision, freshly started."""
     setting = Setting(options.model, method, HISTORY, False, None, 15)
-    return load_with_rows(setting, bundle, choose(asked))[0]
+    return load_fresh(setting, policy, choose(asked))[0]
 
 
 def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a training step, by method and precision."""
-    bundle = demo(options)
-    examples = bundle.examples(Dataset.load(options.dataset).train, one_per_prefix=False)
+    policy = demo(options)
+    examples = policy.examples(Dataset.load(options.dataset).train, one_per_prefix=False)
     plan = TaskChoice(max_history=15).plan(examples, set_order=False, passes=0.1, batch_size=8, seed=0)
     ways = list(itertools.product(METHODS, precisions()))
     clocks: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as folder:
         for method, asked in [*ways, *reversed(ways)]:
-            model = load(options, bundle, method, asked)
+            model = load(options, policy, method, asked)
             if method != "full":
-                model = add_adapter(model, bundle.vocabulary, LoraSettings(16, 32, 0.0, "all-linear"))
+                model = add_adapter(model, policy.new_tokens, LoraSettings(16, 32, 0.0, "all-linear"))
             args = SftArguments(
                 output_dir=folder, precision=asked, per_device_train_batch_size=8, learning_rate=1e-4,
                 num_train_epochs=1, activation_checkpointing=False, report_to="none", disable_tqdm=True,
@@ -120,12 +122,11 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
             )  # fmt: skip
             clock = Clock(options.budget)
             trainer = ItemSFTTrainer(
-                trie=bundle.trie,
-                vocabulary=bundle.vocabulary,
+                policy=policy,
                 model=model,
                 args=args,
                 train_dataset=HfDataset(plan.to_arrow()).with_transform(examples),
-                processing_class=bundle.tokenizer,
+                processing_class=policy.tokenizer,
                 callbacks=[clock],
             )
             trainer.train()
@@ -147,10 +148,10 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
 
 def measure_search(options: argparse.Namespace) -> dict[str, Any]:
     """Users per second of the item search, by precision."""
-    bundle = demo(options)
+    policy = demo(options)
     histories = Dataset.load(options.dataset).test["history"].to_list()[: options.users]
     found = {
-        asked: Recommender(bundle, load(options, bundle, "lora", asked).to(default_device()), Setting(
+        asked: Recommender(policy, load(options, policy, "lora", asked).to(default_device()), Setting(
             options.model, "lora", HISTORY, False, None, 15
         ))
         for asked in precisions()

@@ -34,10 +34,12 @@ from reasonrec.data_gen.tasks.prompts import HISTORY
 from reasonrec.data_gen.tasks.render import Examples
 from reasonrec.data_gen.tasks.rl_prompts import PromptWindow, RlPrompts, prompt_block
 from reasonrec.recipes.evaluation.intervals import seed_interval
-from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows
+from reasonrec.recipes.models.checkpoint import Setting
+from reasonrec.recipes.policies.base import Policy, build_policy
+from reasonrec.recipes.policies.loading import load_fresh
 from reasonrec.recipes.policies.semantic_id import item_log_probs
 from reasonrec.recipes.recommender import Recommender
-from reasonrec.recipes.trainers.groups import Advantage
+from reasonrec.recipes.trainers.algorithms import build_algorithm
 from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer, RolloutSettings
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments
 from reasonrec.recipes.trainers.scoring import build_scorer
@@ -81,10 +83,10 @@ def make_data(folder: Path, size: Size) -> tuple[Dataset, ItemIndex, SyntheticWo
 
 
 def supervise(
-    bundle: Bundle, model: Any, rows: list[tuple[Any, int]], *, rate: float, batch: int, seed: int, schedule: str
+    policy: Policy, model: Any, rows: list[tuple[Any, int]], *, rate: float, batch: int, seed: int, schedule: str
 ) -> Any:
     """Train on answers behind histories, in the order given."""
-    layout = Examples(bundle.prompts, [], [], [])
+    layout = Examples(policy.prompts, [], [], [])
     examples = [layout.history(history, target, every_item=False) for history, target in rows]
     with tempfile.TemporaryDirectory() as folder:
         args = SftArguments(
@@ -94,14 +96,13 @@ def supervise(
             disable_tqdm=True,
         )  # fmt: skip
         trainer = ItemSFTTrainer(
-            trie=bundle.trie,
-            vocabulary=bundle.vocabulary,
+            policy=policy,
             model=model,
             args=args,
             train_dataset=HfDataset.from_dict(
                 {"input_ids": [i for i, _ in examples], "labels": [x for _, x in examples]}
             ),
-            processing_class=bundle.tokenizer,
+            processing_class=policy.tokenizer,
         )
         trainer.train()
     return trainer.model
@@ -122,12 +123,12 @@ class Branches:
     nodes: torch.Tensor  # (users, length): where a label's codes so far stand in the trie
 
 
-def make_branches(bundle: Bundle, users: list[list[list[int]]]) -> Branches:
+def make_branches(policy: Policy, users: list[list[list[int]]]) -> Branches:
     """Lay out users, each a list of prefixes that end with their (perhaps promoted) target.
 
     All items have the same number of codes here.
     """
-    prompts, trie, vocabulary = bundle.prompts, bundle.trie, bundle.vocabulary
+    prompts, trie, vocabulary = policy.prompts, policy.trie, policy.vocabulary
     head = prompts.direct([])[:-1]
     depth = trie.depth
     lengths = [len(head) + depth * (len(rows[-1]) - 1) for rows in users]
@@ -158,31 +159,31 @@ def make_branches(bundle: Bundle, users: list[list[list[int]]]) -> Branches:
     return Branches(ids, positions, mask, labels, nodes)
 
 
-def branch_losses(bundle: Bundle, model: Any, part: Branches) -> tuple[torch.Tensor, int]:
+def branch_losses(policy: Policy, model: Any, part: Branches) -> tuple[torch.Tensor, int]:
     """Summed negative log-probability of the targets, by the policy that recommends, and their number."""
     hidden = model.base_model(
         input_ids=part.ids, attention_mask=part.mask[:, None], position_ids=part.positions, use_cache=False
     ).last_hidden_state
     where = part.labels != -100
     gain, _, _ = item_log_probs(
-        model, bundle.trie, bundle.vocabulary, hidden[where], part.nodes[where], part.labels[where]
+        model, policy.trie, policy.vocabulary, hidden[where], part.nodes[where], part.labels[where]
     )
-    return -gain.sum(), int(where.sum()) // bundle.trie.depth
+    return -gain.sum(), int(where.sum()) // policy.trie.depth
 
 
 def start_from_the_log(
-    bundle: Bundle, dataset: Dataset, setting: Setting, size: Size, seed: int
+    policy: Policy, dataset: Dataset, setting: Setting, size: Size, seed: int
 ) -> tuple[Any, dict[str, Any]]:
     """Learn the biased log; the epoch is kept that explains a held-out part of the log itself best."""
     torch.manual_seed(seed)
-    model, _ = load_with_rows(setting, bundle)
+    model, _ = load_fresh(setting, policy)
     frame = dataset.train.with_columns(n=pl.col("items").list.len()).sort("user", "n")
     grouped = frame.group_by("user", maintain_order=True).agg("items")["items"].to_list()
     users = [grouped[i] for i in np.random.default_rng([seed, 7]).permutation(len(grouped))]
     cut = len(users) // 20
-    held = make_branches(bundle, users[:cut])
+    held = make_branches(policy, users[:cut])
     users = sorted(users[cut:], key=len)
-    batches = [make_branches(bundle, users[i : i + 64]) for i in range(0, len(users), 64)]
+    batches = [make_branches(policy, users[i : i + 64]) for i in range(0, len(users), 64)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     steps = size.epochs * len(batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -192,7 +193,7 @@ def start_from_the_log(
     for epoch in range(size.epochs):
         model.train()
         for number in np.random.default_rng([seed, 9, epoch]).permutation(len(batches)):
-            loss, count = branch_losses(bundle, model, batches[number])
+            loss, count = branch_losses(policy, model, batches[number])
             (loss / count).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -200,7 +201,7 @@ def start_from_the_log(
             optimizer.zero_grad()
         model.eval()
         with torch.no_grad():
-            loss, count = branch_losses(bundle, model, held)
+            loss, count = branch_losses(policy, model, held)
         losses.append(float(loss) / count)
         if losses[-1] == min(losses):
             best = copy.deepcopy(model)
@@ -208,16 +209,16 @@ def start_from_the_log(
 
 
 def score(
-    bundle: Bundle, dataset: Dataset, setting: Setting, model: Any, world: SyntheticWorld, split: str, rows: int
+    policy: Policy, dataset: Dataset, setting: Setting, model: Any, world: SyntheticWorld, split: str, rows: int
 ) -> tuple[float, float]:
     """HR@10 and NDCG@10 under the world's own probabilities."""
     histories = dataset.rows(split)["history"].to_list()[:rows]  # type: ignore[arg-type]
-    ranking, _ = Recommender(bundle, model, setting).recommend(histories, k=10, num_beams=20, batch_size=250)
+    ranking, _ = Recommender(policy, model, setting).recommend(histories, k=10, num_beams=20, batch_size=250)
     return world.expected_metrics(ranking, histories)
 
 
 def reinforce(
-    bundle: Bundle, dataset: Dataset, start: Any, prompts: RlPrompts, size: Size, arm: str, rate: float, seed: int
+    policy: Policy, dataset: Dataset, start: Any, prompts: RlPrompts, size: Size, arm: str, rate: float, seed: int
 ) -> tuple[Any, list[dict[str, float]]]:
     """One run of GRPO or SRPO from a copy of the start; returns the model and the log."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -230,11 +231,12 @@ def reinforce(
         )  # fmt: skip
         trainer = ItemGRPOTrainer(
             prompts=prompts,
-            scorer=build_scorer(load_rewards({"rsvr": 1.0}), bundle, dataset, (), reasoning=False),
-            settings=RolloutSettings(Advantage("grpo" if arm == "GRPO" else "srpo"), rounds=size.rounds),
+            scorer=build_scorer(load_rewards({"rsvr": 1.0}), policy, dataset, reasoning=False),
+            algorithm=build_algorithm("grpo" if arm == "GRPO" else "srpo", {}, size.generations),
+            settings=RolloutSettings(rounds=size.rounds),
             model=copy.deepcopy(start),
             args=args,
-            processing_class=bundle.tokenizer,
+            processing_class=policy.tokenizer,
         )
         trainer.log = lambda logs, start_time=None: _keep(trainer, logs)  # one line per step would fill the screen
         trainer.train()
@@ -248,7 +250,7 @@ def _keep(trainer: Any, logs: dict[str, float]) -> None:
 
 
 def run_arm(
-    bundle: Bundle, dataset: Dataset, start: Any, prompts: RlPrompts, size: Size, arm: str, rate: float, seed: int
+    policy: Policy, dataset: Dataset, start: Any, prompts: RlPrompts, size: Size, arm: str, rate: float, seed: int
 ) -> tuple[Any, list[dict[str, float]]]:
     """Train one arm."""
     if arm == "SFT continued":
@@ -256,11 +258,11 @@ def run_arm(
         numbers = np.concatenate([prompt_block(len(prompts), block, i, seed) for i in range(size.updates)])
         rows = [(prompts.history(i), int(prompts.target[i])) for i in numbers]
         model = copy.deepcopy(start)
-        return supervise(bundle, model, rows, rate=rate, batch=block, seed=seed, schedule="constant"), []
+        return supervise(policy, model, rows, rate=rate, batch=block, seed=seed, schedule="constant"), []
     if arm == "SRPO, permuted targets":
         shuffled = np.random.default_rng([seed, 8]).permutation(prompts.target)
         prompts = replace(prompts, target=shuffled)
-    return reinforce(bundle, dataset, start, prompts, size, arm, rate, seed)
+    return reinforce(policy, dataset, start, prompts, size, arm, rate, seed)
 
 
 def shares(log: list[dict[str, float]]) -> dict[str, float]:
@@ -289,43 +291,43 @@ def main() -> None:
             Path(scratch) / "base", dataset.items["title"].to_list(), hidden=64, layers=2, heads=4, seed=0
         )
         setting = Setting(str(base), "full", HISTORY, False, None, MAX_HISTORY, True)
-        bundle = Bundle.build(dataset.catalogue(index), setting)
-        result = compare(bundle, dataset, setting, world, size)
+        policy = build_policy(dataset.catalogue(index), setting)
+        result = compare(policy, dataset, setting, world, size)
     result["seconds"] = round(time.perf_counter() - began)
     write_json(out, result)
     print(json.dumps({name: result[name] for name in ("test", "paired", "shares", "holds", "seconds")}, indent=1))
 
 
-def compare(bundle: Bundle, dataset: Dataset, setting: Setting, world: SyntheticWorld, size: Size) -> dict[str, Any]:
+def compare(policy: Policy, dataset: Dataset, setting: Setting, world: SyntheticWorld, size: Size) -> dict[str, Any]:
     """All arms on all seeds."""
     histories = dataset.test["history"].to_list()
-    prompts = RlPrompts.from_train(dataset.train, PromptWindow(max_history=MAX_HISTORY), bundle.prompts.direct)
+    prompts = RlPrompts.from_train(dataset.train, PromptWindow(max_history=MAX_HISTORY), policy.prompts.direct)
     rates = {arm: RATES.get(arm, RATES["GRPO"]) for arm in ARMS}
     trials: dict[str, dict[float, float]] = {arm: {} for arm in ARMS}
     test: dict[str, list[tuple[float, float]]] = {name: [] for name in ("start", *ARMS)}
     late: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS[1:]}
     starts = []
     for seed in range(size.seeds):
-        start, about = start_from_the_log(bundle, dataset, setting, size, seed)
+        start, about = start_from_the_log(policy, dataset, setting, size, seed)
         starts.append(about)
-        test["start"].append(score(bundle, dataset, setting, start, world, "test", size.held_out))
+        test["start"].append(score(policy, dataset, setting, start, world, "test", size.held_out))
         print(f"seed {seed}: start {test['start'][-1]}, log loss {about['held_out_log_loss']}", flush=True)
         for arm in ARMS:
             candidates = rates[arm] if seed == 0 else (max(trials[arm], key=lambda rate: trials[arm][rate]),)
             found: dict[float, tuple[Any, list[dict[str, float]]]] = {}
             for rate in candidates:
                 clock = time.perf_counter()
-                found[rate] = run_arm(bundle, dataset, start, prompts, size, arm, rate, seed)
+                found[rate] = run_arm(policy, dataset, start, prompts, size, arm, rate, seed)
                 if seed == 0:
                     trials[arm][rate] = score(
-                        bundle, dataset, setting, found[rate][0], world, "valid", size.valid_rows
+                        policy, dataset, setting, found[rate][0], world, "valid", size.valid_rows
                     )[0]
                     seconds = time.perf_counter() - clock
                     print(
                         f"  {arm}, rate {rate}: validation HR@10 {trials[arm][rate]:.4f}, {seconds:.0f} s", flush=True
                     )
             model, log = found[max(found, key=lambda rate: trials[arm][rate])]
-            test[arm].append(score(bundle, dataset, setting, model, world, "test", size.held_out))
+            test[arm].append(score(policy, dataset, setting, model, world, "test", size.held_out))
             if log:
                 late[arm].append(shares(log))
             print(f"  {arm}: test HR@10, NDCG@10 {test[arm][-1]}", flush=True)

@@ -28,7 +28,9 @@ from reasonrec.data_gen.tasks.mixture import PlanConfig, make_plan
 from reasonrec.data_gen.tasks.prompts import HISTORY
 from reasonrec.data_gen.tasks.render import Examples, Material
 from reasonrec.recipes.evaluation.compare import Row, evaluate_rows
-from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows
+from reasonrec.recipes.models.checkpoint import Setting
+from reasonrec.recipes.policies.base import Policy, build_policy
+from reasonrec.recipes.policies.loading import load_fresh
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments
 from reasonrec.tokenizers.artefact import write_json
@@ -49,13 +51,13 @@ class Run:
     seed: int = 0
 
 
-def bundle_for(
+def policy_for(
     dataset: Dataset, index: ItemIndex, base: Path, *, one_per_prefix: bool
-) -> tuple[Bundle, Examples, Setting]:
+) -> tuple[Policy, Examples, Setting]:
     """Items, tokenizer and examples for one way of training."""
     setting = Setting(str(base), "full", HISTORY, False, None, MAX_HISTORY, one_per_prefix)
-    bundle = Bundle.build(dataset.catalogue(index), setting)
-    return bundle, bundle.examples(dataset.train, one_per_prefix=one_per_prefix), setting
+    policy = build_policy(dataset.catalogue(index), setting)
+    return policy, policy.examples(dataset.train, one_per_prefix=one_per_prefix), setting
 
 
 def plan_for(examples: Examples, run: Run) -> Any:
@@ -75,10 +77,10 @@ def processed_tokens(examples: Examples, run: Run) -> tuple[int, int, int]:
     return int(lengths.sum()), padded, supervised
 
 
-def train(bundle: Bundle, examples: Examples, setting: Setting, run: Run) -> tuple[Recommender, float]:
+def train(policy: Policy, examples: Examples, setting: Setting, run: Run) -> tuple[Recommender, float]:
     """Train and time one run."""
     torch.manual_seed(run.seed)
-    model, _ = load_with_rows(setting, bundle)
+    model, _ = load_fresh(setting, policy)
     with tempfile.TemporaryDirectory() as folder:
         args = SftArguments(
             output_dir=folder,
@@ -95,17 +97,16 @@ def train(bundle: Bundle, examples: Examples, setting: Setting, run: Run) -> tup
             seed=run.seed,
         )
         trainer = ItemSFTTrainer(
-            trie=bundle.trie,
-            vocabulary=bundle.vocabulary,
+            policy=policy,
             model=model,
             args=args,
             train_dataset=HfDataset(plan_for(examples, run).to_arrow()).with_transform(examples),
-            processing_class=bundle.tokenizer,
+            processing_class=policy.tokenizer,
         )
         began = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - began
-    return Recommender(bundle, trainer.model, setting), seconds
+    return Recommender(policy, trainer.model, setting), seconds
 
 
 def rank(recommender: Recommender, dataset: Dataset, split: str, num_beams: int = 20) -> np.ndarray:
@@ -136,9 +137,9 @@ def main() -> None:
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     base = make_scratch_base(out.parent / "scratch_base", dataset.items["title"].to_list())
-    bundles = {flag: bundle_for(dataset, index, base, one_per_prefix=flag) for flag in (False, True)}
+    policys = {flag: policy_for(dataset, index, base, one_per_prefix=flag) for flag in (False, True)}
 
-    tokens = {flag: processed_tokens(bundles[flag][1], Run(flag, 0.0, 1.0)) for flag in bundles}
+    tokens = {flag: processed_tokens(policys[flag][1], Run(flag, 0.0, 1.0)) for flag in policys}
     per_item = {flag: padded / supervised for flag, (_, padded, supervised) in tokens.items()}
     # Prefix training gets as many passes as the same number of processed tokens allows.
     passes = {False: options.passes, True: options.passes * tokens[False][1] / tokens[True][1]}
@@ -156,7 +157,7 @@ def main() -> None:
     print(json.dumps({k: result[k] for k in ("machine", "tokens_per_supervised_item", "ratio")}, indent=1), flush=True)
 
     chosen: dict[bool, Run] = {}
-    for flag, made in bundles.items():
+    for flag, made in policys.items():
         trials = {}
         for rate in RATES:
             recommender, seconds = train(*made, Run(flag, rate, passes[flag]))
@@ -178,7 +179,7 @@ def main() -> None:
     rankings: dict[str, list[np.ndarray]] = {name: [] for name in runs}
     for name, run in runs.items():
         for seed in range(options.seeds):
-            recommender, seconds = train(*bundles[run.one_per_prefix], replace(run, seed=seed))
+            recommender, seconds = train(*policys[run.one_per_prefix], replace(run, seed=seed))
             rankings[name].append(rank(recommender, dataset, "test"))
             hr = hit_rate(rankings[name][-1], dataset, "test")
             result["rows"].append({"name": name, "seed": seed, "hr@10": hr, "seconds": round(seconds, 1)})

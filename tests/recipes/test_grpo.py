@@ -173,7 +173,7 @@ def test_reasoning_mode_and_the_best_weights(starts, tmp_path):
         ({"rewards": {"rsrv": 1.0}}, "no reward is called 'rsrv'; did you mean 'rsvr'"),
         ({"rewards": {"rsvr": 0}}, "nothing is rewarded"),
         ({"max_step": 3}, "unknown key 'max_step'; did you mean 'max_steps'"),
-        ({"bonus_k": 9}, "k=9 with 4 rollouts"),
+        ({"algorithm_options": {"bonus_k": 9}}, "k=9 with 4 rollouts"),
         ({"min_history": 50}, "lower min_history"),
         ({"model": "nowhere"}, "nowhere is no artefact"),
     ],

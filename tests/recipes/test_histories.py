@@ -13,8 +13,11 @@ import torch
 from reasonrec.data_gen.histories import UserHistory
 from reasonrec.data_gen.schema import Dataset, write_dataset
 from reasonrec.recipes.decoding import search as decode
+from reasonrec.recipes.decoding.prefix import padded
 from reasonrec.recipes.decoding.score import score_all_items
-from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows
+from reasonrec.recipes.models.checkpoint import Setting
+from reasonrec.recipes.policies.base import build_policy
+from reasonrec.recipes.policies.loading import load_fresh
 from reasonrec.recipes.rankers.reasoning import Reasoner, Thinking
 from reasonrec.recipes.recommend import given_history, known_history
 from reasonrec.recipes.recommender import Recommender
@@ -30,14 +33,14 @@ HISTORIES = [[3, 1, 4], [1], [5, 9, 2, 6, 5, 3, 5, 8], [7, 7]]
 @pytest.fixture(scope="module")
 def recommender(tiny_base: Path, tiny_dataset: Path, tiny_index: Path) -> Recommender:
     setting = Setting(str(tiny_base), "full", "History:{history} Next:", False, None, 5)
-    bundle = Bundle.build(Dataset.load(tiny_dataset).catalogue(ItemIndex.load(tiny_index)), setting)
+    policy = build_policy(Dataset.load(tiny_dataset).catalogue(ItemIndex.load(tiny_index)), setting)
     torch.manual_seed(0)
-    model, _ = load_with_rows(setting, bundle)
-    return Recommender(bundle, model, setting)
+    model, _ = load_fresh(setting, policy)
+    return Recommender(policy, model, setting)
 
 
 def test_unknown_items_are_skipped_and_counted(recommender):
-    n = recommender.bundle.index.n_items
+    n = recommender.policy.index.n_items
     with pytest.warns(UserWarning, match=rf"3 items in 2 histories are not in the catalogue \(0..{n - 1}\): unknown"):
         items, scores = recommender.recommend([[3, n, 1, 4, -1], [1], [n + 5, 7, 7]], k=4)
     expected, expected_scores = recommender.recommend([[3, 1, 4], [1], [7, 7]], k=4)
@@ -63,16 +66,16 @@ def test_empty_histories_are_ranked_by_the_prompt_alone(recommender):
 @pytest.mark.parametrize("exhaustive", [True, False])
 def test_lists_are_those_of_the_reference(recommender, exhaustive):
     """However narrow the search is."""
-    bundle, trie = recommender.bundle, recommender.bundle.trie
+    policy, trie = recommender.policy, recommender.policy.trie
     items, scores = recommender.recommend(HISTORIES, k=20, num_beams=20, exhaustive=exhaustive, batch_size=3)
-    ids, mask = recommender.prompts(HISTORIES)
+    ids, mask = padded(recommender.prompts(HISTORIES), policy.pad_id, recommender.model.device)
     every = score_all_items(
         recommender.model,
         trie,
-        bundle.vocabulary,
+        policy.vocabulary,
         ids,
         mask,
-        item_token_ids=bundle.vocabulary.item_token_ids(bundle.index.codes),
+        item_token_ids=policy.vocabulary.item_token_ids(policy.index.codes),
     )
     best = every.sort(dim=1, descending=True)
     np.testing.assert_allclose(scores, best.values[:, :20], atol=1e-4)
@@ -92,7 +95,7 @@ def test_lists_that_are_not_proven_are_counted(recommender, monkeypatch):
 
 
 def test_lists_longer_than_what_is_allowed_and_everything_masked(recommender):
-    n = recommender.bundle.index.n_items
+    n = recommender.policy.index.n_items
     exclude = [list(range(3, n)), list(range(n))]
     items, scores = recommender.recommend([[1], [2]], k=n + 2, num_beams=n + 2, exclude=exclude)
     assert sorted(items[0][:3]) == [0, 1, 2]
@@ -173,10 +176,10 @@ def masking(tiny_base: Path, masking_data: Dataset, tmp_path_factory: pytest.Tem
     with staged(folder / "index", kind="index", config={}, inputs={"dataset": dataset.manifest.hash}) as (work, _):
         build_index(np.stack(np.divmod(np.arange(40), 8), axis=1), [5, 8]).save(work)
     setting = Setting(str(tiny_base), "full", "History:{history}", False, None, SHOWN)
-    bundle = Bundle.build(dataset.catalogue(ItemIndex.load(folder / "index")), setting)
+    policy = build_policy(dataset.catalogue(ItemIndex.load(folder / "index")), setting)
     torch.manual_seed(0)
-    model, _ = load_with_rows(setting, bundle)
-    return Recommender(bundle, model, setting)
+    model, _ = load_fresh(setting, policy)
+    return Recommender(policy, model, setting)
 
 
 def rest(*had: int) -> set[int]:
@@ -206,7 +209,7 @@ def test_masking_follows_the_data_set_unless_told(masking, recommender):
     assert set(items[0]) == rest()
     items, _ = masking.recommend([HAD], repeats=True, exclude=[[0, 3]], **everything)
     assert set(items[0][items[0] >= 0]) == rest(0, 3)
-    n = recommender.bundle.index.n_items  # this data set masks nothing
+    n = recommender.policy.index.n_items  # this data set masks nothing
     assert (recommender.recommend([[1, 2]], k=n, num_beams=n)[0] >= 0).all()
     assert (recommender.recommend([[1, 2]], k=n, num_beams=n, repeats=False)[0] < 0).sum() == 2
 
@@ -237,8 +240,8 @@ def test_a_followed_user_keeps_what_left_the_window_masked(masking, masking_data
 
 
 def test_the_probe_masks_what_the_cases_mask(masking, masking_data):
-    bundle = masking.bundle
-    probe = build_probe(bundle, masking_data.valid, 9, SHOWN, bundle.prompts.direct)
+    policy = masking.policy
+    probe = build_probe(policy, masking_data.valid, 9, SHOWN)
     assert sorted(map(sorted, probe.exclude)) == sorted(masking_data.valid["masked"].to_list())
     assert max(map(len, probe.exclude)) > CUT
 

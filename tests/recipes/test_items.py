@@ -9,7 +9,9 @@ import torch
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.items import ItemIds
-from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows
+from reasonrec.recipes.models.checkpoint import Setting
+from reasonrec.recipes.policies.base import build_policy
+from reasonrec.recipes.policies.loading import load_fresh
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
@@ -82,11 +84,11 @@ def test_from_raw_ids_to_numbers_and_back():
 
 def test_a_recommender_takes_both(tiny_base, tiny_dataset, tiny_index):
     setting = Setting(str(tiny_base), "full", "History:{history}", False, None, 5)
-    bundle = Bundle.build(Dataset.load(tiny_dataset).catalogue(ItemIndex.load(tiny_index)), setting)
-    recommender = Recommender(bundle, load_with_rows(setting, bundle)[0], setting)
+    policy = build_policy(Dataset.load(tiny_dataset).catalogue(ItemIndex.load(tiny_index)), setting)
+    recommender = Recommender(policy, load_fresh(setting, policy)[0], setting)
     numbers = [30, 4, 17]
     ids = recommender.items.ids(numbers)
-    assert ids == [bundle.catalogue.item_ids[i] for i in numbers]
+    assert ids == [policy.catalogue.item_ids[i] for i in numbers]
     found, scores = recommender.recommend([ids, numbers], k=5, exclude=[ids[:1], numbers[:1]])
     assert (found[0] == found[1]).all()
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from reasonrec.data_gen.schema import Dataset
+from reasonrec.recipes.decoding.prefix import padded
 from reasonrec.recipes.decoding.score import score_all_items
 from reasonrec.recipes.models.precision import choose
 from reasonrec.recipes.recommender import Recommender
@@ -35,7 +36,7 @@ def histories(tiny_dataset: Path) -> list[list[int]]:
 def test_it_comes_back_as_it_was_trained(recommender: Recommender, adapter: Path, tiny_base: Path) -> None:
     setting = recommender.setting
     assert (setting.base_model, setting.method, setting.max_history) == (str(tiny_base), "lora", MAX_HISTORY)
-    assert recommender.bundle.vocabulary.size == read_manifest(adapter).facts["rows"]
+    assert recommender.policy.vocabulary.size == read_manifest(adapter).facts["rows"]
     assert not recommender.model.training
     assert next(recommender.model.parameters()).dtype == torch.float32
     assert str(recommender.precision) == "precision: fp32 on cpu (as asked)"
@@ -57,13 +58,17 @@ def test_batch_size_and_padding_do_not_change_the_ranking(
     assert (recommender.recommend(short)[0] == padded).all()
 
 
+def padded_prompts(recommender: Recommender, histories: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    return padded(recommender.prompts(histories), recommender.policy.pad_id, recommender.model.device)
+
+
 def test_prompts_are_padded_on_the_left_and_end_with_the_begin_marker(recommender: Recommender) -> None:
-    ids, mask = recommender.prompts([[1], [1, 2, 3, 4]])
+    ids, mask = padded_prompts(recommender, [[1], [1, 2, 3, 4]])
     assert ids.shape == mask.shape
-    assert (ids[:, -1] == recommender.bundle.vocabulary.begin_id).all()
+    assert (ids[:, -1] == recommender.policy.vocabulary.begin_id).all()
     assert mask[1].all()
     assert (mask[0].diff() >= 0).all()
-    assert ids[0][mask[0].bool()].tolist() == recommender.prompts([[1]])[0][0].tolist()
+    assert ids[0][mask[0].bool()].tolist() == recommender.prompts([[1]])[0]
 
 
 def test_only_the_last_items_are_read(recommender: Recommender) -> None:
@@ -76,15 +81,15 @@ def test_only_the_last_items_are_read(recommender: Recommender) -> None:
 
 def test_scores_are_those_of_every_item_read_by_itself(recommender: Recommender, histories: list[list[int]]) -> None:
     items, scores = recommender.recommend(histories[:2], k=N_ITEMS, num_beams=N_ITEMS)
-    bundle = recommender.bundle
-    ids, mask = recommender.prompts(histories[:2])
+    policy = recommender.policy
+    ids, mask = padded_prompts(recommender, histories[:2])
     slow = score_all_items(
         recommender.model,
-        bundle.trie,
-        bundle.vocabulary,
+        policy.trie,
+        policy.vocabulary,
         ids,
         mask,
-        item_token_ids=bundle.prompts.item_token_ids,
+        item_token_ids=policy.prompts.item_token_ids,
     ).numpy()
     assert sorted(items[0]) == sorted(items[1]) == list(range(N_ITEMS))
     np.testing.assert_allclose(np.take_along_axis(slow, items, 1), scores, atol=1e-4)

@@ -14,8 +14,10 @@ import pytest
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes import eval_ranking, grpo, index_items, recommend, sft, synthesize
-from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows, save_setting
+from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.models.load import load_tokenizer
+from reasonrec.recipes.policies.base import build_policy
+from reasonrec.recipes.policies.loading import load_fresh, save_checkpoint
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.item_sft import save_weights
 from reasonrec.tokenizers.artefact import staged
@@ -74,14 +76,14 @@ def world(
 
     setting = Setting(str(base), "full", "History:{history}", False, None, 6)
     dataset, index = Dataset.load(tiny_dataset), ItemIndex.load(tiny_index)
-    bundle = Bundle.build(dataset.catalogue(index), setting)
+    policy = build_policy(dataset.catalogue(index), setting)
     assert index.manifest is not None
     inputs = {"dataset": dataset.manifest.hash, "index": index.manifest.hash}
     config = {"dataset": str(tiny_dataset), "index": str(tiny_index)}
     for name, repository in (("model", ""), ("elsewhere", "other/repository--")):
         with staged(paths[name], kind="model", config=config, inputs=inputs) as (work, facts):
-            save_weights(load_with_rows(setting, bundle)[0], work)
-            facts.update(save_setting(work, setting, bundle))
+            save_weights(load_fresh(setting, policy)[0], work)
+            facts.update(save_checkpoint(work, setting, policy))
             bring_code(work, marker, repository)
     bring_code(base, marker)
     shutil.copytree(tiny_base, paths["encoder"])

@@ -102,7 +102,7 @@ def test_rows_outside_peft_are_a_slice_of_the_weight():
 def test_rows_inside_peft_are_the_trained_ones(tied):
     model = small_model(tied=tied)
     before = new_rows(model.get_output_embeddings(), VOCABULARY).detach().clone()
-    wrapped = add_adapter(model, VOCABULARY, LORA)
+    wrapped = add_adapter(model, VOCABULARY.token_ids, LORA)
     tables = model.get_input_embeddings(), model.get_output_embeddings()
     assert torch.equal(new_rows(tables[1], VOCABULARY), before)
     deltas = [p for n, p in wrapped.named_parameters() if "trainable_tokens" in n]
@@ -179,7 +179,7 @@ def test_code_logits_are_those_of_the_full_head(name, options, ids):
 def test_code_logits_with_lora_and_moved_rows(tied, ids):
     model = small_model(tied=tied)
     untouched = copy.deepcopy(model)
-    wrapped = add_adapter(model, VOCABULARY, LORA).eval()
+    wrapped = add_adapter(model, VOCABULARY.token_ids, LORA).eval()
     with torch.no_grad():
         for parameter in wrapped.parameters():
             if parameter.requires_grad:
@@ -196,7 +196,7 @@ def test_code_logits_with_lora_and_moved_rows(tied, ids):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_gradient_of_code_logits_reaches_the_trained_rows_alone(tied, ids):
-    wrapped = add_adapter(small_model(tied=tied), VOCABULARY, LORA)
+    wrapped = add_adapter(small_model(tied=tied), VOCABULARY.token_ids, LORA)
     model = wrapped.get_base_model()
     hidden = model.base_model(input_ids=ids).last_hidden_state.detach()
     code_logits(model, hidden, VOCABULARY).sum().backward()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from typing import Any, Protocol
 
 import numpy as np
 
-from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.registry import Registry
 
 
@@ -30,7 +28,6 @@ class Quantizer(Protocol):
 
 # Dataclasses: `codebook_sizes`, `seed`, `progress`, and what else they can be told.
 QUANTIZERS: Registry[Callable[..., Quantizer]] = Registry("quantizer", ["reasonrec.tokenizers.quantizers.kmeans"])
-_GIVEN = ("codebook_sizes", "seed", "progress", "codebooks")
 
 
 def build_quantizer(
@@ -48,10 +45,5 @@ def build_quantizer(
     Raises:
         UserError: If there is none of that name, it has no such option, or refuses a value.
     """
-    kind: Any = QUANTIZERS.find(name)
-    known = [item.name for item in fields(kind) if item.name not in _GIVEN]
-    for option in options:
-        if option not in known:
-            raise UserError(f"the quantizer {name} has no option {option!r}; it has {', '.join(known) or 'none'}")
-    built: Quantizer = kind(codebook_sizes, seed=seed, progress=progress, **options)
+    built: Quantizer = QUANTIZERS.make(name, options, codebook_sizes=codebook_sizes, seed=seed, progress=progress)
     return built

@@ -205,7 +205,7 @@ def perturb(model: torch.nn.Module, scale: float = 0.3) -> None:
 def test_an_unmerged_adapter_is_searched_with_its_rows(tied, make_world, make_model):
     world = make_world(make_model(tied=tied, seed=2), np.random.default_rng(2), n_items=25)
     before = world.beam()
-    adapted = add_adapter(world.model, world.vocabulary, LoraSettings(4, 8, 0.0, "all-linear")).eval()
+    adapted = add_adapter(world.model, world.vocabulary.token_ids, LoraSettings(4, 8, 0.0, "all-linear")).eval()
     torch.testing.assert_close(world.beam().scores, before.scores, atol=1e-5, rtol=1e-5)
     perturb(adapted)
     found = world.beam()
@@ -229,7 +229,7 @@ def test_a_4_bit_base_with_an_adapter_is_searched(tmp_path, make_world, make_mod
     base = load_base(str(tmp_path), method="qlora", precision=choose("bf16", "cpu")).eval()
     assert base.is_loaded_in_4bit
     world = make_world(base, np.random.default_rng(6), n_items=25)
-    adapted = add_adapter(base, world.vocabulary, LoraSettings(4, 8, 0.0, "all-linear")).eval()
+    adapted = add_adapter(base, world.vocabulary.token_ids, LoraSettings(4, 8, 0.0, "all-linear")).eval()
     perturb(adapted, 0.1)
     found = world.beam()
     np.testing.assert_allclose(found.scores.double().exp().sum(1), 1, atol=1e-3)

@@ -9,6 +9,7 @@ import torch
 
 from reasonrec.recipes.decoding.search import beam_search
 from reasonrec.recipes.decoding.session import UserState
+from reasonrec.recipes.policies.semantic_id import CodeAnswers
 
 MAX_HISTORY = 4
 
@@ -21,11 +22,11 @@ def fresh(world, head, items, tail, **options):
 def make(world, head, tail, num_beams=12):
     return UserState(
         world.model,
-        world.trie,
-        world.vocabulary,
+        CodeAnswers(world.trie, world.vocabulary),
         head=head,
         tail=tail,
         max_history=MAX_HISTORY,
+        longest_item=world.trie.depth,
         num_beams=num_beams,
     )
 

@@ -8,7 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from reasonrec.recipes.decoding import shared_prefix
 from reasonrec.recipes.decoding.shared_prefix import can_share, shared_hidden
-from reasonrec.recipes.policies.semantic_id import install_item_policy
+from reasonrec.recipes.policies.base import install
+from reasonrec.recipes.policies.semantic_id import CodeAnswers
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 
@@ -96,8 +97,8 @@ def test_the_policys_values_and_gradients_stay_the_same(monkeypatch, method):
         base = model = make_model()
         if method == "lora":
             torch.manual_seed(1)
-            model = add_adapter(base, vocabulary, LoraSettings(2, 4, 0.0, "all-linear"))
-        install_item_policy(base, trie, vocabulary, temperature=0.5, answers_only=True)
+            model = add_adapter(base, vocabulary.token_ids, LoraSettings(2, 4, 0.0, "all-linear"))
+        install(base, CodeAnswers(trie, vocabulary), temperature=0.5, answers_only=True)
         out = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
         (out.log_probs * torch.arange(1, 7)[:, None]).sum().backward()
         found.append((out, {name: p.grad for name, p in model.named_parameters() if p.requires_grad}))

@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes import recommend, sft
-from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows, save_setting
+from reasonrec.recipes.models.checkpoint import Setting
+from reasonrec.recipes.policies.base import build_policy
+from reasonrec.recipes.policies.loading import load_fresh, save_checkpoint
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.item_sft import save_weights
 from reasonrec.recipes.trainers.start import agreed_setting
@@ -108,18 +110,18 @@ def test_a_fully_trained_model_needs_no_base(
     shutil.copytree(tiny_base, base)
     setting = Setting(str(base), "full", "History:{history}", False, None, 6)
     dataset, index = Dataset.load(tiny_dataset), ItemIndex.load(tiny_index)
-    bundle = Bundle.build(dataset.catalogue(index), setting)
-    model, fingerprint = load_with_rows(setting, bundle)
+    policy = build_policy(dataset.catalogue(index), setting)
+    model, fingerprint = load_fresh(setting, policy)
     assert index.manifest is not None
     inputs = {"dataset": dataset.manifest.hash, "index": index.manifest.hash}
     config = {"dataset": str(tiny_dataset), "index": str(tiny_index)}
     with staged(out, kind="model", config=config, inputs=inputs) as (folder, facts):
         save_weights(model, folder)
-        facts.update(save_setting(folder, replace(setting, fingerprint=fingerprint), bundle))
-    expected = Recommender(bundle, model, setting).recommend([[1, 2, 3], [4]], k=9)
+        facts.update(save_checkpoint(folder, replace(setting, fingerprint=fingerprint), policy))
+    expected = Recommender(policy, model, setting).recommend([[1, 2, 3], [4]], k=9)
     shutil.rmtree(base)
     found = Recommender.load(out, dtype=torch.float32, device="cpu")
     items, scores = found.recommend([[1, 2, 3], [4]], k=9)
     assert (items == expected[0]).all()
     assert scores == pytest.approx(expected[1], abs=1e-5)
-    assert found.bundle.vocabulary == bundle.vocabulary
+    assert found.policy.vocabulary == policy.vocabulary

@@ -6,6 +6,7 @@ import ast
 import getpass
 import re
 import socket
+from copy import copy
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from reasonrec.recipes.decoding.prefix import padded
 from reasonrec.recipes.models.card import as_code, as_text, write_card
 from reasonrec.recipes.recommender import Recommender
 
@@ -68,7 +70,7 @@ def test_the_snippet_for_plain_peft_gives_the_same_model(card: str, adapter: Pat
     plain = names["model"]
     assert isinstance(plain, torch.nn.Module)
     ours = Recommender.load(adapter, dtype=torch.float32)
-    ids, mask = ours.prompts([[3, 14, 15]])
+    ids, mask = padded(ours.prompts([[3, 14, 15]]), ours.policy.pad_id, ours.model.device)
     with torch.no_grad():
         expected = ours.model(input_ids=ids, attention_mask=mask).logits
         actual = plain.float().eval()(input_ids=ids, attention_mask=mask).logits
@@ -78,12 +80,12 @@ def test_the_snippet_for_plain_peft_gives_the_same_model(card: str, adapter: Pat
 def test_a_base_of_the_hub_is_linked_and_a_whole_model_needs_none(adapter: Path, tmp_path: Path) -> None:
     ours = Recommender.load(adapter)
     setting = replace(ours.setting, base_model="someone/small-model")
-    write_card(tmp_path, setting, ours.bundle, {"train_loss": 1.25})
+    write_card(tmp_path, setting, ours.policy, {"train_loss": 1.25})
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.base_model == "someone/small-model"
     assert 'from_pretrained("someone/small-model")' in card.text
     assert "| training loss | 1.250 |" in card.text
-    write_card(tmp_path, replace(setting, method="full", base_model="package:tiny_model"), ours.bundle, {})
+    write_card(tmp_path, replace(setting, method="full", base_model="package:tiny_model"), ours.policy, {})
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.library_name == "transformers"
     assert card.data.base_model is None
@@ -127,9 +129,11 @@ def test_any_name_is_text_and_any_prompt_is_one_cell_of_code(text: str) -> None:
 
 def test_a_card_of_hostile_names_is_still_a_card(adapter: Path, tmp_path: Path) -> None:
     ours = Recommender.load(adapter)
-    catalogue = replace(ours.bundle.catalogue, name=f"---\nlicense: mine\n---\n{EVIL}")
+    catalogue = replace(ours.policy.catalogue, name=f"---\nlicense: mine\n---\n{EVIL}")
+    hostile = copy(ours.policy)
+    hostile.catalogue = catalogue
     setting = replace(ours.setting, base_model='x"\nlicense: mine\n---\n```\n<script>')
-    write_card(tmp_path, setting, replace(ours.bundle, catalogue=catalogue), {})
+    write_card(tmp_path, setting, hostile, {})
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.base_model == setting.base_model
     assert card.data.license is None

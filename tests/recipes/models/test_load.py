@@ -6,6 +6,7 @@ import json
 import shutil
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -225,7 +226,7 @@ def test_everything_that_trains_is_float32_and_starts_as_the_base(base, method):
     model, _, vocabulary = with_rows(base, method, precision=choose("bf16", "cpu"))
     ids = some_ids(vocabulary)
     before = model(input_ids=ids).logits
-    wrapped = add_adapter(model, vocabulary, LORA)
+    wrapped = add_adapter(model, vocabulary.token_ids, LORA)
     trained = {n: p for n, p in wrapped.named_parameters() if p.requires_grad}
     assert {p.dtype for p in trained.values()} == {torch.float32}
     assert all("lora" in name or "trainable_tokens" in name for name in trained)
@@ -241,15 +242,16 @@ def test_everything_that_trains_is_float32_and_starts_as_the_base(base, method):
 def test_a_target_module_that_is_none_is_named(tiny_base):
     model, _, vocabulary = with_rows(tiny_base, "lora")
     with pytest.raises(UserError, match=r"the model has no layer 'q_prj'; did you mean 'q_proj'\? \(all-linear takes"):
-        add_adapter(model, vocabulary, LoraSettings(2, 4, 0.0, ["v_proj", "q_prj"]))
+        add_adapter(model, vocabulary.token_ids, LoraSettings(2, 4, 0.0, ["v_proj", "q_prj"]))
 
 
 @pytest.mark.parametrize("words", ["all-linear", "q_proj", "q_proj, v_proj"])
 def test_target_modules(tiny_base, words):
-    targets = LoraSettings.modules(words)
+    stage = SimpleNamespace(lora_r=2, lora_alpha=4, lora_dropout=0.0, lora_target_modules=words)
+    targets = LoraSettings.of(stage).target_modules
     assert targets == {"all-linear": words, "q_proj": ["q_proj"], "q_proj, v_proj": ["q_proj", "v_proj"]}[words]
     model, _, vocabulary = with_rows(tiny_base, "lora")
-    wrapped = add_adapter(model, vocabulary, LoraSettings(2, 4, 0.0, targets))
+    wrapped = add_adapter(model, vocabulary.token_ids, LoraSettings.of(stage))
     names = {name.split(".lora_A")[0].rsplit(".", 1)[-1] for name, _ in wrapped.named_parameters() if "lora_A" in name}
     linear = {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"}
     assert names == (linear if targets == "all-linear" else set(targets))
@@ -259,7 +261,7 @@ def test_target_modules(tiny_base, words):
 @adapters
 def test_a_saved_adapter_holds_lora_and_new_rows_only_and_loads_with_plain_peft(base, method, tmp_path):
     model, _, vocabulary = with_rows(base, method)
-    wrapped = add_adapter(model, vocabulary, LORA).eval()
+    wrapped = add_adapter(model, vocabulary.token_ids, LORA).eval()
     perturb(wrapped)
     with torch.no_grad():
         expected = wrapped(input_ids=some_ids(vocabulary)).logits

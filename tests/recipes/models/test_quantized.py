@@ -84,7 +84,7 @@ def test_an_expanded_model_trains_and_saves_as_an_ordinary_one(tiny_base, monkey
     model = four_bit(tiny_base, "fp32", monkeypatch, once=True)
     assert not getattr(model, "is_loaded_in_4bit", False)
     assert not getattr(model.config, "quantization_config", None)
-    wrapped = add_adapter(model, Vocabulary((2,), begin_id=390), LoraSettings(2, 4, 0.0, "all-linear"))
+    wrapped = add_adapter(model, Vocabulary((2,), begin_id=390).token_ids, LoraSettings(2, 4, 0.0, "all-linear"))
     assert {p.dtype for p in wrapped.parameters()} == {torch.float32}
     assert sum(p.requires_grad for n, p in wrapped.named_parameters() if "lora" in n) == 2 * 14
     wrapped(torch.arange(8)[None]).logits.sum().backward()

@@ -13,8 +13,9 @@ from reasonrec.recipes.decoding.score import score_all_items
 from reasonrec.recipes.decoding.search import beam_search
 from reasonrec.recipes.models.load import LoraSettings, add_adapter, load_base
 from reasonrec.recipes.models.precision import choose
-from reasonrec.recipes.policies import semantic_id as policy
-from reasonrec.recipes.policies.semantic_id import install_item_policy, prefix_nodes
+from reasonrec.recipes.policies import base
+from reasonrec.recipes.policies.base import install
+from reasonrec.recipes.policies.semantic_id import CodeAnswers, prefix_nodes
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 
@@ -86,7 +87,7 @@ def batch(examples: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor
 def score(model, examples, **options):
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     if "forward" not in vars(base):
-        install_item_policy(base, TRIE, VOCABULARY)
+        install(base, CodeAnswers(TRIE, VOCABULARY))
     return model(**batch(examples), fused_lm_head=True, **options)
 
 
@@ -113,7 +114,7 @@ def test_the_loss_by_hand():
 
 def test_other_calls_are_left_alone():
     model = Canned(torch.zeros(VOCABULARY.size, VOCABULARY.size))
-    install_item_policy(model, TRIE, VOCABULARY)
+    install(model, CodeAnswers(TRIE, VOCABULARY))
     assert model(input_ids=torch.zeros(1, 1)) == "the model's own forward"
     assert model(input_ids=torch.zeros(1, 1), fused_lm_head=False) == "the model's own forward"
 
@@ -150,7 +151,7 @@ def adapted(kind: str, tmp_path):
     if "qlora" in kind:
         model.save_pretrained(tmp_path)
         model = load_base(str(tmp_path), method="qlora", precision=choose("fp32", "cpu"))
-    wrapped = add_adapter(model, VOCABULARY, LORA).eval()
+    wrapped = add_adapter(model, VOCABULARY.token_ids, LORA).eval()
     with torch.no_grad():
         for parameter in wrapped.parameters():
             if parameter.requires_grad:
@@ -274,16 +275,16 @@ def test_the_loss_is_a_true_gradient():
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_text_is_scored_over_the_whole_vocabulary_in_chunks(tied, monkeypatch):
-    monkeypatch.setattr(policy, "TEXT_CHUNK", 4)
+    monkeypatch.setattr(base, "TEXT_CHUNK", 4)
     model = small_model(tied=tied)
-    wrapped = add_adapter(model, VOCABULARY, LORA)
+    wrapped = add_adapter(model, VOCABULARY.token_ids, LORA)
     tokens = torch.randint(0, TEXT, (2, 8))
     full = wrapped(input_ids=tokens).logits[:, :-1].float().log_softmax(-1)
     expected = full.gather(-1, tokens[:, 1:, None])[..., 0]
     expected[:, :2] = 0
     labels = tokens.clone()
     labels[:, :3] = -100
-    install_item_policy(model, TRIE, VOCABULARY)
+    install(model, CodeAnswers(TRIE, VOCABULARY))
     out = wrapped(input_ids=tokens, labels=labels, fused_lm_head=True)
     torch.testing.assert_close(out.log_probs, expected, atol=1e-5, rtol=1e-5)
     (plain,) = torch.autograd.grad(-expected.sum() / 10, _first_lora(wrapped), retain_graph=True)

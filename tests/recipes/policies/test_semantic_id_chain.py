@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from reasonrec.recipes.policies.semantic_id import install_item_policy
+from reasonrec.recipes.policies.base import install
+from reasonrec.recipes.policies.semantic_id import CodeAnswers
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 
@@ -25,7 +26,7 @@ def scored(ids: list[int], labels: list[int]) -> tuple[torch.Tensor, torch.Tenso
     tokens = torch.tensor([ids])
     with torch.no_grad():
         free = model(tokens).logits[0, :-1].log_softmax(-1).gather(-1, tokens[0, 1:, None])[:, 0]
-        install_item_policy(model, TRIE, VOCABULARY)
+        install(model, CodeAnswers(TRIE, VOCABULARY))
         policy = model(input_ids=tokens, labels=torch.tensor([labels]), fused_lm_head=True).log_probs[0]
     return policy, free
 

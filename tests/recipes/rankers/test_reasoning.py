@@ -24,19 +24,19 @@ def recommender(adapter: Path) -> Recommender:
 
 def exact(recommender: Recommender, history: list[int], chains: list[list[int]]) -> np.ndarray:
     """Log of the mean probability of every item, by reading prompt, chain and item together."""
-    bundle = recommender.bundle
-    opening = bundle.prompts.reasoning(np.array(history)[-recommender.setting.max_history :])
+    policy = recommender.policy
+    opening = policy.prompts.reasoning(np.array(history)[-recommender.setting.max_history :])
     scores = []
     for chain in chains:
-        ids = torch.tensor([[*opening, *chain, bundle.vocabulary.begin_id]])
+        ids = torch.tensor([[*opening, *chain, policy.vocabulary.begin_id]])
         scores.append(
             score_all_items(
                 recommender.model,
-                recommender.trie,
-                bundle.vocabulary,
+                policy.trie,
+                policy.vocabulary,
                 ids,
                 torch.ones_like(ids),
-                item_token_ids=bundle.prompts.item_token_ids,
+                item_token_ids=policy.prompts.item_token_ids,
             )
         )
     return torch.stack(scores, 1).logsumexp(1)[0].numpy() - np.log(len(chains))
@@ -44,7 +44,7 @@ def exact(recommender: Recommender, history: list[int], chains: list[list[int]])
 
 @pytest.mark.parametrize("thinking", [Thinking(1, 7), Thinking(3, 7, seed=2), Thinking(2, 5, temperature=0.5)])
 def test_the_ranking_is_that_of_the_mean_probability_behind_the_chains(recommender, thinking):
-    n = recommender.bundle.index.n_items
+    n = recommender.policy.index.n_items
     reasoner = Reasoner(recommender, k=10, num_beams=n, batch_size=2)
     found = reasoner(HISTORIES, thinking)
     for row, history in enumerate(HISTORIES):
@@ -76,8 +76,8 @@ def test_batches_change_nothing(recommender):
 
 def test_the_controls(recommender):
     reasoner = Reasoner(recommender, k=5, num_beams=10)
-    first = recommender.bundle.vocabulary.first_id
-    item = recommender.bundle.prompts.item_token_ids[3]
+    first = recommender.policy.vocabulary.first_id
+    item = recommender.policy.prompts.item_token_ids[3]
     close = list(reasoner.close_ids)
     bodies = [[10, *item, 11], [12, 13], [*item, 14], [15], [16, 17, 18, 19]]
     chains = [[body + close] for body in bodies]
@@ -102,10 +102,10 @@ def test_one_merged_prompt_is_direct_mode(recommender):
 
 
 def test_a_chain_is_readable(recommender):
-    bundle = recommender.bundle
-    titles = bundle.catalogue.titles
-    words = bundle.tokenizer("likes")["input_ids"]
-    text = Reasoner(recommender).readable([*words, *bundle.prompts.item_token_ids[4], *words])
+    policy = recommender.policy
+    titles = policy.catalogue.titles
+    words = policy.tokenizer("likes")["input_ids"]
+    text = Reasoner(recommender).readable([*words, *policy.prompts.item_token_ids[4], *words])
     assert text == f"likes [{titles[4]}]likes"
 
 
@@ -138,7 +138,7 @@ def test_both_modes_and_the_controls_in_one_table(stage, adapter, tiny_dataset, 
 
 def test_recommend_shows_what_was_thought(stage, adapter):
     flags = ["--model", str(adapter), "--history", "item_1,item_2", "--mode", "reasoning", "--max_chain", "5"]
-    ids = Recommender.load(adapter).bundle.catalogue.item_ids
+    ids = Recommender.load(adapter).policy.catalogue.item_ids
     flags[3] = ",".join(ids[:2])
     done = stage("recommend", *flags)
     assert done.stdout.count("thought: ") == 1

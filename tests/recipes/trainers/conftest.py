@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from transformers import set_seed
@@ -16,6 +18,23 @@ SIZES = (3, 4, 2)
 # An item below every kind of prefix: a disambiguation code, a first code with one item, codes without an alternative.
 CODES = np.array([[0, 0, 0], [0, 0, 1], [0, 2, -1], [1, 3, -1], [1, 1, -1], [2, 1, -1], [2, 3, -1]])
 TEXTS = ["small oak lamp", "steel kettle", "velvet backpack", "bamboo novel", "marble tent", "a scarf", "a drill"]
+
+
+def policy_of(tokenizer: Any, vocabulary: Any, codes: np.ndarray, texts: list[str]) -> Any:
+    """Semantic IDs of a catalogue that stands in no dataset."""
+    from reasonrec.data_gen.tasks.prompts import Prompter, Prompts
+    from reasonrec.recipes.policies.semantic_id import CodeAnswers, SemanticIds
+    from reasonrec.tokenizers.catalogue import SCHEMA, Catalogue
+    from reasonrec.tokenizers.index import ItemIndex
+    from reasonrec.tokenizers.trie import Trie
+
+    rows = [dict.fromkeys(SCHEMA, "") | {"item_id": text, "title": text, "train_count": 1} for text in texts]
+    items = Catalogue(pl.DataFrame(rows, schema=SCHEMA), "seven items", mask_history=False, dataset="")
+    index = ItemIndex(codes.astype(np.int32), vocabulary.level_sizes)
+    ids = vocabulary.item_token_ids(codes)
+    prompts = Prompts(Prompter(tokenizer), "History:{history}", ids, vocabulary.begin_id, tokenizer.eos_token_id)
+    answers = CodeAnswers(Trie.from_codes(codes, vocabulary.level_sizes), vocabulary)
+    return SemanticIds(items.with_codes(index), tokenizer, prompts, answers)
 
 
 @dataclass
@@ -32,6 +51,11 @@ class Kit:
     def base(self) -> Any:
         """The causal LM below PEFT's wrapper."""
         return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    @cached_property
+    def policy(self) -> Any:
+        """All of it as a policy."""
+        return policy_of(self.tokenizer, self.vocabulary, CODES, TEXTS)
 
     @property
     def close_ids(self) -> tuple[int, ...]:
@@ -59,6 +83,12 @@ def _four_bit(expanded_at_every_step: None) -> None:
     """What is said of qlora here is said of 4-bit weights; that expanding them once changes nothing is one test."""
 
 
+@pytest.fixture(name="policy_of", scope="session")
+def _policy_of() -> Callable[..., Any]:
+    """The function, for tests that make a model of their own."""
+    return policy_of
+
+
 @pytest.fixture
 def make_kit() -> Callable[..., Kit]:
     """Builds the same model whenever it is called: `full`, `lora` or `qlora`, adapters as trained before."""
@@ -78,7 +108,7 @@ def make_kit() -> Callable[..., Kit]:
         with torch.no_grad():  # rows far enough apart that choices are not all alike
             model.get_input_embeddings().weight[vocabulary.first_id :] *= 1 + 6 * scale
         if method != "full":
-            model = add_adapter(model, vocabulary, LoraSettings(4, 8, lora_dropout, "all-linear"))
+            model = add_adapter(model, vocabulary.token_ids, LoraSettings(4, 8, lora_dropout, "all-linear"))
             with torch.no_grad():
                 for parameter in model.parameters():
                     if parameter.requires_grad:
@@ -97,13 +127,14 @@ def make_grpo(make_kit, tmp_path) -> Callable[..., Any]:
         base: Path, method: str = "full", *, problem: Problem | None = None, scale: float = 1.0, **options: Any
     ) -> Any:
         from reasonrec.data_gen.tasks.rl_prompts import RlPrompts
+        from reasonrec.recipes.trainers.algorithms import build_algorithm
         from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer, RolloutSettings
         from reasonrec.recipes.trainers.scoring import Scorer
-        from reasonrec.rewards.parse import Parser
         from reasonrec.rewards.registry import load_rewards
 
         problem = problem or Problem()
         own = {name: options.pop(name) for name in ("settings", "probe", "out", "kit") if name in options}
+        algorithm, algorithm_options = options.pop("algorithm", ("srpo", {}))
         settings = own.get("settings") or RolloutSettings(rounds=2)
         kit = own.get("kit") or make_kit(base, method, scale)
         reasoning = settings.max_chain > 0
@@ -122,23 +153,7 @@ def make_grpo(make_kit, tmp_path) -> Callable[..., Any]:
             5,
             lambda history: kit.prompt(history, reasoning=reasoning),
         )
-        tokenizer = kit.tokenizer
-        scorer = Scorer(
-            load_rewards(problem.rewards),
-            Parser(
-                kit.vocabulary,
-                kit.index,
-                reasoning=reasoning,
-                opened=not reasoning,
-                close_ids=kit.close_ids if reasoning else (),
-                end_ids={tokenizer.eos_token_id, tokenizer.pad_token_id},
-            ),
-            kit.index.tuples(),
-            kit.trie,
-            kit.vocabulary,
-            lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True),
-            tokenizer.pad_token_id,
-        )
+        scorer = Scorer(load_rewards(problem.rewards), kit.policy, reasoning)
         arguments = {
             "per_device_train_batch_size": 16,
             "num_generations": 4,
@@ -152,15 +167,16 @@ def make_grpo(make_kit, tmp_path) -> Callable[..., Any]:
             "save_strategy": "no",
             "disable_tqdm": True,
             "use_cpu": True,
-        }
+        } | options
         return ItemGRPOTrainer(
             prompts=prompts,
             scorer=scorer,
+            algorithm=build_algorithm(algorithm, algorithm_options, arguments["num_generations"]),
             settings=settings,
             probe=own.get("probe"),
             model=kit.model,
-            args=GrpoArguments(output_dir=str(own.get("out", tmp_path / "out")), **(arguments | options)),
-            processing_class=tokenizer,
+            args=GrpoArguments(output_dir=str(own.get("out", tmp_path / "out")), **arguments),
+            processing_class=kit.tokenizer,
         )
 
     return make

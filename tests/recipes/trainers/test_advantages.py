@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from reasonrec.recipes.trainers.advantages import (
     bonus_table,
+    by_token,
     grpo_advantage,
     pass_at_k_bonus,
     permuted_rows,
@@ -208,3 +209,10 @@ def test_permuted_targets_are_those_of_other_groups(groups: int, size: int, seed
 def test_permuting_takes_two_groups() -> None:
     with pytest.raises(UserError, match="at least two whole groups"):
         permuted_rows(4, 4, 0)
+
+
+def test_a_chain_and_its_answer_may_be_worth_different_amounts():
+    chain, answer = torch.tensor([1.0, -1.0]), torch.tensor([5.0, 0.0])
+    found = by_token(chain, answer, np.array([2, 0]), 4)
+    assert found.tolist() == [[1, 1, 5, 5], [0, 0, 0, 0]]
+    assert by_token(chain, chain.clone(), np.array([2, 0]), 4) is chain

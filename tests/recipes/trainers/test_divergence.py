@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from reasonrec.recipes.trainers.algorithms import build_algorithm
 from reasonrec.recipes.trainers.divergence import LARGEST, bad_number, bad_tensor, check_trained, diverged, from_all
-from reasonrec.recipes.trainers.groups import Advantage
 from reasonrec.recipes.trainers.item_sft import save_weights
 from reasonrec.rewards import calling
 from reasonrec.rewards.registry import load_rewards
@@ -87,6 +87,6 @@ def test_rewards_too_large_for_an_advantage_are_an_error(algorithm):
         load_rewards({"exact": 1e300})
     largest = calling.LARGEST**2  # a reward times its weight: the group's deviation is still finite
     total, hits = np.array([largest, -largest, 0.0, 0.0]), np.array([True, False, False, False])
-    found = Advantage(algorithm, 2, scale=True)(total, hits, 4)
+    found = build_algorithm(algorithm, {"bonus_k": 2} if algorithm == "srpo" else {}, 4)(total, hits)
     assert np.isfinite(found).all()
     assert found[0] > found[2] > found[1]

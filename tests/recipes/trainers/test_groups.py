@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from reasonrec.recipes.decoding.sample import Rollouts
-from reasonrec.recipes.trainers.groups import Advantage, Pool, alive, choose, telemetry
+from reasonrec.recipes.trainers.algorithms import Grpo, Srpo
+from reasonrec.recipes.trainers.groups import Pool, alive, choose, telemetry
 from reasonrec.recipes.trainers.scoring import Scores, Texts
-from reasonrec.tokenizers.errors import UserError
 
 
 def pool(totals, hits, items, masks, levels=None, permuted=None) -> Pool:
@@ -48,8 +48,8 @@ def test_living_groups_first_then_dead_ones_in_the_order_of_the_data():
 
 
 def test_what_the_log_says():
-    advantage = Advantage("grpo")(EXAMPLE.scores.total, EXAMPLE.scores.hits, 2)
-    permuted = Advantage("grpo")(EXAMPLE.scores.permuted_total, EXAMPLE.scores.permuted_hits, 2)
+    advantage = Grpo(2)(EXAMPLE.scores.total, EXAMPLE.scores.hits)
+    permuted = Grpo(2)(EXAMPLE.scores.permuted_total, EXAMPLE.scores.permuted_hits)
     assert alive(advantage, 2).tolist() == [False, True, False, True]
     log = telemetry(EXAMPLE, advantage, permuted, np.array([1]), depth=2)
     assert log["rollouts/groups"] == 4
@@ -70,19 +70,9 @@ def test_what_the_log_says():
 
 def test_nothing_is_said_about_permuted_targets_that_were_not_scored():
     unknown = pool([0, 1], [False, True], [1, 2], [[1, 1]] * 2)
-    advantage = Advantage("srpo", bonus_k=1)(unknown.scores.total, unknown.scores.hits, 2)
+    advantage = Srpo(2, bonus_k=1)(unknown.scores.total, unknown.scores.hits)
     log = telemetry(unknown, advantage, advantage * 0, np.array([0]), depth=1)
     assert not any("permuted" in name for name in log)
-
-
-def test_srpo_adds_the_bonus_and_grpo_does_not():
-    total, hits = np.array([1.0, 0, 0, 0]), np.array([True, False, False, False])
-    plain, bonus = (Advantage(loss, bonus_k=2)(total, hits, 4) for loss in ("grpo", "srpo"))
-    assert plain.tolist() == pytest.approx([1.5, -0.5, -0.5, -0.5], abs=1e-4)
-    # n = 4, k = 2, c = 1: ρ = 1 − C(3,2)/C(4,2) = 1/2, σ = 1/2; hit .5/.5 = 1, miss (.5 − C(2,1)/C(3,1))/.5 = −1/3.
-    assert (bonus - plain).tolist() == pytest.approx([1, -1 / 3, -1 / 3, -1 / 3], abs=1e-4)
-    with pytest.raises(UserError, match="k=5 with 4 rollouts"):
-        Advantage("srpo", bonus_k=5)(total, hits, 4)
 
 
 def test_pools_are_taken_apart_and_joined():

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from reasonrec.data_gen.tasks.rl_prompts import prompt_block
 from reasonrec.recipes.models.load import load_tokenizer
+from reasonrec.recipes.trainers.algorithms import Srpo
 from reasonrec.recipes.trainers.best import best_folder
-from reasonrec.recipes.trainers.groups import Advantage
 from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer, RolloutSettings
 from reasonrec.recipes.trainers.resume import last_checkpoint
 from reasonrec.tokenizers.errors import UserError
@@ -72,8 +72,7 @@ def test_what_is_sampled_from_is_what_is_optimised(tiny_base, make_grpo, method,
 
 def test_the_probabilities_of_all_items_sum_to_one(tiny_base, make_grpo):
     trainer = make_grpo(tiny_base, "lora", temperature=0.6)
-    scorer = trainer._scorer
-    answers = scorer.vocabulary.item_token_ids(
+    answers = trainer._policy.vocabulary.item_token_ids(
         np.array([[0, 0, 0], [0, 0, 1], [0, 2, -1], [1, 3, -1], [1, 1, -1], [2, 1, -1], [2, 3, -1]])
     )
     prompt = trainer._prompts.token_ids(0)
@@ -187,15 +186,18 @@ def test_groups_with_variance_are_kept_and_dead_ones_fill_up(tiny_base, make_grp
         list(filter(None, pool.rollouts.completion_ids[row])) for row in rows
     ]
     torch.testing.assert_close(
-        batch["advantages"], torch.from_numpy(Advantage()(pool.scores.total, pool.scores.hits, size)[rows]).float()
+        batch["advantages"], torch.from_numpy(Srpo(size)(pool.scores.total, pool.scores.hits)[rows]).float()
     )
 
 
 def test_the_two_losses_differ_by_the_bonus(tiny_base, make_grpo, problem):
     found = {}
     for loss in ("grpo", "srpo"):
-        settings = RolloutSettings(Advantage(loss, bonus_k=2), rounds=1)
-        found[loss] = generation(make_grpo(tiny_base, settings=settings, problem=problem(rewards={"rsvr": 1.0})))
+        options = {
+            "algorithm": (loss, {"bonus_k": 2} if loss == "srpo" else {}),
+            "settings": RolloutSettings(rounds=1),
+        }
+        found[loss] = generation(make_grpo(tiny_base, problem=problem(rewards={"rsvr": 1.0}), **options))
     assert torch.equal(found["grpo"]["completion_ids"], found["srpo"]["completion_ids"])
     difference = (found["srpo"]["advantages"] - found["grpo"]["advantages"]).view(4, 4)
     assert difference.abs().max() > 0
@@ -223,8 +225,7 @@ def test_rewards_that_ask_the_model_get_what_it_says(tiny_base, make_grpo, probl
     trainer = make_grpo(tiny_base, settings=RolloutSettings(rounds=1, max_chain=3), problem=problem(rewards=rewards))
     trainer.model.train()
     pool = trainer._collect(4)
-    vocabulary, trie = trainer._scorer.vocabulary, trainer._scorer.trie
-    codes = np.array([[*c, *[-1] * (3 - len(c))] for c in trainer._scorer.item_codes])
+    vocabulary, trie, codes = trainer._policy.vocabulary, trainer._policy.trie, trainer._policy.index.codes
     model = trainer.model.eval()
     for row in range(0, 16, 5):
         completion = pool.rollouts.completion_ids[row]
@@ -318,7 +319,7 @@ def test_it_learns_from_hits_and_not_from_permuted_targets(tiny_base, make_grpo,
             method,
             problem=problem(prompts=64, permuted=permuted),
             scale=0.0,
-            settings=RolloutSettings(Advantage("srpo", bonus_k=4), rounds=2),
+            settings=RolloutSettings(rounds=2),
             per_device_train_batch_size=64,
             num_generations=8,
             learning_rate=rate,

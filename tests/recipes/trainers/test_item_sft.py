@@ -16,13 +16,11 @@ from trl import SFTConfig
 from reasonrec.recipes.models.load import LoraSettings, add_adapter, add_code_rows, load_base, load_tokenizer
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, save_weights
 from reasonrec.recipes.trainers.resume import last_checkpoint
-from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 
 SIZES = (3, 4, 2)
 CODES = np.array([[0, 0, 0], [0, 0, 1], [0, 2, -1], [1, 3, -1], [1, 1, -1], [2, 1, -1], [2, 3, -1]])
 TEXTS = ["small oak lamp", "steel kettle", "velvet backpack", "bamboo novel", "marble tent", "a scarf", "a drill"]
-TRIE = Trie.from_codes(CODES, SIZES)
 HISTORIES = [[0, 3, 5], [1, 4], [6, 2, 1, 0], [5, 5, 6], [2, 0], [3, 1, 4], [4, 6, 2], [1, 5]]
 
 
@@ -60,7 +58,7 @@ def make_model(base: Path, method: str, dropout: float = 0.0):
     model = load_base(str(base), method=method)
     add_code_rows(model, tokenizer, vocabulary, CODES, TEXTS)
     if method != "full":
-        model = add_adapter(model, vocabulary, LoraSettings(4, 8, dropout, "all-linear"))
+        model = add_adapter(model, vocabulary.token_ids, LoraSettings(4, 8, dropout, "all-linear"))
         with torch.no_grad():  # as a model that trained before: no value is one of bfloat16's
             for parameter in model.parameters():
                 if parameter.requires_grad:
@@ -68,40 +66,46 @@ def make_model(base: Path, method: str, dropout: float = 0.0):
     return model, tokenizer, vocabulary
 
 
-def make_trainer(base: Path, out: Path, method: str, *, row_lr: float | None = None, dropout: float = 0.0, **options):
-    """What recipes/sft.py builds, on histories that are written down."""
-    model, tokenizer, vocabulary = make_model(base, method, dropout)
-    ids = vocabulary.item_token_ids(CODES)
-    prompt = tokenizer("History:", add_special_tokens=False)["input_ids"]
-    examples = [([*prompt, *(t for i in h[:-1] for t in ids[i]), vocabulary.begin_id], ids[h[-1]]) for h in HISTORIES]
-    data = {
-        "input_ids": [prompt + answer for prompt, answer in examples],
-        "labels": [[-100] * len(prompt) + answer for prompt, answer in examples],
-    }
-    settings = {
-        "per_device_train_batch_size": 2,
-        "num_train_epochs": 1,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "remove_unused_columns": False,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-    }
-    return ItemSFTTrainer(
-        trie=TRIE,
-        vocabulary=vocabulary,
-        row_learning_rate=row_lr,
-        model=model,
-        args=SFTConfig(output_dir=str(out), **(settings | options)),
-        train_dataset=HfDataset.from_dict(data),
-        processing_class=tokenizer,
-    )
+@pytest.fixture
+def make_trainer(policy_of):
+    """Builds what recipes/sft.py builds, on histories that are written down."""
+
+    def make(base: Path, out: Path, method: str, *, row_lr: float | None = None, dropout: float = 0.0, **options):
+        model, tokenizer, vocabulary = make_model(base, method, dropout)
+        ids = vocabulary.item_token_ids(CODES)
+        prompt = tokenizer("History:", add_special_tokens=False)["input_ids"]
+        examples = [
+            ([*prompt, *(t for i in h[:-1] for t in ids[i]), vocabulary.begin_id], ids[h[-1]]) for h in HISTORIES
+        ]
+        data = {
+            "input_ids": [prompt + answer for prompt, answer in examples],
+            "labels": [[-100] * len(prompt) + answer for prompt, answer in examples],
+        }
+        settings = {
+            "per_device_train_batch_size": 2,
+            "num_train_epochs": 1,
+            "learning_rate": 1e-2,
+            "lr_scheduler_type": "constant",
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "report_to": "none",
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "remove_unused_columns": False,
+            "dataset_kwargs": {"skip_prepare_dataset": True},
+        }
+        return ItemSFTTrainer(
+            policy=policy_of(tokenizer, vocabulary, CODES, TEXTS),
+            row_learning_rate=row_lr,
+            model=model,
+            args=SFTConfig(output_dir=str(out), **(settings | options)),
+            train_dataset=HfDataset.from_dict(data),
+            processing_class=tokenizer,
+        )
+
+    return make
 
 
 def snapshot(trainer) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -119,7 +123,7 @@ def moved(trainer, before: dict[str, torch.Tensor]) -> dict[str, float]:
 
 
 @every_method
-def test_everything_that_trains_moves_and_nothing_else(base, tmp_path, method):
+def test_everything_that_trains_moves_and_nothing_else(make_trainer, base, tmp_path, method):
     trainer = make_trainer(base, tmp_path, method)
     trained, frozen = snapshot(trainer)
     trainer.train()
@@ -137,7 +141,7 @@ def test_everything_that_trains_moves_and_nothing_else(base, tmp_path, method):
 
 
 @adapters
-def test_float32_adapters_start_as_they_were_and_feel_a_tiny_rate(tiny_base, tmp_path, method):
+def test_float32_adapters_start_as_they_were_and_feel_a_tiny_rate(make_trainer, tiny_base, tmp_path, method):
     """TRL casts them to bfloat16 under 4 bit, where a step of 1e-6 rounds to nothing."""
     trainer = make_trainer(tiny_base, tmp_path, method, learning_rate=1e-6)
     trained, _ = snapshot(trainer)
@@ -152,7 +156,7 @@ def test_float32_adapters_start_as_they_were_and_feel_a_tiny_rate(tiny_base, tmp
     assert max(changes.values()) < 1e-5
 
 
-def test_the_row_learning_rate_is_for_the_rows_only(base, tmp_path):
+def test_the_row_learning_rate_is_for_the_rows_only(make_trainer, base, tmp_path):
     """One step of plain gradient descent: the change is the rate times the gradient."""
     changes = {}
     for row_lr in (None, 0.5, 0.0):
@@ -174,7 +178,7 @@ def test_the_row_learning_rate_is_for_the_rows_only(base, tmp_path):
             assert torch.equal(changes[0.0][name], change)
 
 
-def test_weight_decay_spares_rows_and_norms(untied_base, tmp_path):
+def test_weight_decay_spares_rows_and_norms(make_trainer, untied_base, tmp_path):
     for method, decayed in (("lora", {"lora_A", "lora_B"}), ("full", {"weight"})):
         trainer = make_trainer(untied_base, tmp_path, method, weight_decay=0.1, row_lr=None)
         name_of = {id(p): n for n, p in trainer.model.named_parameters()}
@@ -187,7 +191,7 @@ def test_weight_decay_spares_rows_and_norms(untied_base, tmp_path):
         assert {g["weight_decay"] for g in groups} == {0.1, 0.0}
 
 
-def test_the_plans_order_is_the_training_order(tiny_base, tmp_path):
+def test_the_plans_order_is_the_training_order(make_trainer, tiny_base, tmp_path):
     trainer = make_trainer(tiny_base, tmp_path, "lora", seed=7, data_seed=8)
     rows = [row for batch in trainer.get_train_dataloader() for row in batch["labels"].tolist()]
     shown = [[label for label in row if label != -100] for row in rows]
@@ -196,7 +200,7 @@ def test_the_plans_order_is_the_training_order(tiny_base, tmp_path):
 
 
 @every_method
-def test_a_few_answers_are_learnt_by_heart(tiny_base, tmp_path, method):
+def test_a_few_answers_are_learnt_by_heart(make_trainer, tiny_base, tmp_path, method):
     trainer = make_trainer(
         tiny_base, tmp_path, method, num_train_epochs=25, per_device_train_batch_size=8, learning_rate=4e-3
     )
@@ -209,7 +213,7 @@ def test_a_few_answers_are_learnt_by_heart(tiny_base, tmp_path, method):
 
 
 @every_method
-def test_a_checkpoint_holds_what_trained_and_resuming_changes_nothing(tiny_base, tmp_path, method):
+def test_a_checkpoint_holds_what_trained_and_resuming_changes_nothing(make_trainer, tiny_base, tmp_path, method):
     options = {"save_strategy": "steps", "save_steps": 2, "dropout": 0.0 if method == "full" else 0.2}
     whole = make_trainer(tiny_base, tmp_path, method, **options)
     whole.train()
@@ -235,7 +239,7 @@ def test_a_checkpoint_holds_what_trained_and_resuming_changes_nothing(tiny_base,
 
 
 @adapters
-def test_what_is_saved_is_the_adapter_in_safetensors(base, tmp_path, method):
+def test_what_is_saved_is_the_adapter_in_safetensors(make_trainer, base, tmp_path, method):
     trainer = make_trainer(base, tmp_path / "run", method)
     trainer.train()
     save_weights(trainer.model, tmp_path / "adapter")

@@ -10,7 +10,8 @@ from transformers import LlamaForCausalLM
 from reasonrec.recipes.decoding import sample as module
 from reasonrec.recipes.decoding.sample import Rollouts, Sampler, noise, roll_out
 from reasonrec.recipes.decoding.score import score_all_items
-from reasonrec.recipes.policies.semantic_id import install_item_policy
+from reasonrec.recipes.policies.base import install
+from reasonrec.recipes.policies.semantic_id import CodeAnswers
 from reasonrec.tokenizers.errors import UserError
 
 HISTORIES = [[0, 3], [1], [6, 2, 1, 0, 4], [5, 5, 6], [2]]
@@ -20,8 +21,7 @@ def draw(kit, sampler: Sampler, histories=HISTORIES, numbers=None, *, seed: int 
     numbers = list(range(len(histories))) if numbers is None else numbers
     return roll_out(
         kit.base.eval(),
-        kit.trie,
-        kit.vocabulary,
+        CodeAnswers(kit.trie, kit.vocabulary),
         [kit.prompt(history, reasoning=sampler.max_chain > 0) for history in histories],
         sampler,
         eos_ids=[kit.tokenizer.eos_token_id],
@@ -40,7 +40,7 @@ def scored(kit, rollouts: Rollouts, temperature: float) -> tuple[torch.Tensor, t
     mask = torch.tensor([[0] * (p - len(a)) + [1] * (len(a) + len(b)) + [0] * (c - len(b)) for a, b in rows])
     labels = ids.masked_fill(mask == 0, -100)
     labels[:, :p] = -100
-    install_item_policy(kit.base, kit.trie, kit.vocabulary, temperature=temperature, answers_only=True)
+    install(kit.base, CodeAnswers(kit.trie, kit.vocabulary), temperature=temperature, answers_only=True)
     out = kit.model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
     return out.log_probs[:, -c:], out.entropy[:, -c:]
 
@@ -139,7 +139,7 @@ def test_what_is_forced_is_masked(tiny_base, make_kit):
         assert rollouts.mask[row] == ([1, 1, 1, 0] if item < 2 else [1, 1, 0])
     only = type(kit.trie).from_codes(np.array([[0, 0, -1], [0, 1, -1], [2, 3, -1]]), (3, 4, 2))
     rollouts = roll_out(
-        kit.base, only, kit.vocabulary, [kit.prompt([0])], Sampler(40), eos_ids=[2], pad_id=0,
+        kit.base, CodeAnswers(only, kit.vocabulary), [kit.prompt([0])], Sampler(40), eos_ids=[2], pad_id=0,
         noise=noise(0, 0, [0], 40, 3),
     )  # fmt: skip
     assert {tuple(m) for m, i in zip(rollouts.mask, rollouts.items, strict=True) if i == 2} == {(1, 0, 0)}
@@ -233,7 +233,7 @@ def test_taking_and_joining_rows(tiny_base, make_kit):
 def test_mistakes_are_named(tiny_base, make_kit):
     kit = make_kit(tiny_base)
     with pytest.raises(UserError, match="has to end with the begin marker"):
-        roll_out(kit.base, kit.trie, kit.vocabulary, [[1, 2]], Sampler(2), eos_ids=[2], pad_id=0)
+        roll_out(kit.base, CodeAnswers(kit.trie, kit.vocabulary), [[1, 2]], Sampler(2), eos_ids=[2], pad_id=0)
     with pytest.raises(UserError, match="temperature=0"):
         Sampler(2, 0.0)
     with pytest.raises(UserError, match="generations=0"):

@@ -13,7 +13,8 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 from reasonrec.recipes.models.load import LoraSettings, add_adapter
-from reasonrec.recipes.policies.semantic_id import install_item_policy
+from reasonrec.recipes.policies.base import install
+from reasonrec.recipes.policies.semantic_id import CodeAnswers
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
@@ -95,7 +96,7 @@ def test_our_answer_on_text_is_trls_own():
     theirs_model, ours_model = tiny_llama(), tiny_llama()
     add_fused_lm_head(theirs_model, outputs=("log_probs", "entropy", "is_top1"))
     add_fused_lm_head(ours_model, outputs=("log_probs", "entropy", "is_top1"))  # what TRL did before ours is installed
-    install_item_policy(ours_model, trie, vocabulary)
+    install(ours_model, CodeAnswers(trie, vocabulary))
     calls = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "use_cache": False}
     theirs, ours = (model(**calls, fused_lm_head=True) for model in (theirs_model, ours_model))
     for name in ("loss", "log_probs", "entropy", "is_top1", "label_mask"):
@@ -123,7 +124,7 @@ def test_peft_keeps_rows_where_they_are_looked_for(tied):
     model = tiny_llama(tie_word_embeddings=tied)
     plain = model.get_input_embeddings()
     vocabulary = Vocabulary((2, 2), begin_id=15)
-    wrapped = add_adapter(model, vocabulary, LoraSettings(2, 4, 0.0, "all-linear"))
+    wrapped = add_adapter(model, vocabulary.token_ids, LoraSettings(2, 4, 0.0, "all-linear"))
     names = {name.rsplit(".", 2)[-2:][0] for name, _ in wrapped.named_parameters() if "trainable_tokens" in name}
     assert names == {"trainable_tokens_delta"}
     inside, head = model.get_input_embeddings().token_adapter, model.get_output_embeddings().token_adapter

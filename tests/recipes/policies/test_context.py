@@ -18,9 +18,11 @@ from reasonrec.data_gen.schema import Dataset
 from reasonrec.data_gen.tasks.mixture import PlanConfig, check_texts, make_plan
 from reasonrec.data_gen.tasks.render import Material, task_names
 from reasonrec.recipes import sft
-from reasonrec.recipes.models.checkpoint import Bundle, Setting, load_with_rows
-from reasonrec.recipes.models.context import check_context
+from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.models.load import load_tokenizer
+from reasonrec.recipes.policies.base import build_policy
+from reasonrec.recipes.policies.context import check_context
+from reasonrec.recipes.policies.loading import load_fresh
 from reasonrec.recipes.rankers.reasoning import Reasoner, Thinking
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.errors import UserError
@@ -55,13 +57,13 @@ def make_base(kind: str, tiny_base: Path, folder: Path, **options) -> Path:
 
 @pytest.fixture
 def world(tiny_dataset, tiny_index):
-    """Builds a setting with its bundle and an untrained model."""
+    """Builds a setting with its policy and an untrained model."""
 
     def build(base: Path, max_history: int):
         setting = Setting(str(base), "full", "History:{history}", False, None, max_history)
-        bundle = Bundle.build(Dataset.load(tiny_dataset).catalogue(ItemIndex.load(tiny_index)), setting)
+        policy = build_policy(Dataset.load(tiny_dataset).catalogue(ItemIndex.load(tiny_index)), setting)
         torch.manual_seed(0)
-        return setting, bundle, load_with_rows(setting, bundle)[0]
+        return setting, policy, load_fresh(setting, policy)[0]
 
     return build
 
@@ -75,45 +77,45 @@ def named(refused: pytest.ExceptionInfo, what: str) -> int:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_history_that_is_named_fits_and_one_more_does_not(kind, world, tiny_base, tiny_dataset, tmp_path):
     base = make_base(kind, tiny_base, tmp_path / "base")
-    _, bundle, model = world(base, 20)
+    _, policy, model = world(base, 20)
     with pytest.raises(
         UserError, match=r"max_history=20 makes examples of up to \d+ tokens, but the model"
     ) as refused:
-        check_context(model, bundle, 20, trained=False)
+        check_context(model, policy, 20, trained=False)
     assert str(LIMIT) in str(refused.value)
     fitting = named(refused, "lower max_history to ")
     with pytest.raises(UserError, match=f"lower max_history to {fitting}"):
-        check_context(model, bundle, fitting + 1, trained=False)
-    setting, bundle, model = world(base, fitting)
-    check_context(model, bundle, fitting, trained=False)
-    longest = int(np.argmax([len(ids) for ids in bundle.prompts.item_token_ids]))
-    recommender = Recommender(bundle, model, setting)
+        check_context(model, policy, fitting + 1, trained=False)
+    setting, policy, model = world(base, fitting)
+    check_context(model, policy, fitting, trained=False)
+    longest = int(np.argmax([len(ids) for ids in policy.prompts.item_token_ids]))
+    recommender = Recommender(policy, model, setting)
     assert (recommender.recommend([[longest] * 30], k=5)[0] >= 0).all()
-    examples = bundle.examples(Dataset.load(tiny_dataset).train, one_per_prefix=False)
+    examples = policy.examples(Dataset.load(tiny_dataset).train, one_per_prefix=False)
     ids, _ = examples.history([longest] * fitting, longest, every_item=True)
     assert LIMIT - 3 < len(ids) <= LIMIT
     model(torch.tensor([ids]))
     with pytest.raises(
         UserError, match=rf"was trained with max_history=20.* train it again with max_history={fitting}"
     ):
-        Recommender(bundle, model, replace(setting, max_history=20))
+        Recommender(policy, model, replace(setting, max_history=20))
 
 
 def test_a_chain_has_to_fit_as_well(world, tiny_base, tmp_path):
-    setting, bundle, model = world(make_base("qwen2", tiny_base, tmp_path / "base"), 2)
-    reasoner = Reasoner(Recommender(bundle, model, setting))
+    setting, policy, model = world(make_base("qwen2", tiny_base, tmp_path / "base"), 2)
+    reasoner = Reasoner(Recommender(policy, model, setting))
     with pytest.raises(UserError, match=r"max_history=2 and max_chain=128 make up to .*lower max_chain to \d+") as no:
         reasoner([[1, 2]], Thinking())
     room = named(no, "lower max_chain to ")
     assert (reasoner([[1, 2]], Thinking(max_chain=room)).items >= 0).all()
     with pytest.raises(UserError, match=f"lower max_chain to {room - 1}"):  # reinforcement learning reads the end too
-        check_context(model, bundle, 2, trained=True, max_chain=room, end=1)
+        check_context(model, policy, 2, trained=True, max_chain=room, end=1)
 
 
 def test_a_model_that_is_too_short_for_anything(world, tiny_base, tmp_path):
-    _, bundle, model = world(make_base("qwen2", tiny_base, tmp_path / "base", max_position_embeddings=6), 5)
+    _, policy, model = world(make_base("qwen2", tiny_base, tmp_path / "base", max_position_embeddings=6), 5)
     with pytest.raises(UserError, match=r"one item of history makes \d+ tokens, .* at most 6: take another model"):
-        check_context(model, bundle, 5, trained=False)
+        check_context(model, policy, 5, trained=False)
 
 
 @pytest.mark.parametrize(
@@ -121,17 +123,17 @@ def test_a_model_that_is_too_short_for_anything(world, tiny_base, tmp_path):
 )
 def test_models_that_could_be_trained_and_never_searched(kind, why, world, tiny_base, tmp_path):
     options = {"mamba": {"state_size": 4}, "falcon": {"alibi": True}}.get(kind, {})
-    _, bundle, model = world(make_base(kind, tiny_base, tmp_path / "base", **options), 5)
+    _, policy, model = world(make_base(kind, tiny_base, tmp_path / "base", **options), 5)
     with pytest.raises(UserError, match=why):
-        check_context(model, bundle, 5, trained=False)
+        check_context(model, policy, 5, trained=False)
 
 
 @pytest.mark.parametrize("task", ["item2index", "index2item", "fusionseqrec"])
 def test_the_longest_words_are_found(task, world, tiny_base, tiny_dataset):
-    _, bundle, _ = world(tiny_base, 6)
-    titles = [title * (1 + i % 7) for i, title in enumerate(bundle.catalogue.titles)]
-    examples = replace(bundle.examples(Dataset.load(tiny_dataset).train, one_per_prefix=False), titles=titles)
-    lengths = np.array([len(ids) for ids in bundle.prompts.item_token_ids])
+    _, policy, _ = world(tiny_base, 6)
+    titles = [title * (1 + i % 7) for i, title in enumerate(policy.catalogue.titles)]
+    examples = replace(policy.examples(Dataset.load(tiny_dataset).train, one_per_prefix=False), titles=titles)
+    lengths = np.array([len(ids) for ids in policy.prompts.item_token_ids])
     config = PlanConfig({"seqrec": 1.0, task: 1.0}, 6, one_per_prefix=False, passes=1, batch_size=8, seed=0)
     plan = make_plan(config, Material(examples.sequences, lengths))
     others = plan.filter(pl.col("task") == task_names().index(task))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reasonrec.recipes.decoding.prefix import check_architecture, context_limit
-from reasonrec.recipes.models.checkpoint import Bundle
+from reasonrec.recipes.policies.base import Policy
 from reasonrec.tokenizers.errors import UserError
 
 if TYPE_CHECKING:
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def check_context(
-    model: PreTrainedModel, bundle: Bundle, max_history: int, *, trained: bool, max_chain: int = 0, end: int = 0
+    model: PreTrainedModel, policy: Policy, max_history: int, *, trained: bool, max_chain: int = 0, end: int = 0
 ) -> int | None:
     """Check that the longest history, a chain and an item fit.
 
     Args:
         model: Causal LM, or its PEFT wrapper.
-        bundle: Catalogue and tokenizer.
+        policy: How it reads and answers.
         max_history: Longest history in items.
         trained: Whether the model was trained with `max_history` already, so that it cannot be lowered here.
         max_chain: Longest chain in tokens; 0 in direct mode.
@@ -34,10 +34,11 @@ def check_context(
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     check_architecture(base)
     limit, words = context_limit(base)
-    item = max(len(ids) for ids in bundle.prompts.item_token_ids)
-    fixed = sum(map(len, bundle.prompts.direct_parts())) + item + end
+    prompts = policy.prompts
+    item = max(len(ids) for ids in prompts.item_token_ids)
+    fixed = sum(map(len, prompts.direct_parts())) + policy.answers.longest + end
     if max_chain:  # the tail's begin marker comes behind the chain
-        fixed += len(bundle.prompts.think_ids) + len(bundle.prompts.close_ids)
+        fixed += len(prompts.think_ids) + len(prompts.close_ids)
     history = max_history * item
     tokens = fixed + history + max_chain
     if limit is None or tokens <= limit:

@@ -1,0 +1,120 @@
+"""Loading and saving what a policy trains: a fresh base model, or a checkpoint with all that belongs to it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from reasonrec.recipes.models.adapter_config import read_adapter_config
+from reasonrec.recipes.models.checkpoint import Setting, base_of, check_base, trained_tokenizer
+from reasonrec.recipes.models.fingerprint import fingerprint
+from reasonrec.recipes.models.load import Method, load_base
+from reasonrec.recipes.models.precision import Precision, choose
+from reasonrec.recipes.policies.base import Policy, build_policy
+from reasonrec.tokenizers.artefact import read_manifest
+from reasonrec.tokenizers.catalogue import Catalogue
+from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.manifest import Manifest
+from reasonrec.tokenizers.places import own_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Trained(NamedTuple):
+    """A checkpoint that was loaded.
+
+    Attributes:
+        policy: How it reads and answers.
+        model: The model, a `PeftModel` for an adapter.
+        setting: What it was trained with.
+        manifest: Its manifest.
+    """
+
+    policy: Policy
+    model: Any
+    setting: Setting
+    manifest: Manifest
+
+
+def causal_lm(model: Any) -> Any:
+    """The causal LM below PEFT's wrapper."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def load_fresh(
+    setting: Setting, policy: Policy, precision: Precision | None = None, *, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, str]:
+    """The base model, made ready for a policy, and the fingerprint of its weights."""
+    model = load_base(
+        setting.base_model, method=setting.method, precision=precision, trust_remote_code=trust_remote_code
+    )
+    policy.start(model)
+    return model, fingerprint(setting.base_model)
+
+
+def load_trained(
+    path: str | Path,
+    *,
+    base_model: str | None = None,
+    precision: Precision | None = None,
+    trainable: bool = False,
+    trust_remote_code: bool = False,
+) -> Trained:
+    """Load a trained model with all that belongs to it, to recommend with or to train on.
+
+    Args:
+        path: Folder of the adapter or model.
+        base_model: Where an adapter's base model is now; where the training found it by default. A fully trained model
+            needs none.
+        precision: What is computed in, and where; as the hardware is if unset.
+        trainable: To train on: its adapter takes gradients, or the whole model is in float32.
+        trust_remote_code: Run code that comes with the model or its base. Only the caller says so, never the folder.
+
+    Raises:
+        UserError: If the base model is not that of the training, or not where it was; the message names the hashes and
+            the command that mends it.
+    """
+    from peft import PeftModel
+
+    path, precision = Path(path), precision or choose()
+    manifest = read_manifest(path)
+    if manifest.kind not in ("adapter", "model"):
+        raise UserError(f"{path} is a {manifest.kind}, not a trained model: give the output folder of recipes/sft.py")
+    trained = Setting.stored(manifest)
+    setting = replace(trained, base_model=base_model or base_of(manifest, path))
+    catalogue = Catalogue.load(path, manifest.facts)
+    tokenizer = trained_tokenizer(path, manifest, setting, trust_remote_code)
+    policy = build_policy(catalogue, setting, tokenizer)
+    if manifest.kind == "model":
+        method: Method = "full" if trainable else "lora"  # its weights as they are computed in
+        model = load_base(str(path), method=method, precision=precision, trust_remote_code=trust_remote_code)
+    else:
+        base = load_base(
+            setting.base_model, method=setting.method, precision=precision, trust_remote_code=trust_remote_code
+        )
+        check_base(manifest, base, setting, trained, trust_remote_code)
+        policy.resize(base)
+        lora = read_adapter_config(path, setting.base_model)  # PEFT would obey more than that
+        model = PeftModel.from_pretrained(base, path, config=lora, is_trainable=trainable)
+        lora.target_modules = sorted(lora.target_modules or ())  # a set would be saved in another order each time
+    policy.load(path, manifest, causal_lm(model))
+    return Trained(policy, model, setting, manifest)
+
+
+def save_checkpoint(folder: Path, setting: Setting, policy: Policy, *, current: bool = True) -> dict[str, Any]:
+    """Write what inference needs beside the weights, which are there already.
+
+    Args:
+        folder: Where to.
+        setting: What training and inference agree on.
+        policy: How the model reads and answers.
+        current: The weights are those of the model that the policy refreshed last.
+
+    Returns:
+        The facts for the manifest; where the base model is stands in the configuration.
+    """
+    kept = asdict(replace(setting, base_model=own_name(setting.base_model)))
+    rows = {"rows": policy.new_tokens[-1] + 1} if policy.new_tokens else {}
+    return {"setting": kept, **rows, **policy.save(folder, current=current)}
