@@ -23,10 +23,11 @@ import numpy as np
 
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import one_line
+from reasonrec.tokenizers.whole import whole
 
 RewardFunction = Callable[..., Sequence[float | None]]
 
-# One entry per completion. Always there:
+# One entry per completion. Always there, but for `CODES`:
 ROWS = {
     "prompts": "the prompt as text",
     "completions": "the completion as text",
@@ -39,14 +40,18 @@ ROWS = {
     "target_items": "its item number",
     "history_items": "item numbers of the history that the prompt shows, oldest first",
 }
-# The same for the whole batch. Always there:
+# The same for the whole batch. Always there, but for `CODES`:
 CONTEXT = {
     "depth": "codebook levels of an item, the disambiguation code not counted",
     "reasoning": "whether completions start with a chain",
 }
+# Those of them that are there only under a policy that writes an item as codes:
+CODES = ("predicted_codes", "target_codes", "depth")
+BEAM = 20  # width of the list in `beam_items`, for a reward that has no `k`
 # Made only for rewards that ask for it, one entry per completion:
 ROWS_ON_REQUEST = {
-    "beam_items": "item numbers of the beam searched behind the chain, best first, -1 where it is short",
+    "beam_items": "item numbers of the beam searched behind the chain, best first, -1 where it is short; as many as "
+    f"the reward's own keyword k says, {BEAM} without one (more if another reward asks for more)",
     "target_log_prob": "log-probability of the target's codes behind the chain",
 }
 # Made only for rewards that ask for it, the same for the whole batch, from train interactions only:
@@ -77,6 +82,22 @@ class Reward:
     function: RewardFunction
     requires: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """Which of the keywords in `CODES` it cannot do without."""
+        return tuple(name for name in _wanted(self.function) if name in CODES)
+
+    @property
+    def width(self) -> int:
+        """Length of the list that it wants in `beam_items`: its keyword `k`, `BEAM` without one.
+
+        Raises:
+            UserError: If that is no whole number from 1 on.
+        """
+        own = inspect.signature(self.function).parameters.get("k")
+        k = self.options.get("k", own.default if own is not None else None)
+        return BEAM if k is None else whole(f"reward {self.name!r}: k", k, at_least=1)
 
     def __call__(self, **batch: Any) -> list[float | None]:
         """Score a batch.

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from reasonrec.rewards.calling import BEAM
 from reasonrec.rewards.collaborative import CoVisits
 from reasonrec.rewards.parse import Codes, Parser
 from reasonrec.tokenizers.index import ItemIndex, build_index
@@ -90,9 +91,16 @@ def cases(reasoning: bool) -> list[Case]:
     return result
 
 
-def make_batch(chosen: Sequence[Case], reasoning: bool) -> dict[str, Any]:
-    """All keywords that a reward can ask for, for some cases."""
+def make_batch(chosen: Sequence[Case], reasoning: bool, width: int = BEAM) -> dict[str, Any]:
+    """All keywords that a reward can ask for, for some cases.
+
+    Args:
+        chosen: The cases.
+        reasoning: Whether they are those of reasoning mode.
+        width: Length of the lists in `beam_items`; as in a training, the catalogue is the most.
+    """
     index = small_index()
+    width = min(width, index.n_items)
     vocabulary = Vocabulary(index.level_sizes, _FIRST_ID)
     parser = Parser(vocabulary, index, reasoning=reasoning, end_ids=(_END,))
     texts = [
@@ -117,8 +125,11 @@ def make_batch(chosen: Sequence[Case], reasoning: bool) -> dict[str, Any]:
         "reasoning": reasoning,
         # A beam finds what was sampled first, and the target in the second place at best.
         "beam_items": [
-            [item, case.target, 5, -1] if item >= 0 and not hit else [case.target, 5, 4, -1] if hit else [4, 5, -1, -1]
-            for item, hit, case in zip(predicted, hits, chosen, strict=True)
+            [*found, *[-1] * index.n_items][:width]
+            for found in (
+                [item, case.target, 5] if item >= 0 and not hit else [case.target, 5, 4] if hit else [4, 5]
+                for item, hit, case in zip(predicted, hits, chosen, strict=True)
+            )
         ],
         "target_log_prob": [
             -0.7 if hit else -2.5 if item >= 0 else -6.0 for item, hit in zip(predicted, hits, strict=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from reasonrec.rewards.calling import Reward, take
+from reasonrec.rewards.calling import BEAM, Reward, take
 from reasonrec.rewards.cases import GOLDEN, Case, cases, make_batch
 from reasonrec.rewards.collaborative import CoVisits
 from reasonrec.tokenizers.errors import UserError
@@ -95,9 +95,9 @@ def answer(reward: Reward, question: Question, clock: Callable[[], float] = time
     """
     if question.speed:
         began = clock()
-        values, error = _try(reward, _speed_batch(question.speed))
+        values, error = _try(reward, _speed_batch(question.speed, _width(reward)))
         return Answer(values, error, seconds=clock() - began)
-    whole = _whole_batch(question.mode)
+    whole = _whole_batch(question.mode, _width(reward))
     before = whole if question.rows is None else take(whole, question.rows)
     batch = copy.deepcopy(before)
     values, error = _try(reward, batch)
@@ -203,7 +203,7 @@ def _check_ranks(rows: Sequence[tuple[Case, float | None]], mode: str, found: Fi
         case, value = max(earns, key=lambda pair: pair[1])
         found.violations.append(
             f"{mode}: the malformed {case.name!r} gets {value:.4g}, an exact hit {worth:.4g}: it pays for answers "
-            "that are no item; give those less (predicted_codes is None there)"
+            "that are no item; give those less (predicted_items is -1 there)"
         )
     if golden is None:
         if any(value is not None for _, value in rows):
@@ -232,17 +232,21 @@ def _check_speed(ask: Ask, found: Finding) -> None:
         found.warnings.append(f"slow: more than {SPEED_LIMIT:g} s for {SPEED_ROWS} completions; training waits for it")
 
 
+def _width(reward: Reward) -> int:
+    return reward.width if "beam_items" in reward.requires else BEAM
+
+
 @cache
-def _whole_batch(mode: str) -> dict[str, Any]:
+def _whole_batch(mode: str, width: int) -> dict[str, Any]:
     """All cases of a mode; whoever scores them copies them first."""
     reasoning = mode == "reasoning"
-    return make_batch(cases(reasoning), reasoning)
+    return make_batch(cases(reasoning), reasoning, width)
 
 
-def _speed_batch(rows: int) -> dict[str, Any]:
+def _speed_batch(rows: int, width: int) -> dict[str, Any]:
     chain = " ".join(f"word{n}" for n in range(SPEED_CHAIN)) + " "
     few = [Case("", "", chain, (0, 0, 0, n % 3)) for n in range(100)]
-    return take(make_batch(few, True), [n % 100 for n in range(rows)])
+    return take(make_batch(few, True, width), [n % 100 for n in range(rows)])
 
 
 def _try(reward: Reward, batch: dict[str, Any]) -> tuple[list[float | None] | None, str]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from reasonrec.rewards.parse import Codes
 from reasonrec.rewards.registry import reward
 from reasonrec.tokenizers.errors import UserError
 
@@ -16,7 +15,7 @@ from reasonrec.tokenizers.errors import UserError
 def length(
     *,
     chains: Sequence[Sequence[int]],
-    predicted_codes: Sequence[Codes | None],
+    predicted_items: Sequence[int],
     reasoning: bool = True,
     shortest: int = 16,
     longest: int = 192,
@@ -30,7 +29,7 @@ def length(
 
     Args:
         chains: Token ids of each chain.
-        predicted_codes: Codes of the recommended items, None without a valid answer.
+        predicted_items: Numbers of the recommended items, -1 without a valid answer.
         reasoning: Whether completions start with a chain; if not, there is nothing to say.
         shortest: Fewest tokens of a chain that is long enough; 0 accepts none.
         longest: Most tokens of a chain that is short enough.
@@ -49,4 +48,4 @@ def length(
     tokens = np.fromiter(map(len, chains), dtype=np.float64, count=len(chains))
     rise = tokens / shortest if shortest else np.ones_like(tokens)
     values = np.clip(np.minimum(rise, (limit - tokens) / (limit - longest)), 0, 1).tolist()
-    return [value if codes is not None else 0.0 for value, codes in zip(values, predicted_codes, strict=True)]
+    return [value if item >= 0 else 0.0 for value, item in zip(values, predicted_items, strict=True)]

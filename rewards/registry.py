@@ -99,7 +99,10 @@ def load_reward(spec: str, options: Mapping[str, Any] | None = None) -> Reward:
         known = own_options(found.function)
         if option not in known:
             raise UserError(f"reward {spec!r} has no option {option!r}{_nearest(option, known)}")
-    return Reward(found.name, found.function, found.requires, dict(options or {}))
+    loaded = Reward(found.name, found.function, found.requires, dict(options or {}))
+    if "beam_items" in loaded.requires:
+        _ = loaded.width  # refuses a k that is no length of a list, before anything is rolled out
+    return loaded
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,28 @@ class WeightedRewards:
     def requires(self) -> tuple[str, ...]:
         """What has to be computed for any of them."""
         return tuple(sorted({name for reward in self.rewards for name in reward.requires}))
+
+    @property
+    def width(self) -> int:
+        """Length of the widest list that one of them wants in `beam_items`; 0 if none does."""
+        return max((reward.width for reward in self.rewards if "beam_items" in reward.requires), default=0)
+
+    def check_codes(self, policy: str, with_codes: Sequence[str]) -> None:
+        """Refuse rewards that read codes, for a policy that does not write items as codes.
+
+        Args:
+            policy: Name of the policy of the run.
+            with_codes: Names of the policies that do.
+
+        Raises:
+            UserError: If a reward cannot do without codes.
+        """
+        for reward in self.rewards:
+            if reward.codes:
+                raise UserError(
+                    f"reward {reward.name!r} reads {', '.join(reward.codes)}, which the policy {policy} does not "
+                    f"have; policies with codes are {', '.join(with_codes)}"
+                )
 
     def __call__(self, **batch: Any) -> NDArray[np.float64]:
         """Score a batch with each reward.

@@ -92,8 +92,8 @@ def pass_at_k_bonus(hits: Tensor, group_size: int, *, k: int = 4, epsilon: float
     """The bonus of `bonus_table` for each rollout.
 
     Args:
-        hits: Booleans (rows,): which rollouts recommend the target exactly (`rewards.exact.exact_hits`). Rewards are
-            no substitute: weighted sums do not equal 1.
+        hits: Booleans (rows,): which rollouts recommend the target exactly (`Scores.hits`). Rewards are no
+            substitute: weighted sums do not equal 1.
         group_size: Rollouts of a prompt.
         k: Size of the subsets.
         epsilon: ε of the table.
@@ -105,7 +105,7 @@ def pass_at_k_bonus(hits: Tensor, group_size: int, *, k: int = 4, epsilon: float
         UserError: If the rows are no whole groups, `hits` are no booleans, or k does not fit.
     """
     if hits.dtype != torch.bool:
-        raise UserError(f"hits has dtype {hits.dtype}: pass booleans, from exact_hits and not from rewards")
+        raise UserError(f"hits has dtype {hits.dtype}: pass booleans, not rewards")
     groups = _groups(hits, group_size) > 0
     positive, negative = (table.to(hits.device) for table in bonus_table(group_size, k, epsilon=epsilon))
     count = groups.sum(1, keepdim=True)

@@ -13,17 +13,19 @@ from numpy.typing import NDArray
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.data_gen.tasks.rl_prompts import RlPrompts
 from reasonrec.recipes.decoding.sample import Rollouts
+from reasonrec.recipes.decoding.search import MAX_BEAMS, MAX_K
 from reasonrec.recipes.policies.base import Parse, Policy
 from reasonrec.recipes.policies.inference import Ranking, rank, score
+from reasonrec.rewards.calling import BEAM
 from reasonrec.rewards.collaborative import CoVisits
 from reasonrec.rewards.parse import Parsed
 from reasonrec.rewards.registry import WeightedRewards
+from reasonrec.tokenizers.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BEAM = 20  # width of the search behind a chain, for rewards that ask for `beam_items`
-_ROWS = 64  # prompts that are read at a time for it
+_ROWS = 64  # prompts that are read at a time behind a chain
 
 
 class Texts(Sequence[str]):
@@ -91,12 +93,22 @@ class Scorer:
         policy: How the model reads and answers, on its device.
         reasoning: Whether completions start with a chain.
         context: Keywords that are the same for every batch (`similarity`, `train_counts`), where rewards need them.
+
+    Raises:
+        UserError: If a reward wants a list that no search makes.
     """
 
     rewards: WeightedRewards
     policy: Policy
     reasoning: bool
     context: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a list that is too long before anything is rolled out."""
+        most = min(MAX_K, MAX_BEAMS)
+        for reward in self.rewards.rewards:
+            if "beam_items" in reward.requires and reward.width > most:
+                raise UserError(f"reward {reward.name!r}: k={reward.width} has to be at most {most:,}; lower it")
 
     @cached_property
     def parser(self) -> Parse:
@@ -156,8 +168,9 @@ class Scorer:
         """The items found behind each begin marker; equal chains are read once."""
         rows = self._opened(rollouts)
         prompts = list(dict.fromkeys(rows))
-        width = min(BEAM, self.policy.catalogue.n_items)
-        items = rank(self.policy, model, prompts, Ranking(width, width, batch_size=_ROWS)).items
+        most = self.policy.catalogue.n_items
+        k, width = (min(wanted, most) for wanted in (self.rewards.width, max(self.rewards.width, BEAM)))
+        items = rank(self.policy, model, prompts, Ranking(k, width, batch_size=_ROWS)).items
         found = dict(zip(prompts, items.tolist(), strict=True))
         return [found[row] for row in rows]
 

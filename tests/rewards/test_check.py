@@ -71,6 +71,18 @@ def test_the_cases_are_what_they_say() -> None:
     assert make_batch([], True)["completions"] == []
 
 
+@pytest.mark.parametrize(("k", "width"), [(3, 3), (12, 12), (50, 12)])
+def test_a_list_is_as_long_as_the_reward_asks(k: int, width: int, tmp_path: Path) -> None:
+    """Of twelve items at most, as a training's is no longer than its catalogue."""
+    (tmp_path / "wide.py").write_text(
+        f"def wide(*, beam_items, target_items, k={k}, **_):\n"
+        f"    assert all(len(beam) == {width} for beam in beam_items)\n"
+        "    return [float(beam[0] == item) for beam, item in zip(beam_items, target_items)]\n"
+    )
+    found = check_reward(load_reward(f"{tmp_path / 'wide.py'}:wide"))
+    assert not [violation for violation in found.violations if "raised" in violation]
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from reasonrec.rewards import registry
-from reasonrec.rewards.calling import CONTEXT, REQUIRABLE, ROWS, Reward, take
+from reasonrec.rewards.calling import BEAM, CODES, CONTEXT, REQUIRABLE, ROWS, Reward, take
 from reasonrec.rewards.cases import cases, make_batch
 from reasonrec.rewards.registry import RewardSpec, load_reward, load_rewards, names, reward, reward_files
 from reasonrec.tokenizers.errors import UserError
@@ -131,6 +131,42 @@ def test_names_are_not_taken_away() -> None:
         reward(name="other", requires=("beam_item",))(lambda *, completions, **_: [])
 
 
+def test_rewards_say_which_codes_they_cannot_do_without() -> None:
+    needs = {name: load_reward(name).codes for name in names()}
+    assert {name: codes for name, codes in needs.items() if codes} == {
+        "prefix": ("predicted_codes", "target_codes"),
+        "rsvr": ("predicted_codes", "target_codes", "depth"),
+    }
+    with_codes = ("semantic_id", "other")
+    load_rewards({"exact": 1, "likelihood": 1, "length": 0}).check_codes("dual_head", with_codes)
+    message = (
+        r"^reward 'rsvr' reads predicted_codes, target_codes, depth, which the policy dual_head does not have; "
+        r"policies with codes are semantic_id, other$"
+    )
+    with pytest.raises(UserError, match=message):
+        load_rewards({"exact": 1, "rsvr": 0}).check_codes("dual_head", with_codes)
+
+
+def test_what_works_on_items_is_called_without_codes() -> None:
+    for reasoning in (True, False):
+        batch = make_batch(cases(reasoning), reasoning)
+        bare = {name: value for name, value in batch.items() if name not in CODES}
+        for name in set(names()) - {"prefix", "rsvr"}:
+            assert load_reward(name)(**bare) == load_reward(name)(**batch)
+
+
+def test_a_list_is_as_wide_as_the_widest_reward_wants(write: Callable[..., str]) -> None:
+    assert (load_reward("rank").width, load_reward("rank", {"k": 50}).width) == (10, 50)
+    assert load_reward(write("def f(*, beam_items, **_): ...") + ":f").width == BEAM
+    own = write("def f(*, beam_items, k=None, **_): ...") + ":f"
+    assert (load_reward(own).width, load_reward(own, {"k": 3}).width) == (BEAM, 3)
+    assert load_rewards({"rank": 1, own: {"weight": 0, "k": 50}}).width == 50
+    assert load_rewards({"exact": 1}).width == 0, "no list is wanted"
+    for k in (0, -1, 2.5, True, "10"):
+        with pytest.raises(UserError, match=r"^reward 'rank': k=.* has to be a whole number, at least 1"):
+            load_reward("rank", {"k": k})
+
+
 def calls(values: Any) -> Reward:
     return Reward("mine", lambda *, completions, **_: values)
 
@@ -214,8 +250,8 @@ def test_weights_in_yaml(write: Callable[..., str]) -> None:
     assert rewards.requires == ()
     values = rewards(
         completions=["ab", "a"],
-        predicted_codes=[(1,), None],
-        target_codes=[(1,), (1,)],
+        predicted_items=[1, -1],
+        target_items=[1, 1],
         chains=[[1] * 20, [3] * 3],
         reasoning=True,
     )

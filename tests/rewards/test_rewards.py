@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasonrec.rewards.collaborative import CoVisits, collaborative
-from reasonrec.rewards.exact import exact, exact_hits
+from reasonrec.rewards.exact import exact
 from reasonrec.rewards.format import strict_format
 from reasonrec.rewards.length import length
 from reasonrec.rewards.likelihood import likelihood
@@ -27,11 +28,16 @@ PREDICTED = [None, (9, 1, 4, 1), (3, 9, 4, 1), (3, 1, 9, 1), (3, 1, 4, 9), (3, 1
 TARGETS = [TARGET] * len(PREDICTED)
 
 
+def numbers(codes: Sequence[tuple[int, ...] | None]) -> list[int]:
+    """A number for each item, -1 for none: items are told apart by all of their codes."""
+    return [-1 if item is None else sum(code * 10**place for place, code in enumerate((*item, 10))) for item in codes]
+
+
 def test_exact() -> None:
-    assert exact(predicted_codes=PREDICTED, target_codes=TARGETS) == [0, 0, 0, 0, 0, 0, 0, 1]
-    assert exact_hits(PREDICTED, TARGETS).dtype == bool
-    assert exact(predicted_codes=[(3, 1, 4, 1, 0)], target_codes=[(3, 1, 4, 1)]) == [0], "one code too many"
-    assert exact(predicted_codes=[], target_codes=[]) == []
+    assert exact(predicted_items=numbers(PREDICTED), target_items=numbers(TARGETS)) == [0, 0, 0, 0, 0, 0, 0, 1]
+    more, less = [(3, 1, 4, 1, 0)], [(3, 1, 4, 1)]
+    assert exact(predicted_items=numbers(more), target_items=numbers(less)) == [0], "one code too many"
+    assert exact(predicted_items=[], target_items=[]) == []
 
 
 def test_prefix() -> None:
@@ -79,20 +85,20 @@ def test_format_wants_every_part_once_and_in_order() -> None:
     good = Flags(True, False, False, False, False, False)
     bad = [good._replace(**{name: True}) for name in good._fields[1:5]]
     flags = [good, *bad, good, good._replace(has_chain=False)]
-    codes = [(1,)] * 5 + [None, (1,)]
-    assert strict_format(predicted_codes=codes, flags=flags, reasoning=True) == [1, 0, 0, 0, 0, 0, 0]
-    assert strict_format(predicted_codes=codes, flags=flags, reasoning=False) == [0, 0, 0, 0, 0, 0, 1]
+    items = [1] * 5 + [-1, 0]
+    assert strict_format(predicted_items=items, flags=flags, reasoning=True) == [1, 0, 0, 0, 0, 0, 0]
+    assert strict_format(predicted_items=items, flags=flags, reasoning=False) == [0, 0, 0, 0, 0, 0, 1]
 
 
 def test_length() -> None:
     chains = [[0] * n for n in (0, 5, 10, 30, 35, 40, 1000, 20)]
-    codes = [(1,)] * 7 + [None]
-    values = length(chains=chains, predicted_codes=codes, shortest=10, longest=30, limit=40)
+    items = [0] * 7 + [-1]
+    values = length(chains=chains, predicted_items=items, shortest=10, longest=30, limit=40)
     assert values == [0, 0.5, 1, 1, 0.5, 0, 0, 0]
-    assert length(chains=[[]], predicted_codes=[(1,)], shortest=0) == [1]
-    assert length(chains=[[]], predicted_codes=[(1,)], reasoning=False) == [None]
+    assert length(chains=[[]], predicted_items=[1], shortest=0) == [1]
+    assert length(chains=[[]], predicted_items=[1], reasoning=False) == [None]
     with pytest.raises(UserError, match="limit=30"):
-        length(chains=chains, predicted_codes=codes, longest=30, limit=30)
+        length(chains=chains, predicted_items=items, longest=30, limit=30)
 
 
 def test_repetition() -> None:
@@ -194,3 +200,6 @@ def test_likelihood() -> None:
         with pytest.raises(UserError, match="at most 0"):
             likelihood(target_log_prob=[wrong], target_codes=[TARGET])
     assert likelihood(target_log_prob=[-math.inf], target_codes=[TARGET]) == [-30]
+    assert likelihood(target_log_prob=[-2.0, None, -100.0]) == [-2, None, -30], "only a perplexity counts codes"
+    with pytest.raises(UserError, match="perplexity=True divides by the number of target_codes"):
+        likelihood(target_log_prob=[-2.0], perplexity=True)

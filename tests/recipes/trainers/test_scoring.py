@@ -1,0 +1,55 @@
+"""How wide a list rewards are served."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from reasonrec.data_gen.tasks.rl_prompts import RlPrompts
+from reasonrec.recipes.decoding.sample import Sampler, roll_out
+from reasonrec.recipes.models.load import add_code_rows, load_base, load_tokenizer
+from reasonrec.recipes.models.precision import choose
+from reasonrec.recipes.trainers.item_grpo import RolloutSettings
+from reasonrec.recipes.trainers.scoring import Scorer
+from reasonrec.rewards.registry import load_rewards
+from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.vocabulary import Vocabulary
+
+WIDE = """
+def wide(*, beam_items, k=50, **_):
+    assert all(len(beam) == {width} for beam in beam_items)
+    return [float(len(set(beam))) for beam in beam_items]
+"""
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_reward_gets_as_many_items_as_it_asks_for(tiny_base, make_grpo, problem, tmp_path, k):
+    """Two rewards share the list of the one that wants more."""
+    (tmp_path / "wide.py").write_text(WIDE.format(width=3))
+    rewards = {f"{tmp_path / 'wide.py'}:wide": {"weight": 1.0, "k": 3}, "rank": {"weight": 0, "k": k}}
+    trainer = make_grpo(tiny_base, settings=RolloutSettings(rounds=1), problem=problem(rewards=rewards))
+    assert trainer._collect(4).scores.values[:, 0].tolist() == [3.0] * 16
+
+
+def test_a_reward_that_declares_fifty_gets_fifty(tiny_base, policy_of, tmp_path):
+    """Of 64 items fifty, of seven seven."""
+    codes = np.stack(np.divmod(np.arange(64), 8), axis=1)
+    tokenizer = load_tokenizer(str(tiny_base))
+    vocabulary = Vocabulary.extend(tokenizer, (8, 8))
+    model = load_base(str(tiny_base), method="full", precision=choose("fp32", "cpu"))
+    add_code_rows(model, tokenizer, vocabulary, codes, [f"item {n}" for n in range(64)])
+    prompt = [*tokenizer("History:", add_special_tokens=False)["input_ids"], vocabulary.begin_id]
+    prompts = RlPrompts([np.array([5, 9])], np.array([0]), np.array([1]), np.array([6]), 5, lambda history: prompt)
+    for size in (64, 7):
+        (tmp_path / "wide.py").write_text(WIDE.format(width=min(size, 50)))
+        policy = policy_of(tokenizer, vocabulary, codes[:size], [f"item {n}" for n in range(size)])
+        rewards = load_rewards({f"{tmp_path / 'wide.py'}:wide": 1.0})
+        scorer = Scorer(rewards, policy, reasoning=False)
+        rollouts = roll_out(model, policy.answers, [prompt], Sampler(2, greedy=True), eos_ids=[2], pad_id=0)
+        scores = scorer(model, rollouts, prompts, np.array([0, 0]), None)
+        assert scores.values[:, 0].tolist() == [min(size, 50)] * 2
+
+
+def test_a_list_that_no_search_makes_is_refused_before_anything_is_rolled_out(tiny_base, make_grpo, problem):
+    with pytest.raises(UserError, match=r"^reward 'rank': k=1000001 has to be at most 1,000,000; lower it$"):
+        make_grpo(tiny_base, problem=problem(rewards={"exact": 1.0, "rank": {"weight": 0, "k": 1_000_001}}))
