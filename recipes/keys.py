@@ -13,7 +13,6 @@ beyond 64 bits, and no text may hold what no file can: a NUL, or half a characte
 from __future__ import annotations
 
 import contextlib
-import difflib
 import enum
 import math
 import types
@@ -23,6 +22,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from reasonrec.tokenizers import registry
 from reasonrec.tokenizers.environment import expand_home
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.places import place
@@ -176,11 +176,8 @@ def recorded(stage: Any, out: str | Path) -> dict[str, Any]:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """The end of a message about a name that is not known."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; valid are {', '.join(sorted(known))}" if len(known) <= 40 else "; --help-all lists the valid ones"
+    """The end of a message about a name that is not known, among few or the hundreds of a training."""
+    return registry.nearest(name, known, "; --help-all lists the valid ones" if len(known) > 40 else None)
 
 
 def describe(annotation: Any) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.registry import nearest
 from reasonrec.tokenizers.terminal import one_line
 from reasonrec.tokenizers.whole import whole
 
@@ -181,13 +182,12 @@ def take(batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
     return {name: [value[r] for r in rows] if name in per_row else value for name, value in batch.items()}
 
 
-def check_signature(name: str, function: Any, nearest: Callable[[str, Sequence[str]], str]) -> tuple[str, ...]:
+def check_signature(name: str, function: Any) -> tuple[str, ...]:
     """Check that a function can be called as a reward.
 
     Args:
         name: Its name in messages.
         function: Anything.
-        nearest: Makes a hint out of a wrong name and the right ones.
 
     Returns:
         What its keywords require to be computed.
@@ -212,9 +212,7 @@ def check_signature(name: str, function: Any, nearest: Callable[[str, Sequence[s
         raise UserError(f"reward {name!r} refuses the keywords it does not name; {form}, with **_ at the end")
     for wanted in _wanted(function):
         if wanted not in KEYWORDS:
-            raise UserError(
-                f"reward {name!r} wants {wanted!r}, which nobody provides{nearest(wanted, list(KEYWORDS))}"
-            )
+            raise UserError(f"reward {name!r} wants {wanted!r}, which nobody provides{nearest(wanted, KEYWORDS)}")
     return tuple(p.name for p in parameters if p.name in REQUIRABLE)
 
 

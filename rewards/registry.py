@@ -12,9 +12,7 @@ reward and changes nothing else. Options of a reward go beside its weight:
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -29,13 +27,15 @@ from numpy.typing import NDArray
 from reasonrec.rewards.calling import LARGEST, REQUIRABLE, Reward, RewardFunction, check_signature, own_options
 from reasonrec.tokenizers.artefact import file_hash
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.registry import Registry, nearest
 from reasonrec.tokenizers.terminal import one_line
 
 # One family a file; a new one is added here.
 FAMILIES = ("exact", "prefix", "rank", "format", "length", "repetition", "collaborative", "likelihood")
 
+REWARDS: Registry[Reward] = Registry("reward", [f"reasonrec.rewards.{family}" for family in FAMILIES])
+
 _F = TypeVar("_F", bound=RewardFunction)
-_registered: dict[str, Reward] = {}
 
 
 def reward(*, name: str | None = None, requires: Sequence[str] = ()) -> Callable[[_F], _F]:
@@ -59,13 +59,13 @@ def reward(*, name: str | None = None, requires: Sequence[str] = ()) -> Callable
 
     def register(function: _F) -> _F:
         called = name or function.__name__
-        known = _registered.get(called)
+        known = REWARDS.registered(called)
         # The same file may be read twice; another one may not take the name away.
         if known is not None and _source(known.function) != _source(function):
             raise UserError(
                 f"the reward {called!r} exists already ({_source(known.function)[0]}): choose another name"
             )
-        _registered[called] = _as_reward(called, function, requires)
+        REWARDS.add(called, _as_reward(called, function, requires), function.__module__, replace=True)
         return function
 
     return register
@@ -73,8 +73,7 @@ def reward(*, name: str | None = None, requires: Sequence[str] = ()) -> Callable
 
 def names() -> list[str]:
     """Names of all registered rewards, those of the kit included."""
-    _load_families()
-    return sorted(_registered)
+    return sorted(REWARDS.entries())
 
 
 def load_reward(spec: str, options: Mapping[str, Any] | None = None) -> Reward:
@@ -88,17 +87,11 @@ def load_reward(spec: str, options: Mapping[str, Any] | None = None) -> Reward:
         UserError: If there is no such name, file or function (names the nearest), if the file fails, if the function
             cannot be called as a reward, or if it has no such option.
     """
-    if _is_file(spec):
-        found = _from_file(spec)
-    else:
-        _load_families()
-        if spec not in _registered:
-            raise UserError(f"no reward is called {spec!r}{_nearest(spec, list(_registered))}")
-        found = _registered[spec]
+    found = _from_file(spec) if _is_file(spec) else REWARDS.find(spec)
     for option in options or {}:
         known = own_options(found.function)
         if option not in known:
-            raise UserError(f"reward {spec!r} has no option {option!r}{_nearest(option, known)}")
+            raise UserError(f"reward {spec!r} has no option {option!r}{nearest(option, known)}")
     loaded = Reward(found.name, found.function, found.requires, dict(options or {}))
     if "beam_items" in loaded.requires:
         _ = loaded.width  # refuses a k that is no length of a list, before anything is rolled out
@@ -268,20 +261,15 @@ def _as_reward(name: str, function: Any, requires: Sequence[str]) -> Reward:
     requires = (requires,) if isinstance(requires, str) else tuple(requires)
     for wanted in requires:
         if wanted not in REQUIRABLE:
-            raise UserError(f"reward {name!r} requires {wanted!r}{_nearest(wanted, list(REQUIRABLE))}")
-    return Reward(name, function, tuple(sorted({*requires, *check_signature(name, function, _nearest)})))
-
-
-def _load_families() -> None:
-    for family in FAMILIES:
-        importlib.import_module(f"reasonrec.rewards.{family}")
+            raise UserError(f"reward {name!r} requires {wanted!r}{nearest(wanted, REQUIRABLE)}")
+    return Reward(name, function, tuple(sorted({*requires, *check_signature(name, function)})))
 
 
 def _from_file(spec: str) -> Reward:
     file, _, function = spec.rpartition(":") if ":" in spec else (spec, "", "")
     path = Path(file)
     if not path.is_file():
-        near = _nearest(path.name, [p.name for p in path.parent.glob("*.py")]) if path.parent.is_dir() else ""
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.py")]) if path.parent.is_dir() else ""
         raise UserError(f"reward {spec!r}: there is no file {file}{near or '; paths start where the command runs'}")
     module = _run_file(path, spec)
     own = [
@@ -291,9 +279,9 @@ def _from_file(spec: str) -> Reward:
     ]
     if not function or not hasattr(module, function):
         problem = f"{file} has no function {function!r}" if function else "write path/to/file.py:function"
-        raise UserError(f"reward {spec!r}: {problem}{_nearest(function, own) if own else '; the file defines none'}")
+        raise UserError(f"reward {spec!r}: {problem}{nearest(function, own) if own else '; the file defines none'}")
     value = getattr(module, function)
-    declared = next((r for r in _registered.values() if r.function is value), None)
+    declared = next((r for r in REWARDS.entries().values() if r.function is value), None)
     return declared or _as_reward(function, value, ())
 
 
@@ -311,6 +299,7 @@ def _run_file(path: Path, spec: str) -> ModuleType:
     if made is None or made.loader is None:
         raise UserError(f"reward {spec!r}: {path} is not a Python file")
     module = importlib.util.module_from_spec(made)
+    REWARDS.entries()  # the kit's come first: it is the file that takes one of their names
     sys.modules[name] = module
     try:
         made.loader.exec_module(module)
@@ -328,10 +317,3 @@ def _run_file(path: Path, spec: str) -> ModuleType:
 def _source(function: Any) -> tuple[str, str]:
     code = getattr(function, "__code__", None)
     return (code.co_filename if code else repr(function), getattr(function, "__qualname__", ""))
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; there are {', '.join(sorted(known))}" if known else ""

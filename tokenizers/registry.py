@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Generic, TypeVar
 
 from reasonrec.tokenizers.errors import UserError
 
 T = TypeVar("T")
+
+
+def closest(name: str, known: Collection[str]) -> str | None:
+    """Which of the known names is probably meant by one that is not known; None if none is like it."""
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.5)), None)
+
+
+def nearest(name: str, known: Collection[str], otherwise: str | None = None) -> str:
+    """The end of a message about a name that is not known: the nearest, or what to say where none is near.
+
+    Args:
+        name: The name.
+        known: Those that are known.
+        otherwise: What to say where none is near; all of them by default.
+    """
+    close = closest(name, known)
+    if close is not None:
+        return f"; did you mean {close!r}?"
+    return otherwise if otherwise is not None else f"; valid are {', '.join(sorted(known))}" if known else ""
 
 
 class Registry(Generic[T]):
@@ -26,20 +45,25 @@ class Registry(Generic[T]):
         self.what, self.modules = what, tuple(modules)
         self._entries: dict[str, tuple[T, str]] = {}
 
-    def add(self, name: str, entry: T, module: str) -> None:
+    def add(self, name: str, entry: T, module: str, *, replace: bool = False) -> None:
         """Make an entry known.
 
         Args:
             name: Its name.
             entry: The entry.
             module: Module that it stands in (`__name__`).
+            replace: The name may be taken; whoever had it is forgotten.
 
         Raises:
             ValueError: If the name is taken.
         """
-        if name in self._entries:
+        if name in self._entries and not replace:
             raise ValueError(f"two entries are called {name!r} as {self.what}")
         self._entries[name] = entry, module
+
+    def registered(self, name: str) -> T | None:
+        """The entry of a name, if a module that was imported so far has one: modules ask this while they register."""
+        return self._entries[name][0] if name in self._entries else None
 
     def entries(self) -> dict[str, T]:
         """All entries."""
@@ -81,8 +105,8 @@ class Registry(Generic[T]):
         return kind(**given, **options)
 
     def nearest(self, name: str) -> str:
-        """The end of a message about a name that is not known."""
+        """The end of a message about a name that is not known: the nearest, and all."""
         names = list(self.entries())
-        close = difflib.get_close_matches(name, names, 1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        close = closest(name, names)
+        hint = f" (did you mean {close!r}?)" if close else ""
         return f"{hint}; known are {', '.join(names)}"

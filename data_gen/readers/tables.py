@@ -6,7 +6,6 @@ unsaid (`csv_reader` checks the rows of CSV files, `values` says what a cell mea
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from reasonrec.data_gen.readers.csv_reader import LINE, CsvFile, read_quote, rea
 from reasonrec.data_gen.readers.timestamps import Timestamps, parse_timestamps
 from reasonrec.data_gen.values import EXACT, as_ids, as_text, respelled
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.registry import closest
 from reasonrec.tokenizers.terminal import shown
 
 INTERACTION_COLUMNS = {"user_id": True, "item_id": True, "timestamp": True, "rating": False, "review": False}
@@ -102,8 +102,8 @@ def map_columns(
     """
     for name in mapping:
         if name not in known:
-            near = difflib.get_close_matches(name, list(known), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            near = closest(name, known)
+            hint = f"did you mean {near}?" if near else f"known are {', '.join(known)}"
             raise UserError(f"{key}.{name}: there is no such column in this kit; {hint}")
     mapped = {}
     for name, needed in known.items():
@@ -112,8 +112,8 @@ def map_columns(
             mapped[name] = column
         elif needed or name in mapping:
             folded = {c.lower().replace("_", ""): c for c in found}
-            near = difflib.get_close_matches(column.lower().replace("_", ""), list(folded), n=1, cutoff=0.5)
-            hint = f" (the nearest is {folded[near[0]]!r})" if near else ""
+            near = closest(column.lower().replace("_", ""), folded)
+            hint = f" (the nearest is {folded[near]!r})" if near else ""
             raise UserError(
                 f"{path} has no column {column!r}; set {key}.{name} to the right one of "
                 f"{', '.join(map(repr, found))}{hint}{advice}"

@@ -170,7 +170,7 @@ def test_reasoning_mode_and_the_best_weights(starts, tmp_path):
     ("change", "message"),
     [
         ({"num_generations": 5}, "num_generations=5 does not divide the 16 rollouts.*choose 2, 4, 8, 16"),
-        ({"rewards": {"rsrv": 1.0}}, "no reward is called 'rsrv'; did you mean 'rsvr'"),
+        ({"rewards": {"rsrv": 1.0}}, r"reward 'rsrv' is unknown \(did you mean 'rsvr'\?\)"),
         ({"rewards": {"rsvr": 0}}, "nothing is rewarded"),
         ({"max_step": 3}, "unknown key 'max_step'; did you mean 'max_steps'"),
         ({"algorithm_options": {"bonus_k": 9}}, "k=9 with 4 rollouts"),

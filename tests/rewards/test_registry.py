@@ -11,17 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from reasonrec.rewards import registry
 from reasonrec.rewards.calling import BEAM, CODES, CONTEXT, REQUIRABLE, ROWS, Reward, take
 from reasonrec.rewards.cases import cases, make_batch
-from reasonrec.rewards.registry import RewardSpec, load_reward, load_rewards, names, reward, reward_files
+from reasonrec.rewards.registry import REWARDS, RewardSpec, load_reward, load_rewards, names, reward, reward_files
 from reasonrec.tokenizers.errors import UserError
 
 
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     names()  # the kit's, before the copy
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    monkeypatch.setattr(REWARDS, "_entries", dict(REWARDS._entries))
 
 
 @pytest.fixture
@@ -85,12 +84,12 @@ def test_a_decorated_function_keeps_its_name_and_needs(write: Callable[..., str]
     ("spec", "message"),
     [
         ("rsvrr", "did you mean 'rsvr'"),
-        ("nothing like it", "there are collaborative, exact"),
+        ("nothing like it", "known are exact, prefix, rsvr, rank, format, length, repetition, collaborative"),
         ("{folder}/mien.py:f", "no file .*mien.py; did you mean 'mine.py'"),
         ("{folder}/none/x.py:f", "no file .*paths start where the command runs"),
-        ("{folder}/mine.py:g", "no function 'g'.*there are f, twice"),
+        ("{folder}/mine.py:g", "no function 'g'.*valid are f, twice"),
         ("{folder}/mine.py:twise", "did you mean 'twice'"),
-        ("{folder}/mine.py", r"write path/to/file.py:function.*there are f"),
+        ("{folder}/mine.py", r"write path/to/file.py:function.*valid are f"),
         ("{folder}/mine:f", "no file .*mine; did you mean 'mine.py'"),
         ("{folder}/mine.py:VALUE", "is a int, not a function"),
         ("{folder}/broken.py:f", "running .*broken.py failed with SyntaxError"),

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.registry import Registry
+from reasonrec.tokenizers.registry import Registry, nearest
 
 
 @pytest.fixture
@@ -34,3 +34,20 @@ def test_a_miss_names_the_nearest(letters: Registry[int]) -> None:
         letters.find("zzzz")
     with pytest.raises(ValueError, match="two entries are called 'beta' as letter"):
         letters.add("beta", 3, "elsewhere")
+
+
+def test_a_name_may_be_given_anew(letters: Registry[int]) -> None:
+    assert letters.registered("beta") == 2
+    letters.add("beta", 3, "elsewhere", replace=True)
+    assert (letters.registered("beta"), letters.registered("gamma")) == (3, None)
+    assert letters.entries() == {"alpha": 1, "mine": 9, "beta": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("bata", "; did you mean 'beta'?"), ("zzzz", "; valid are alpha, beta"), ("", "; valid are alpha, beta")],
+)
+def test_the_nearest_of_some_names(name: str, said: str) -> None:
+    assert nearest(name, ["beta", "alpha"]) == said
+    assert nearest(name, []) == ""
+    assert nearest(name, ["gamma"], "; look it up") == "; look it up"
