@@ -1,6 +1,6 @@
 """From an interaction log and an item table to a dataset: order, filters, numbers, split.
 
-A reader (`sources_*.py`) fills an `InteractionLog`; `build_tables` does everything that does not depend on
+A reader (`readers/`) fills an `InteractionLog`; `build_tables` does everything that does not depend on
 where it came from.
 """
 
@@ -18,8 +18,14 @@ from reasonrec.data_gen import filters, splits
 from reasonrec.data_gen.schema import Tables, unique_ids
 from reasonrec.data_gen.seeded_hash import seeded_hash
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.whole import MAX_SEED
 
 Split = Literal["leave_one_out", "time"]
+SEED = {
+    "help": "orders what the data leave open; draws the synthetic world",
+    "at_least": 0,
+    "at_most": MAX_SEED,
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class InteractionLog:
 
 @dataclass(frozen=True)
 class LogOptions:
-    """How a log becomes a dataset.
+    """How a log becomes a dataset: options of every reader of one.
 
     Raises:
         UserError: If the options contradict each other.
@@ -69,17 +75,25 @@ class LogOptions:
         max_history: Most recent items to keep in a held-out history.
     """
 
-    seed: int = 0
-    user_k: int = 1
-    item_k: int = 1
-    duplicates: filters.Duplicates = "keep_first"
-    drop_items_without_text: bool = False
-    split: Split = "leave_one_out"
-    split_ratios: Sequence[float] | None = None
-    valid_from: str | None = None
-    test_from: str | None = None
-    mask_history: bool = False
-    max_history: int | None = None
+    seed: int = field(default=0, metadata=SEED)
+    user_k: int = field(default=1, metadata={"help": "fewest interactions of a user", "at_least": 1})
+    item_k: int = field(default=1, metadata={"help": "fewest interactions of an item", "at_least": 1})
+    duplicates: filters.Duplicates = field(
+        default="keep_first", metadata={"help": "repeated interactions of one user with one item"}
+    )
+    drop_items_without_text: bool = field(
+        default=False, metadata={"help": "leave out interactions with untitled items"}
+    )
+    split: Split = field(default="leave_one_out", metadata={"help": "how to hold out"})
+    split_ratios: list[float] | None = field(
+        default=None, metadata={"help": "train, validation, test of a time split", "at_least": 0, "at_most": 1}
+    )
+    valid_from: str | None = field(default=None, metadata={"help": "ISO date (UTC) at which validation starts"})
+    test_from: str | None = field(default=None, metadata={"help": "ISO date (UTC) at which the test starts"})
+    mask_history: bool = field(default=False, metadata={"help": "never recommend what the user had already"})
+    max_history: int | None = field(
+        default=None, metadata={"help": "most recent items of a held-out history", "at_least": 1}
+    )
 
     def __post_init__(self) -> None:
         """Refuse contradictions before anything is read."""

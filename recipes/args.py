@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING
 from typing import Any, TypeVar
 
-from reasonrec.recipes.keys import Key, KeyTable, describe, fit, keys_of, nearest, read_words
+from reasonrec.recipes.keys import Key, KeyTable, OptionsOf, describe, fit, keys_of, nearest, read_words
 from reasonrec.recipes.quiet import quiet
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.output import kept_of, unfinished_outputs
@@ -29,22 +29,23 @@ _T = TypeVar("_T")
 _HELP = ("-h", "--help", "--help-all", "--help_all")
 
 
-def parse(parts: Sequence[type | KeyTable], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+def parse(parts: Sequence[type | KeyTable | OptionsOf], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     """Parse `--config file.yaml` and flags.
 
     Args:
-        parts: What has keys, in the order of the result: dataclasses, or tables of the keys of classes that take long
-            to import.
+        parts: What has keys, in the order of the result: dataclasses, tables of the keys of classes that take long to
+            import, or the options of what a key before them chooses.
         argv: Command line, `sys.argv[1:]` by default. Flags override the file.
 
     Returns:
-        An instance of each dataclass; for a table the values that were given, for `build`.
+        An instance of each dataclass, and of the chosen one of options; for a table the values that were given, for
+        `build`.
 
     Raises:
         UserError: On an unknown key or flag, a missing required value, or a value of the wrong type or out of range.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    keys = [(part, key) for part in parts for key in (part.keys if isinstance(part, KeyTable) else keys_of(part))]
+    keys = [(part, key) for part in parts for key in (keys_of(part) if isinstance(part, type) else part.keys)]
     known = {name: key for _, key in keys for name in (key.name, *key.aliases)}
     refused = {name: why for part in parts if isinstance(part, KeyTable) for name, why in part.refused.items()}
     if set(_HELP) & set(argv):
@@ -52,15 +53,17 @@ def parse(parts: Sequence[type | KeyTable], argv: Sequence[str] | None = None) -
         raise SystemExit(0)
     flags = _read_flags(argv, known, refused)
     values = _read_config(flags.pop("config", None), known, refused) | flags
-    for _, key in keys:
+    for part, key in keys:
         if key.name in values:
             values[key.name] = key.checked(values[key.name])
-        elif key.default is MISSING:
+        elif key.default is MISSING and not isinstance(part, OptionsOf):
             raise UserError(f"{key.name} is required: set it in the YAML file or pass --{key.name}")
     result = []
     for part in parts:
-        own = {key.name: values[key.name] for owner, key in keys if owner is part and key.name in values}
-        result.append(own if isinstance(part, KeyTable) else build(part, own))
+        cls = part.chosen(values) if isinstance(part, OptionsOf) else part
+        own_keys = cls.keys if isinstance(cls, KeyTable) else keys_of(cls)
+        own = {key.name: values[key.name] for key in own_keys if key.name in values}
+        result.append(own if isinstance(cls, KeyTable) else build(cls, own))
     return tuple(result)
 
 

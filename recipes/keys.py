@@ -5,9 +5,10 @@ The keys of a stage are the fields of its dataclass. What a field's type does no
     k: int = field(default=10, metadata={"help": "items to recommend", "at_least": 1})
 
 Rules are `at_least`, `above`, `at_most` and `below` (a bound of a number, of each number in a list, of each value of a
-mapping) and `path`: a leading `~` is the home folder, and an artefact made with it keeps the path relative to itself,
-or its last name only (`"path": "name"`) where no later stage follows it. No number may be NaN, infinite or an integer
-beyond 64 bits, and no text may hold what no file can: a NUL, or half a character.
+mapping), `one_of` (a registry that has to have an entry of that name) and `path`: a leading `~` is the home folder,
+and an artefact made with it keeps the path relative to itself, or its last name only (`"path": "name"`) where no later
+stage follows it. No number may be NaN, infinite or an integer beyond 64 bits, and no text may hold what no file can: a
+NUL, or half a character.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from reasonrec.tokenizers import registry
 from reasonrec.tokenizers.environment import expand_home
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.places import place
+from reasonrec.tokenizers.registry import Registry
+from reasonrec.tokenizers.registry import nearest as nearest_of
 from reasonrec.tokenizers.terminal import shown
+from reasonrec.tokenizers.whole import INT64
+from reasonrec.tokenizers.whole import MAX_SEED as MAX_SEED
 from reasonrec.tokenizers.yaml_files import load_yaml
 
 _BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
@@ -35,9 +39,7 @@ _BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "at_most": ("at most", lambda value, bound: value <= bound),
     "below": ("below", lambda value, bound: value < bound),
 }
-INT64 = 2**63 - 1
-MAX_SEED = 2**32 - 1  # what every library takes
-RULES = frozenset({*_BOUNDS, "path"})
+RULES = frozenset({*_BOUNDS, "one_of", "path"})
 # A key of every stage that loads a model; `models/precision.py` decides by it.
 PrecisionName = typing.Literal["auto", "bf16", "fp16", "fp32"]
 TRUST_HELP = "run code that comes with a model; nothing in a folder turns this on"
@@ -79,6 +81,8 @@ class Key:
         """What stands behind its flag in the help."""
         kinds = [option for option in self.options if option is not type(None)]
         choices = [choice for option in kinds for choice in _choices(option)]
+        if "one_of" in self.rules:
+            choices = list(self.rules["one_of"].entries())
         if choices:
             return "{" + ",".join(choices) + "}" if len(choices) <= 8 else "NAME"
         return "|".join(map(describe, kinds))
@@ -113,6 +117,8 @@ class Key:
                     _check_text(f"a name in {name}", place)
         if isinstance(value, str):
             _check_text(name, value)
+            if "one_of" in self.rules:
+                self.rules["one_of"].find(value)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return
         if isinstance(value, int) and abs(value) > INT64:
@@ -156,6 +162,54 @@ def keys_of(cls: type) -> list[Key]:
     return keys
 
 
+@dataclass(frozen=True)
+class OptionsOf:
+    """Keys of what another key chooses: those of all that can be chosen are offered, those of the chosen one are read.
+
+    Attributes:
+        chooser: The key that chooses, of a part that stands before.
+        registry: What can be chosen: dataclasses whose fields are keys.
+    """
+
+    chooser: str
+    registry: Registry[Any]
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """The keys of all.
+
+        Raises:
+            ValueError: If two have different keys of one name: a flag is read before it is known who is chosen.
+        """
+        found: dict[str, Key] = {}
+        for name, cls in self.registry.entries().items():
+            for key in keys_of(cls):
+                if found.setdefault(key.name, key) != key:
+                    raise ValueError(f"{self.chooser} {name}: the key {key.name} is declared otherwise elsewhere")
+        return tuple(found.values())
+
+    def chosen(self, values: Mapping[str, Any]) -> type:
+        """The dataclass that is chosen.
+
+        Args:
+            values: The values that were given, that of `chooser` among them.
+
+        Raises:
+            UserError: If a key is set that it does not read, or one is not that it cannot do without.
+        """
+        cls: type = self.registry.find(values[self.chooser])
+        chosen, own = f"{self.chooser}: {values[self.chooser]}", {key.name: key for key in keys_of(cls)}
+        for key in self.keys:
+            if key.name not in own and values.get(key.name, key.default) != key.default:
+                raise UserError(
+                    f"{key.name}={values[key.name]!r} is not read with {chosen}; remove it "
+                    f"(read are {', '.join(sorted(own))})"
+                )
+            if key.name in own and key.default is MISSING and key.name not in values:
+                raise UserError(f"{chosen} needs {key.name}: set it in the YAML file or pass --{key.name}")
+        return cls
+
+
 def recorded(stage: Any, out: str | Path) -> dict[str, Any]:
     """The configuration of a stage as its artefact keeps it: no path as it is on this machine.
 
@@ -177,7 +231,7 @@ def recorded(stage: Any, out: str | Path) -> dict[str, Any]:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """The end of a message about a name that is not known, among few or the hundreds of a training."""
-    return registry.nearest(name, known, "; --help-all lists the valid ones" if len(known) > 40 else None)
+    return nearest_of(name, known, "; --help-all lists the valid ones" if len(known) > 40 else None)
 
 
 def describe(annotation: Any) -> str:

@@ -12,6 +12,7 @@ from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import shown
 
 INT64 = 2**63 - 1  # what arrays and tensors hold
+MAX_SEED = 2**32 - 1  # what every library takes
 
 
 def whole(name: str, value: Any, *, at_least: int, at_most: int = INT64) -> int:

@@ -8,6 +8,7 @@ here; "the missing item" does.
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ import polars as pl
 
 from reasonrec.data_gen.clean import clean_items
 from reasonrec.data_gen.filters import filter_fact
-from reasonrec.data_gen.interaction_log import number_items, number_log
+from reasonrec.data_gen.interaction_log import SEED, number_items, number_log
+from reasonrec.data_gen.readers.base import FOLDER, READERS
 from reasonrec.data_gen.readers.movielens import package_folder
 from reasonrec.data_gen.schema import Tables, empty_rows, unique_ids
 from reasonrec.data_gen.seeded_hash import seeded_hash
@@ -195,3 +197,21 @@ def basket_rows(window: pl.DataFrame, bought: pl.DataFrame, *, seed: int, earlie
         masked=pl.concat_list(had_list, "context").list.unique().list.sort(),
         same_time=pl.lit(True),  # the whole basket has one timestamp
     )
+
+
+@dataclass(frozen=True)
+class CompleteJourneyReader:
+    """Complete Journey, one basket to complete for each household."""
+
+    seed: int = field(default=0, metadata=SEED)
+    path: str | None = field(default=None, metadata=FOLDER)
+    earlier_types: int = field(
+        default=0, metadata={"help": "baskets: types bought earlier, put before the context", "at_least": 0}
+    )
+
+    def read(self) -> tuple[Tables, dict[str, Path]]:
+        """Read the transactions."""
+        return read_complete_journey(self.path, seed=self.seed, earlier_types=self.earlier_types)
+
+
+READERS.add("complete_journey", CompleteJourneyReader, __name__)

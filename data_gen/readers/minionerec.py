@@ -8,12 +8,14 @@ as their predecessor.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from reasonrec.data_gen.clean import clean_items
+from reasonrec.data_gen.readers.base import DESCRIPTION_LENGTH, FOLDER, READERS
 from reasonrec.data_gen.schema import Tables, to_lists
 from reasonrec.tokenizers.errors import UserError
 
@@ -178,3 +180,27 @@ def read_industrial(path: str, max_description_chars: int) -> tuple[Tables, dict
         },
     )
     return tables, files
+
+
+@dataclass(frozen=True)
+class IndustrialReader:
+    """The published split.
+
+    Raises:
+        UserError: If its folder is not named.
+    """
+
+    path: str | None = field(default=None, metadata=FOLDER)
+    max_description_chars: int = field(default=2000, metadata=DESCRIPTION_LENGTH)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be read."""
+        if not self.path:
+            raise UserError("source: industrial needs `path`, the folder of the published split")
+
+    def read(self) -> tuple[Tables, dict[str, Path]]:
+        """Read the rows as they were published."""
+        return read_industrial(self.path or "", self.max_description_chars)
+
+
+READERS.add("industrial", IndustrialReader, __name__)

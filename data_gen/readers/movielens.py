@@ -9,12 +9,14 @@ from __future__ import annotations
 import importlib.util
 import io
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 
 from reasonrec.data_gen.clean import clean_items
 from reasonrec.data_gen.interaction_log import InteractionLog
+from reasonrec.data_gen.readers.base import FOLDER, READERS, LogReader
 from reasonrec.tokenizers.errors import UserError
 
 GENRES = (
@@ -107,3 +109,17 @@ def _read_atomic(interactions: Path, items: Path) -> tuple[pl.DataFrame, pl.Data
     titles = [movie_title(t, y) for t, y in raw.select("movie_title:token_seq", "release_year:token").iter_rows()]
     genres = raw["class:token_seq"].str.replace_all(" ", ", ", literal=True)
     return log, pl.DataFrame({"item_id": raw["item_id:token"], "title": titles, "category": genres})
+
+
+@dataclass(frozen=True)
+class MovieLensReader(LogReader):
+    """MovieLens-100K."""
+
+    path: str | None = field(default=None, metadata=FOLDER)
+
+    def read_log(self) -> InteractionLog:
+        """Read ratings and movies."""
+        return read_movielens_100k(self.path)
+
+
+READERS.add("movielens_100k", MovieLensReader, __name__)

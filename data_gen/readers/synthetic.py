@@ -9,14 +9,17 @@ is known.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from reasonrec.data_gen.clean import clean_items
+from reasonrec.data_gen.interaction_log import SEED
+from reasonrec.data_gen.readers.base import READERS
 from reasonrec.data_gen.schema import Tables, to_lists
 from reasonrec.tokenizers.errors import UserError
 
@@ -313,3 +316,26 @@ def _cases(users: list[np.ndarray], first_user: int) -> pl.DataFrame:
             "same_time": np.zeros(len(users), dtype=bool),
         }
     )
+
+
+@dataclass(frozen=True)
+class SyntheticReader:
+    """The world as a source."""
+
+    seed: int = field(default=0, metadata=SEED)
+    train_users: int = field(default=4000, metadata={"help": "synthetic: users to train on", "at_least": 1})
+    held_out_users: int = field(
+        default=2000, metadata={"help": "synthetic: users of validation, and of the test", "at_least": 1}
+    )
+    exposure_bias: float = field(
+        default=0.0,
+        metadata={"help": "synthetic: share of targets that are promoted items", "at_least": 0, "below": 1},
+    )
+
+    def read(self) -> tuple[Tables, dict[str, Path]]:
+        """Draw the world; it comes from no file."""
+        world = WorldConfig(seed=self.seed)
+        return make_synthetic(world, self.train_users, self.held_out_users, self.exposure_bias), {}
+
+
+READERS.add("synthetic", SyntheticReader, __name__)

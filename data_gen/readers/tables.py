@@ -7,7 +7,7 @@ unsaid (`csv_reader` checks the rows of CSV files, `values` says what a cell mea
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,161 +16,18 @@ import polars as pl
 from reasonrec.data_gen.clean import clean_items, clean_text
 from reasonrec.data_gen.filters import filter_fact
 from reasonrec.data_gen.interaction_log import InteractionLog
-from reasonrec.data_gen.readers.csv_reader import LINE, CsvFile, read_quote, read_separator
+from reasonrec.data_gen.readers.base import DESCRIPTION_LENGTH, READERS, LogReader
+from reasonrec.data_gen.readers.csv_reader import LINE
+from reasonrec.data_gen.readers.table_files import Table, read_table
 from reasonrec.data_gen.readers.timestamps import Timestamps, parse_timestamps
 from reasonrec.data_gen.values import EXACT, as_ids, as_text, respelled
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.registry import closest
 from reasonrec.tokenizers.terminal import shown
 
 INTERACTION_COLUMNS = {"user_id": True, "item_id": True, "timestamp": True, "rating": False, "review": False}
 ITEM_COLUMNS = {"item_id": True, "title": True, "description": False, "category": False, "brand": False}
 MAX_REVIEW_CHARS = 2000
 MAX_ID_CHARS = 1000
-_CSV, _PARQUET = {".csv", ".tsv", ".tab", ".txt", ".dat"}, {".parquet", ".pq"}
-
-
-@dataclass(frozen=True)
-class Table:
-    """The mapped columns of a file.
-
-    Attributes:
-        path: The file.
-        frame: Our columns as the file has them, and `LINE`: the line of a CSV file (the header is line 1) or the row
-            of a Parquet file (the first is row 1).
-        mapped: Our names to the file's.
-        key: Name of the mapping in the configuration.
-        facts: How many rows the file has, and lines without anything.
-    """
-
-    path: Path
-    frame: pl.DataFrame
-    mapped: Mapping[str, str]
-    key: str
-    facts: dict[str, Any]
-
-    def where(self, position: int) -> str:
-        """A person's number of a row."""
-        unit = "row" if self.path.suffix.lower() in _PARQUET else "line"
-        return f"{unit} {self.frame[LINE][position]} of {self.path}"
-
-    def shown(self, name: str, position: int) -> str:
-        """A value as the file has it."""
-        value = self.frame[name][position]
-        return "nothing" if value is None else shown(value)
-
-
-def _is_parquet(path: Path) -> bool:
-    """Whether a file is Parquet; False for CSV.
-
-    Raises:
-        UserError: If the file is missing or neither.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file (relative paths start in {Path.cwd()})")
-    suffixes = {s.lower() for s in path.suffixes}
-    if path.suffix.lower() in _PARQUET:
-        return True
-    if suffixes & _CSV:
-        return False
-    raise UserError(f"{path}: the name has to end in .csv, .tsv or .parquet")
-
-
-def map_columns(
-    path: Path,
-    found: list[str],
-    mapping: Mapping[str, str],
-    known: Mapping[str, bool],
-    key: str,
-    advice: str = "",
-) -> dict[str, str]:
-    """Which column of a file holds what.
-
-    Args:
-        path: The file, for messages.
-        found: The file's columns.
-        mapping: What the user set: our name to the file's name.
-        known: Our names; True if the column is needed.
-        key: Name of the mapping in the configuration.
-        advice: What else to try where a column is missing.
-
-    Returns:
-        Our name to the file's name, for the columns that are there.
-
-    Raises:
-        UserError: If the mapping has an unknown key, or a column is missing.
-    """
-    for name in mapping:
-        if name not in known:
-            near = closest(name, known)
-            hint = f"did you mean {near}?" if near else f"known are {', '.join(known)}"
-            raise UserError(f"{key}.{name}: there is no such column in this kit; {hint}")
-    mapped = {}
-    for name, needed in known.items():
-        column = mapping.get(name, name)
-        if column in found:
-            mapped[name] = column
-        elif needed or name in mapping:
-            folded = {c.lower().replace("_", ""): c for c in found}
-            near = closest(column.lower().replace("_", ""), folded)
-            hint = f" (the nearest is {folded[near]!r})" if near else ""
-            raise UserError(
-                f"{path} has no column {column!r}; set {key}.{name} to the right one of "
-                f"{', '.join(map(repr, found))}{hint}{advice}"
-            )
-    taken: dict[str, str] = {}
-    for name, column in mapped.items():
-        if column in taken:
-            raise UserError(f"{key}: {taken[column]} and {name} are both mapped to column {column!r} of {path}")
-        if found.count(column) > 1:
-            raise UserError(
-                f"{path}: {found.count(column)} columns are called {column!r}; rename them in its first line, so that "
-                f"{key}.{name} means one of them"
-            )
-        taken[column] = name
-    return mapped
-
-
-def _read(
-    path: Path,
-    separator: str | None,
-    quote_char: str | None,
-    mapping: Mapping[str, str],
-    known: Mapping[str, bool],
-    key: str,
-    unread: frozenset[str] = frozenset(),
-) -> Table:
-    """Read the mapped columns but for those named `unread`."""
-    if _is_parquet(path):
-        try:
-            lazy = pl.scan_parquet(path)
-            mapped = map_columns(path, lazy.collect_schema().names(), mapping, known, key)
-            picked = {ours: theirs for ours, theirs in mapped.items() if ours not in unread}
-            rows = lazy.select(pl.len()).collect().item()
-            frame = lazy.select(pl.col(theirs).alias(ours) for ours, theirs in picked.items()).collect()
-            frame = frame.with_columns(pl.col(pl.Binary).cast(pl.String))  # text without a mark that it is some
-        except pl.exceptions.PolarsError as error:
-            raise UserError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
-        if not rows:
-            raise UserError(f"{path} cannot be read as a table: it has no rows")
-        if frame.height != rows:
-            raise UserError(f"{path}: {frame.height} rows were read of {rows}; write the file again")
-        return Table(path, frame.with_row_index(LINE, offset=1), mapped, key, {"rows": rows, "blank_lines": 0})
-    meant = read_separator(path, separator)
-    table = CsvFile(path, meant, read_quote(quote_char, meant), trusted=quote_char is not None)
-    mapped = map_columns(path, table.columns, mapping, known, key, _header_advice(table))
-    picked = {ours: theirs for ours, theirs in mapped.items() if ours not in unread}
-    frame = table.read(list(picked.values()))
-    frame.columns = [LINE, *picked]
-    return Table(path, frame, mapped, key, {"rows": table.rows, "blank_lines": table.blank})
-
-
-def _header_advice(table: CsvFile) -> str:
-    """A hint for a header that was not cut at all, or is none."""
-    if any(name.strip().isdigit() for name in table.columns):
-        return "; the first line has to name the columns, and this one looks like a row: write the names above it"
-    found = next((word for word in ("\t", "::", ";", "|", ",") if word in table.columns[0]), None)
-    return f"; or set separator: {found!r} (it is {table.separator!r} now)" if found else ""
 
 
 def _ids(table: Table, names: tuple[str, ...]) -> tuple[pl.DataFrame, dict[str, int]]:
@@ -290,7 +147,7 @@ def read_interactions(
         raise UserError("interaction_columns.rating is only read with min_rating: set that, or remove the mapping")
     # A column that happens to be called "review" but was not asked for is not read.
     unread = {"review"} - set(columns) | ({"rating"} if min_rating is None else set())
-    table = _read(path, separator, quote_char, columns, known, "interaction_columns", frozenset(unread))
+    table = read_table(path, separator, quote_char, columns, known, "interaction_columns", frozenset(unread))
     frame, written = _ids(table, ("user_id", "item_id"))
     facts: list[dict[str, Any]] = []
     dropped: dict[str, int] = {}
@@ -332,7 +189,7 @@ def read_items(
     Raises:
         UserError: If a column or an id is missing, or two rows are told apart only by the spelling of a number.
     """
-    table = _read(path, separator, quote_char, columns, ITEM_COLUMNS, "item_columns")
+    table = read_table(path, separator, quote_char, columns, ITEM_COLUMNS, "item_columns")
     frame, written = _ids(table, ("item_id",))
     _check_spellings(table, frame["item_id"])
     texts = [name for name, dtype in frame.schema.items() if name in ITEM_COLUMNS and not dtype.is_nested()]
@@ -393,3 +250,60 @@ def read_tables(
         filters=facts,
         read=[read, items_read],
     )
+
+
+@dataclass(frozen=True)
+class TablesReader(LogReader):
+    """Your own tables.
+
+    Raises:
+        UserError: If a table is not named, or options contradict each other.
+    """
+
+    name: str = field(default="my data", metadata={"help": "name in tables and reports"})
+    interactions: str | None = field(
+        default=None,
+        metadata={"help": "CSV or Parquet: user_id, item_id, timestamp (+ rating, review)", "path": "name"},
+    )
+    items: str | None = field(
+        default=None,
+        metadata={"help": "CSV or Parquet: item_id, title (+ description, category, brand)", "path": "name"},
+    )
+    interaction_columns: dict[str, str] = field(
+        default_factory=dict, metadata={"help": "YAML only; our name: the file's name"}
+    )
+    item_columns: dict[str, str] = field(
+        default_factory=dict, metadata={"help": "YAML only; our name: the file's name"}
+    )
+    separator: str | None = field(
+        default=None,
+        metadata={"help": "separator of CSV files, one or more characters; .tsv: tab, else comma, if unset"},
+    )
+    quote_char: str | None = field(
+        default=None, metadata={"help": "quote of CSV files, '' if they do not quote; a double quote if unset"}
+    )
+    min_rating: float | None = field(default=None, metadata={"help": "keep interactions rated at least this"})
+    max_description_chars: int = field(default=2000, metadata=DESCRIPTION_LENGTH)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be read."""
+        if not (self.interactions and self.items):
+            raise UserError("source: tables needs both `interactions` and `items` (paths of CSV or Parquet files)")
+        super().__post_init__()
+
+    def read_log(self) -> InteractionLog:
+        """Read both tables."""
+        return read_tables(
+            self.name,
+            Path(self.interactions or ""),
+            Path(self.items or ""),
+            interaction_columns=self.interaction_columns,
+            item_columns=self.item_columns,
+            separator=self.separator,
+            quote_char=self.quote_char,
+            min_rating=self.min_rating,
+            max_description_chars=self.max_description_chars,
+        )
+
+
+READERS.add("tables", TablesReader, __name__)

@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
+from reasonrec.data_gen.readers.base import READERS as readers
 from reasonrec.recipes.args import parse
 from reasonrec.recipes.eval_ranking import EvalConfig
 from reasonrec.recipes.grpo import GrpoStage
@@ -24,7 +25,8 @@ from reasonrec.recipes.teachers import SynthesizeConfig
 from reasonrec.recipes.trainers.keys import inherited
 from reasonrec.tokenizers.errors import UserError
 
-STAGES = (PrepareConfig, IndexConfig, SynthesizeConfig, SftStage, GrpoStage, EvalConfig, RecommendConfig)
+READERS = tuple(readers.entries().values())  # their options are keys of prepare
+STAGES = (PrepareConfig, *READERS, IndexConfig, SynthesizeConfig, SftStage, GrpoStage, EvalConfig, RecommendConfig)
 
 
 @dataclass
@@ -153,9 +155,9 @@ def test_a_home_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # Keys that hold text and are no paths: names, templates, dates, addresses, ids.
 TEXT = {
-    "name", "separator", "quote_char", "valid_from", "test_from", "interaction_columns", "item_columns", "tasks",
-    "curriculum", "endpoint", "api_key_env", "device", "history_prompt", "system", "lora_target_modules", "user",
-    "history", "quantizer", "quantizer_options", "policy", "policy_options", "algorithm", "algorithm_options",
+    "source", "name", "separator", "quote_char", "valid_from", "test_from", "interaction_columns", "item_columns",
+    "tasks", "curriculum", "endpoint", "api_key_env", "device", "history_prompt", "system", "lora_target_modules",
+    "user", "history", "quantizer", "quantizer_options", "policy", "policy_options", "algorithm", "algorithm_options",
     # of TRL and transformers
     "lr_scheduler_type", "lr_scheduler_kwargs", "optim_args", "activation_checkpointing_kwargs",
     "torch_compile_backend", "torch_compile_mode", "liger_kernel_config", "include_num_input_tokens_seen", "log_level",

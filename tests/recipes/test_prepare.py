@@ -3,12 +3,18 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import polars as pl
 import pytest
 
+from reasonrec.data_gen.clean import clean_items
+from reasonrec.data_gen.interaction_log import InteractionLog
+from reasonrec.data_gen.readers.base import READERS, LogReader
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes import args, prepare
+from reasonrec.recipes.keys import keys_of
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.output import MANIFEST
 
@@ -180,13 +186,110 @@ def test_shipped_configurations_parse(recipe: str) -> None:
     path = CONFIGS / recipe / "prepare.yaml"
     launch_line = f"# accelerate launch recipes/prepare.py --config recipes/configs/{recipe}/prepare.yaml"
     assert path.read_text().splitlines()[0] == launch_line
-    (config,) = args.parse([prepare.PrepareConfig], ["--config", str(path)])
+    config, _ = args.parse(prepare.KEYS, ["--config", str(path)])
     assert config.output_dir == f"runs/{recipe}/dataset"
 
 
 def test_every_source_says_which_keys_it_reads() -> None:
-    keys = {name for read in prepare._READS.values() for name in read}
-    assert keys | {"source", "output_dir", "overwrite"} == set(prepare.PrepareConfig.__dataclass_fields__)
+    read = {key.name for reader in READERS.entries().values() for key in keys_of(reader)}
+    common = {"source", "output_dir", "overwrite"}
+    assert set(prepare.PrepareConfig.__dataclass_fields__) == common
+    assert {key.name for key in prepare.KEYS[1].keys} == read
+    assert not read & common
+
+
+@dataclass(frozen=True)
+class Diary(LogReader):
+    """A reader of somebody else's: people who come by a fixed number of times."""
+
+    file: str | None = field(default=None, metadata={"help": "the diary", "path": "name"})
+    visits: int = field(default=4, metadata={"help": "visits of each person", "at_least": 3})
+
+    def read_log(self) -> InteractionLog:
+        rows = [(f"u{user}", f"i{(user + visit) % 5}", visit) for user in range(4) for visit in range(self.visits)]
+        log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+        items = pl.DataFrame({"item_id": [f"i{n}" for n in range(5)], "title": [f"place {n}" for n in range(5)]})
+        return InteractionLog("diary", log, clean_items(items, 0), "the places")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Locked:
+    """A reader that cannot do without an option."""
+
+    secret: str = field(metadata={"help": "opens it"})
+
+
+@pytest.fixture
+def diary(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adds the readers above to those of the kit, and writes a configuration."""
+    monkeypatch.setattr(READERS, "_entries", dict(READERS._entries))
+    READERS.add("diary", Diary, __name__)
+    READERS.add("locked", Locked, __name__)  # type: ignore[arg-type]
+    Path("prepare.yaml").write_text("source: diary\noutput_dir: out/d\nfile: ~/diary.txt\nvisits: 5\nitem_k: 2\n")
+
+
+@pytest.mark.usefixtures("diary")
+def test_a_reader_of_ones_own_is_chosen_by_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch(monkeypatch)
+    dataset = Dataset.load("out/d")
+    assert (dataset.facts["name"], dataset.n_items, dataset.test.height) == ("diary", 5, 4)
+    recorded = dataset.manifest.config
+    assert (recorded["source"], recorded["file"], recorded["visits"]) == ("diary", "diary.txt", 5)
+    assert not {"interactions", "exposure_bias"} & recorded.keys(), "options of other sources"
+    with pytest.raises(SystemExit):
+        launch(monkeypatch, "--help")
+    printed = capsys.readouterr().out
+    assert "{tables,movielens_100k,complete_journey,industrial,synthetic,diary,locked}" in printed
+    assert "visits of each person (default: 4)" in printed
+    assert printed.count("--seed") == 1
+
+
+@pytest.mark.usefixtures("diary")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--visits", "2"], "visits=2 has to be at least 3"),
+        (["--visits", "many"], "argument --visits: invalid int value: 'many'"),
+        (["--visit", "3"], "unknown flag --visit; did you mean 'visits'"),
+        (["--test_from", "2020-01-01"], "valid_from and test_from belong together"),
+        (
+            ["--earlier_types", "2"],
+            r"earlier_types=2 is not read with source: diary; remove it \(read are .*, visits\)",
+        ),
+        (
+            ["--source", "dairy"],
+            r"source 'dairy' is unknown \(did you mean 'diary'\?\); known are tables, movielens_100k",
+        ),
+        (["--source", "locked"], r"item_k=2 is not read with source: locked; remove it \(read are secret\)"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_of_a_reader_are_checked(monkeypatch: pytest.MonkeyPatch, flags: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        launch(monkeypatch, *flags)
+    assert not Path("out").exists()
+
+
+@pytest.mark.usefixtures("diary")
+def test_an_option_may_be_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("prepare.yaml").write_text("source: locked\noutput_dir: out/l\n")
+    with pytest.raises(UserError, match="source: locked needs secret: set it in the YAML file or pass --secret"):
+        launch(monkeypatch)
+    _, reader = args.parse(prepare.KEYS, ["--config", "prepare.yaml", "--secret", "s"])
+    assert reader == Locked(secret="s")
+
+
+@pytest.mark.usefixtures("diary")
+def test_one_key_means_one_thing_in_all_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Other:
+        visits: int = field(default=7, metadata={"help": "something else", "at_least": 1})
+
+    READERS.add("other", Other, __name__)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="source other: the key visits is declared otherwise elsewhere"):
+        launch(monkeypatch)
 
 
 def test_synthetic_source(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
