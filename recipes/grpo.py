@@ -92,8 +92,9 @@ def main() -> None:
     from accelerate import PartialState
 
     from reasonrec.recipes.models.card import write_card
-    from reasonrec.recipes.models.checkpoint import training_data
+    from reasonrec.recipes.models.checkpoint import Setting, training_data
     from reasonrec.recipes.models.precision import load_finite
+    from reasonrec.recipes.policies.base import check_rewards
     from reasonrec.recipes.policies.context import check_context
     from reasonrec.recipes.policies.loading import load_trained, save_checkpoint
     from reasonrec.recipes.trainers import resume
@@ -111,6 +112,7 @@ def main() -> None:
     algorithm = build_algorithm(stage.algorithm, stage.algorithm_options, args.num_generations, scale=scale)
     config = resume.stage_config(stage, args, out)
     start = read_manifest(stage.model)
+    check_rewards(Setting.stored(start), rewards)
     dataset = training_data(start, stage.model, stage.dataset)
     with state.main_process_first():  # one process unpacks a packaged model, the others find it
         (policy, model, setting, start), precision = load_finite(
@@ -181,7 +183,10 @@ def main() -> None:
         facts.update(
             save_checkpoint(folder, setting, policy, current=chosen == trainer.state.global_step), step=chosen
         )
-        write_json(folder / "train_metrics.json", {"train": result.metrics, "log": trainer.state.log_history})
+        write_json(
+            folder / "train_metrics.json",
+            {"train": result.metrics | policy.measured(), "log": trainer.state.log_history},
+        )
         write_card(folder, setting, policy, result.metrics)
         resume.keep_logs(out, folder)
     say(f"{out} holds the {kind} of step {chosen}: {', '.join(sorted(p.name for p in out.iterdir()))}")

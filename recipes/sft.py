@@ -179,7 +179,10 @@ def main() -> None:
     with staged(out, **about) as (folder, facts):
         save_weights(trainer.model, folder)
         facts.update(save_checkpoint(folder, setting, policy))
-        write_json(folder / "train_metrics.json", {"train": result.metrics, "log": trainer.state.log_history})
+        write_json(
+            folder / "train_metrics.json",
+            {"train": result.metrics | policy.measured(), "log": trainer.state.log_history},
+        )
         write_card(folder, setting, policy, result.metrics)
         if stage.curriculum:
             plot_plan(plan, parse_phases(stage.curriculum), folder / "curriculum.png")

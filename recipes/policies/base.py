@@ -26,6 +26,7 @@ from reasonrec.recipes.decoding.answers import Answers, Scored
 from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.models.load import load_tokenizer
 from reasonrec.rewards.parse import Parsed
+from reasonrec.rewards.registry import WeightedRewards
 from reasonrec.tokenizers.catalogue import Catalogue
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
@@ -127,6 +128,10 @@ class Policy(ABC):
             manifest: Its manifest.
             model: Causal LM that was loaded from it, below PEFT's wrapper.
         """
+
+    def measured(self) -> dict[str, float]:
+        """What a training metered beside the trainer's own numbers, such as tokens that no batch holds."""
+        return {}
 
     def card(self) -> dict[str, str]:
         """Lines for a model's card: what the items are to the model."""
@@ -236,6 +241,16 @@ def check_index(setting: Setting, index: str | None) -> ItemIndex | None:
             f"{', '.join(policies_with_codes())}"
         )
     return None
+
+
+def check_rewards(setting: Setting, rewards: WeightedRewards) -> None:
+    """Check that a policy has what rewards read.
+
+    Raises:
+        UserError: If a reward demands codes, and the policy's items have none.
+    """
+    if not POLICIES.find(setting.policy).with_codes:
+        rewards.check_codes(setting.policy, policies_with_codes())
 
 
 def policies_with_codes() -> list[str]:
