@@ -207,11 +207,32 @@ def test_the_makefile_finds_its_files(dry_run: Path, hardware: str) -> None:
     assert not [path for path in paths if not (ROOT / path).is_file()]
 
 
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "examples").glob("*.md")])
+RECIPES = sorted({path.parent for path in CONFIGS})
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "examples").glob("*.md"), *(ROOT / "recipes").rglob("*.md")])
 PATHS = re.compile(r"(?<![\w./-])(?:recipes|rewards|data_gen|tokenizers|tests|examples)/[\w./<>*-]*")
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)")
+
+every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_says_how_it_is_run(recipe: Path) -> None:
+    lines = (recipe / "README.md").read_text(encoding="utf-8").splitlines()
+    wanted = {launch_line(path)[0].removeprefix("# ") for path in CONFIGS if path.parent == recipe}
+    assert wanted <= set(lines)
+
+
+@every_document
+def test_links_lead_somewhere(document: Path) -> None:
+    for path, anchor in LINK.findall(document.read_text(encoding="utf-8")):
+        target = (document.parent / path).resolve() if path else document
+        assert target.exists(), path
+        if anchor:
+            titles = re.findall(r"(?m)^#+ (.+)$", target.read_text(encoding="utf-8"))
+            assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@every_document
 def test_documents_name_what_is_there(document: Path) -> None:
     named = {path.rstrip(".") for path in PATHS.findall(document.read_text(encoding="utf-8"))}
     named = {path for path in named if "<" not in path and "*" not in path}

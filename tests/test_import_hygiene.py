@@ -232,6 +232,6 @@ def test_a_stage_says_how_it_is_launched_and_guards_its_main(path: Path) -> None
 
 def test_no_path_of_one_machine() -> None:
     files = [*SOURCES, *OTHERS, *ROOT.glob("*.md"), *ROOT.glob("*.toml"), ROOT / "Makefile", ROOT / ".ci" / "run"]
-    files += (ROOT / "recipes" / "configs").rglob("*.yaml")
+    files += [path for suffix in ("yaml", "md") for path in (ROOT / "recipes" / "configs").rglob(f"*.{suffix}")]
     found = re.compile(r"""(?<![\w.}>/])/(work|root|home|Users)/\w""")
     assert not [relative(path) for path in files if found.search(path.read_text(encoding="utf-8"))]
