@@ -66,10 +66,6 @@ class ItemIds:
                 raise UserError(f"item {shown(word)} is not in the catalogue; some ids are {', '.join(self._ids[:5])}")
         return found
 
-    def id(self, number: int) -> str:
-        """The raw id of an item number."""
-        return self.ids([number])[0]
-
     def ids(self, items: Items) -> list[Any]:
         """The raw ids of item numbers, in lists of the same shape; None stands for -1, where a list ended early.
 

@@ -104,19 +104,6 @@ def answer(reward: Reward, question: Question, clock: Callable[[], float] = time
     return Answer(values, error, changed=not _same_batch(batch, before))
 
 
-def check_reward(reward: Reward, clock: Callable[[], float] = time.perf_counter) -> Finding:
-    """Try a reward that is trusted not to hang or to end the process; `sandbox.check_apart` is for the others.
-
-    Args:
-        reward: The reward.
-        clock: Seconds, for the speed.
-
-    Returns:
-        What was found; no `violations` means it can be used.
-    """
-    return check(lambda question: answer(reward, question, clock))
-
-
 def check(ask: Ask) -> Finding:
     """Try a reward on everything.
 

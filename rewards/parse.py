@@ -245,39 +245,22 @@ class Parser:
         codes[wrong] = -1
         return codes, first + np.minimum(run.sum(axis=1), levels)
 
-    def ids_of_text(self, text: str, words: dict[str, int], close: str = "") -> list[int]:
+    def ids_of_text(self, text: str, words: dict[str, int]) -> list[int]:
         """Token ids that stand for a text: real ones for codes and markers, others for words.
 
         Args:
             text: A completion.
             words: Numbers of the words met so far; new ones are added.
-            close: The text of the marker that closes a chain.
         """
-        if bool(close) != bool(self.close_ids):
-            raise ValueError("the marker that closes a chain has to be known both as text and as token ids, or not")
-        pattern = "|".join([re.escape(BEGIN), _CODE, *([re.escape(close)] if close else [])])
         ids: list[int] = []
-        for piece in re.split(f"({pattern})", text):
+        for piece in re.split(f"({re.escape(BEGIN)}|{_CODE})", text):
             if piece == BEGIN:
                 ids.append(self.vocabulary.begin_id)
             elif piece in self._code_ids:
                 ids.append(self._code_ids[piece])
-            elif close and piece == close:
-                ids.extend(self.close_ids)
             else:
                 ids.extend(words.setdefault(word, self._word_floor + len(words)) for word in piece.split())
         return ids
-
-    def parse_texts(self, texts: Sequence[str], close: str = "", cut: Sequence[bool] | None = None) -> Parsed:
-        """Parse decoded completions, for those who have no token ids; chains come as numbers of words.
-
-        Args:
-            texts: Completions as text.
-            close: The text of the marker that closes a chain, such as `</think>`; needs `close_ids`.
-            cut: As for token ids.
-        """
-        words: dict[str, int] = {}
-        return self([self.ids_of_text(text, words, close) for text in texts], cut)
 
 
 def _first_place(places: IntArray, row: IntArray, rows: int) -> IntArray:

@@ -185,7 +185,7 @@ def save_quantizer(folder: Path, codebooks: Sequence[np.ndarray], embeddings: np
 
 
 def load_codebooks(path: str | Path) -> list[np.ndarray]:
-    """The codebooks of an index artefact; `quantize.encode_residual` codes new items with them.
+    """The codebooks of an index artefact; `encode_residual` of the k-means quantizers codes new items with them.
 
     Raises:
         UserError: If the index was imported and has none.

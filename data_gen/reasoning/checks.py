@@ -16,18 +16,6 @@ import polars as pl
 from reasonrec.data_gen.reasoning.label_statistics import Case, ItemLabels
 from reasonrec.data_gen.reasoning.traces import STAGES, Reply, Trace, mentions, parse_reply, places_to_items
 
-REASONS = (
-    "not in five stages",
-    "names an item outside the history",
-    "code in the text",
-    "title of the target",
-    "brand of the target",
-    "label of the target",
-    "title outside the history",
-    "rewriting is no part of the history",
-    "rewriting keeps what the intent does not name",
-    "too long",
-)
 _CODE = re.compile(r"[<\u2039]\|[a-z]_\d+\|[>\u203a]", re.I)
 _WORD = re.compile(r"\w+(?:'\w+)*")
 _YEAR = re.compile(r"\s*\(\d{4}\)\s*$")
@@ -96,7 +84,7 @@ class Checker:
             guess: Labels that the statistics name as likely next.
 
         Returns:
-            The trace, or the first reason against it (one of `REASONS`).
+            The trace, or the first reason against it.
         """
         stages = parse_reply(reply.text or "")
         if stages is None:

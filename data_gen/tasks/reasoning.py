@@ -33,7 +33,6 @@ from reasonrec.data_gen.tasks.render import (
 )
 from reasonrec.tokenizers.errors import UserError
 
-REASONING_TASKS = (*STAGES, "reason", "itemsearch", "preferenceobtain")
 Mention = Literal["codes", "titles", "both"]
 
 _NEEDS: dict[str, tuple[str, ...]] = {

@@ -68,7 +68,6 @@ def test_what_is_no_item_is_refused(history, message):
 def test_from_raw_ids_to_numbers_and_back():
     assert ITEMS.number("10") == 3
     assert ITEMS.numbers(["007", "1"]).tolist() == [4, 0]
-    assert ITEMS.id(3) == "10"
     assert ITEMS.ids(np.array([[3, 4], [0, -1]])) == [["10", "007"], ["1", None]]
     assert ITEMS.ids([]) == []
     for wrong in ("7", "nobody"):

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from reasonrec.rewards.__main__ import main
+from reasonrec.rewards.calling import Reward
 from reasonrec.rewards.cases import GOLDEN, cases, make_batch
-from reasonrec.rewards.check import check_reward
+from reasonrec.rewards.check import Finding, answer
+from reasonrec.rewards.check import check as check_by
 from reasonrec.rewards.registry import load_reward, names
 
 Check = Callable[..., tuple[int, str]]
+
+
+def check_reward(reward: Reward, clock: Callable[[], float] = time.perf_counter) -> Finding:
+    """What is found of a reward in this process, which the command line gives a process of its own."""
+    return check_by(lambda question: answer(reward, question, clock))
 
 
 @pytest.fixture(autouse=True)

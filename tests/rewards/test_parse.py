@@ -141,25 +141,20 @@ def test_a_cut_chain_is_unfinished_though_its_answer_counts() -> None:
 
 
 def test_text_says_the_same_as_token_ids() -> None:
-    parser = Parser(VOCABULARY, INDEX, reasoning=True, close_ids=CLOSE)
-    answer = "<|item|><|a_0|><|b_1|><|c_0|>"
+    parser = Parser(VOCABULARY, INDEX, reasoning=True)
+    words: dict[str, int] = {}
     texts = [
-        f"wants a drill</think> so {answer}",
-        f"wants a drill {answer}",
-        f"{answer} wants</think>",
+        "wants a drill <|item|><|a_0|><|b_1|><|c_0|>",
         "wants <|a_0|><|b_1|><|c_0|> 🔩",
         "<|item|><|a_0|><|b_9|>",  # not a token of this index
     ]
-    parsed = parser.parse_texts(texts, close="</think>")
-    assert parsed.predicted_codes == [(0, 1, 0), (0, 1, 0), None, None, None]
-    assert [len(chain) for chain in parsed.chains] == [3, 3, 0, 5, 0]
+    parsed = parser([parser.ids_of_text(text, words) for text in texts])
+    assert parsed.predicted_codes == [(0, 1, 0), None, None]
+    assert [len(chain) for chain in parsed.chains] == [3, 5, 0]
+    assert parsed.chains[0][0] == parsed.chains[1][0] == words["wants"], "a word has one number in all texts"
     assert parsed.flags[0] == CLEAN._replace(has_chain=True)
     assert parsed.flags[1].unfinished
-    assert parsed.flags[2].answer_before_think
-    assert parsed.flags[3].unfinished
-    assert parsed.flags[4].out_of_catalogue
-    with pytest.raises(ValueError, match="both as text and as token ids"):
-        parser.parse_texts(texts)
+    assert parsed.flags[2].out_of_catalogue
 
 
 def test_the_catalogue_finds_every_item_and_nothing_else() -> None:
