@@ -8,6 +8,8 @@ almost nothing makes an advantage out of it.
 
 from __future__ import annotations
 
+from math import comb
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -78,8 +80,10 @@ def bonus_table(group_size: int, k: int = 4, *, epsilon: float = EPSILON) -> tup
             f"k={k} with {group_size} rollouts of a prompt: the bonus takes k of them; choose 1 ≤ k ≤ num_generations"
         )
     hits = torch.arange(group_size + 1, dtype=torch.float64)
-    none = _subsets(group_size - hits, group_size, k)  # subsets of k without a hit, 1 − ρ
-    none_beside_a_miss = _subsets(group_size - hits - 1, group_size - 1, k - 1)
+    misses = range(group_size, -1, -1)
+    # Subsets of k without a hit, 1 − ρ; integers of any size, because floats would overflow.
+    none = hits.new_tensor([comb(m, k) / comb(group_size, k) for m in misses])
+    none_beside_a_miss = hits.new_tensor([comb(max(m - 1, 0), k - 1) / comb(group_size - 1, k - 1) for m in misses])
     deviation = ((1 - none) * none).clamp(min=0).sqrt() + epsilon
     defined = (hits > 0) & (group_size - hits >= k)
     zero = torch.zeros_like(hits)
@@ -226,11 +230,3 @@ def _constant(groups: Tensor) -> Tensor:
     low = groups.nan_to_num(torch.inf).amin(1)
     high = groups.nan_to_num(-torch.inf).amax(1)
     return ~(high - low > _EQUAL * torch.maximum(low.abs(), high.abs()).clamp(min=1.0))
-
-
-def _subsets(among: Tensor, total: int, k: int) -> Tensor:
-    """C(among, k) / C(total, k) for 0 ≤ k ≤ total, as a product that stays within [0, 1]."""
-    share = torch.ones_like(among)
-    for taken in range(k):
-        share = share * ((among - taken).clamp(min=0) / (total - taken))
-    return share
