@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+RECIPES = Path(__file__).parents[1] / "recipes"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -70,6 +73,19 @@ def expanded_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     from reasonrec.recipes.models import quantized
 
     monkeypatch.setattr(quantized, "free_memory", lambda: 0)
+
+
+@pytest.fixture(scope="session")
+def stage() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A function that launches `recipes/<name>.py` with flags in a process of its own and expects it to end well."""
+
+    def launch(name: str, *flags: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(RECIPES / f"{name}.py"), *flags]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == status, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return launch
 
 
 @pytest.fixture(scope="session")

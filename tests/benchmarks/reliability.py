@@ -24,10 +24,10 @@ TESTS = Path(__file__).parents[1] / "reliability"
 def main() -> None:
     """Run, count, print."""
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "REASONREC_RELIABILITY": "large", "REASONREC_RELIABILITY_OUT": folder}
+        settings = {"REASONREC_RELIABILITY": "large", "REASONREC_RELIABILITY_OUT": folder, "OMP_NUM_THREADS": "1"}
         workers = ["-n", str(os.cpu_count() or 1), "--dist", "worksteal"]
         command = [sys.executable, "-m", "pytest", "-q", *workers, str(TESTS)]
-        done = subprocess.run(command, env=environment, check=False)
+        done = subprocess.run(command, env={**os.environ, **settings}, check=False)
         log = Path(folder, "tries.jsonl")
         lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
     areas: dict[str, dict[str, Any]] = {}

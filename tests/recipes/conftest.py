@@ -33,19 +33,6 @@ Stage = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
-def stage() -> Stage:
-    """A function that launches `recipes/<name>.py` with flags in a process of its own and expects it to end well."""
-
-    def launch(name: str, *flags: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(RECIPES / f"{name}.py"), *flags]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == status, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
-
-    return launch
-
-
-@pytest.fixture(scope="session")
 def killed_behind() -> Callable[..., None]:
     """A function that runs `recipes/<name>.py` with flags until it has written the checkpoint of a step."""
 

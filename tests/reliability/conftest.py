@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 LARGE = os.environ.get("REASONREC_RELIABILITY") == "large"
-RECIPES = Path(__file__).parents[2] / "recipes"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+Stage = Callable[..., subprocess.CompletedProcess[str]]
 SHORT = [
     *("--per_device_train_batch_size", "16", "--learning_rate", "5e-3", "--precision", "fp32", "--report_to", "none"),
     *("--activation_checkpointing", "false"),
@@ -44,7 +42,7 @@ def report() -> Callable[[str, int, list[str]], None]:
 
 @pytest.fixture(scope="session")
 def flags_of(
-    tiny_base: Path, tiny_dataset: Path, tiny_index: Path, tmp_path_factory: pytest.TempPathFactory
+    stage: Stage, tiny_base: Path, tiny_dataset: Path, tiny_index: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], list[str]]:
     """A function that gives what a stage is run with in the tiny world, without its output."""
     dataset, world = ["--dataset", str(tiny_dataset)], ["--dataset", str(tiny_dataset), "--index", str(tiny_index)]
@@ -52,45 +50,40 @@ def flags_of(
 
     def start() -> str:
         if not adapter.exists():
-            launch("sft", [*flags("sft"), "--output_dir", str(adapter)])
+            stage("sft", *flags("sft"), "--output_dir", str(adapter))
         return str(adapter)
 
-    def flags(stage: str) -> list[str]:
-        if stage == "prepare":
+    def flags(name: str) -> list[str]:
+        if name == "prepare":
             return ["--source", "synthetic", "--train_users", "60", "--held_out_users", "20"]
-        if stage == "index_items":
+        if name == "index_items":
             codes = tmp_path_factory.mktemp("codes") / "codes.json"
             codes.write_text(json.dumps({str(i): [f"<a_{i // 8}>", f"<b_{i % 8}>"] for i in range(48)}))
             return [*dataset, "--quantizer", "external", "--external_index", str(codes)]
-        if stage == "synthesize":
+        if name == "synthesize":
             return [*dataset, "--rows", "40", "--valid_rows", "8", "--min_history", "2", "--label_field", "category"]
-        if stage == "sft":
+        if name == "sft":
             return [*world, "--model", str(tiny_base), *LORA]
-        if stage == "grpo":
+        if name == "grpo":
             return ["--model", start(), "--valid_rows", "8", *STEPS]
-        assert stage == "eval_ranking"
+        assert name == "eval_ranking"
         return [*dataset, "--models", start(), "--sasrec_trials", "0", "--max_rows", "6", "--precision", "fp32"]
 
     return flags
 
 
 @pytest.fixture(scope="session")
-def made(flags_of: Callable[[str], list[str]], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def made(
+    stage: Stage, flags_of: Callable[[str], list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
     """A function that gives what a stage made of the tiny world."""
     found: dict[str, Path] = {}
 
-    def make(stage: str) -> Path:
-        if stage not in found:
-            out = tmp_path_factory.mktemp("made") / stage
-            launch(stage, [*flags_of(stage), "--output_dir", str(out)])
-            found[stage] = out
-        return found[stage]
+    def make(name: str) -> Path:
+        if name not in found:
+            out = tmp_path_factory.mktemp("made") / name
+            stage(name, *flags_of(name), "--output_dir", str(out))
+            found[name] = out
+        return found[name]
 
     return make
-
-
-def launch(stage: str, flags: list[str]) -> None:
-    """Run a stage in a process of its own and expect it to end well."""
-    command = [sys.executable, str(RECIPES / f"{stage}.py"), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

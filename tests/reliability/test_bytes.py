@@ -20,12 +20,12 @@ if os.environ.get("REASONREC_RELIABILITY") == "large":
     STAGES += ["eval_ranking"]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", STAGES)
 def test_a_changed_byte_anywhere_is_refused(
-    stage: str, made: Callable[[str], Path], tmp_path: Path, large: bool, report: Callable[[str, int, list[str]], None]
+    name: str, made: Callable[[str], Path], tmp_path: Path, large: bool, report: Callable[[str, int, list[str]], None]
 ) -> None:
     folder = tmp_path / "copy"
-    shutil.copytree(made(stage), folder)
+    shutil.copytree(made(name), folder)
     tries, faults = 0, []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         if path.name != MANIFEST and not is_content(path.relative_to(folder)):
@@ -45,7 +45,7 @@ def test_a_changed_byte_anywhere_is_refused(
                 path.write_bytes(right)
             if path.name != MANIFEST or _meaning(bytes(wrong)) != _meaning(right):
                 faults.append(f"{path} at byte {at}")
-    report(f"a changed byte in what {stage} writes", tries, faults)
+    report(f"a changed byte in what {name} writes", tries, faults)
 
 
 def _meaning(text: bytes) -> object:

@@ -57,11 +57,11 @@ def variants(whole: dict[str, Any], place: tuple[Any, ...]) -> Iterator[dict[str
         yield changed
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", STAGES)
 def test_every_key_is_sealed(
-    stage: str, made: Callable[[str], Path], tmp_path: Path, large: bool, report: Callable[[str, int, list[str]], None]
+    name: str, made: Callable[[str], Path], tmp_path: Path, large: bool, report: Callable[[str, int, list[str]], None]
 ) -> None:
-    shutil.copytree(made(stage), folder := tmp_path / "copy")
+    shutil.copytree(made(name), folder := tmp_path / "copy")
     whole = json.loads((folder / MANIFEST).read_text())
     tries, faults = 0, []
     for place in list(places(whole))[:: 1 if large else 9]:
@@ -77,15 +77,15 @@ def test_every_key_is_sealed(
                 faults.append(f"{place}: {error!r}")
             else:
                 faults.append(f"{place}: not noticed")
-    report(f"manifest keys of what {stage} writes", tries, faults)
+    report(f"manifest keys of what {name} writes", tries, faults)
 
 
-@pytest.mark.parametrize("stage", LOADERS)
+@pytest.mark.parametrize("name", LOADERS)
 def test_forged_keys_do_no_harm(
-    stage: str, made: Callable[[str], Path], tmp_path: Path, large: bool, report: Callable[[str, int, list[str]], None]
+    name: str, made: Callable[[str], Path], tmp_path: Path, large: bool, report: Callable[[str, int, list[str]], None]
 ) -> None:
     """Whoever writes a folder writes its hashes: it loads, or one line says why not."""
-    original = made(stage)
+    original = made(name)
     folder = original.with_name("forged")  # beside it: the places of its inputs are relative
     shutil.copytree(original, folder)
     whole = json.loads((folder / MANIFEST).read_text())
@@ -103,11 +103,11 @@ def test_forged_keys_do_no_harm(
             write_json(folder / MANIFEST, forged.__dict__)
             tries += 1
             try:
-                LOADERS[stage](folder)
+                LOADERS[name](folder)
             except UserError as error:
                 if "\n" in str(error):
                     faults.append(f"{place}: several lines")
             except Exception as error:
                 faults.append(f"{place}: {error!r}")
     shutil.rmtree(folder)
-    report(f"forged manifest keys of what {stage} writes", tries, faults)
+    report(f"forged manifest keys of what {name} writes", tries, faults)
