@@ -4,24 +4,65 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import trl
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerState
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
-from reasonrec.recipes.models.load import LoraSettings, add_adapter
+from reasonrec.recipes.models.load import LoraSettings, add_adapter, load_tokenizer
 from reasonrec.recipes.policies.base import install
 from reasonrec.recipes.policies.semantic_id import CodeAnswers
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
 
+ROWS = [[3, 4, 5, 6], [5, 6, 7], [7, 8, 9, 10, 11], [9, 10]]
+
 
 def parameters(function) -> list[str]:
     return list(inspect.signature(function).parameters)
+
+
+@pytest.fixture
+def plain(tiny_base, tmp_path):
+    """Builds TRL's own trainer, or a class made of it: two steps on four rows, whose first token is context."""
+
+    def build(cls: type[SFTTrainer] = SFTTrainer, model: Any = None, **options: Any) -> Any:
+        settings = {
+            "per_device_train_batch_size": 2, "per_device_eval_batch_size": 4, "max_steps": 2, "logging_steps": 1,
+            "save_strategy": "no", "report_to": "none", "use_cpu": True, "bf16": False, "disable_tqdm": True,
+            "gradient_checkpointing": False, "dataset_kwargs": {"skip_prepare_dataset": True}, "optim": "sgd",
+        }  # fmt: skip
+        rows = Dataset.from_list([{"input_ids": row, "labels": [-100, *row[1:]]} for row in ROWS])
+        return cls(
+            model=tiny_llama() if model is None else model,
+            args=SFTConfig(str(tmp_path / "plain"), **(settings | options)),
+            train_dataset=rows,
+            eval_dataset=rows,
+            processing_class=load_tokenizer(str(tiny_base)),
+        )
+
+    return build
+
+
+def watch_forward(model: Any) -> list[tuple[dict[str, Any], Any]]:
+    """A list that fills with what the model is called with and what it answers."""
+    calls: list[tuple[dict[str, Any], Any]] = []
+    forward = model.forward
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        answer = forward(*args, **kwargs)
+        calls.append((kwargs, answer))
+        return answer
+
+    model.forward = watched
+    return calls
 
 
 def test_the_version_this_was_written_for():
@@ -37,19 +78,37 @@ def test_overridden_methods_exist_with_the_same_parameters(name):
         assert parameter.default is None
 
 
-def test_nothing_else_is_overridden():
-    """A private method of the same name in a new version would be replaced by accident."""
+def test_nothing_else_is_overridden(plain):
+    """A private method or attribute of the same name in a new version would be replaced by accident."""
     ours = {name for name, value in vars(ItemSFTTrainer).items() if callable(value)}
     assert ours == {"__init__", "_get_train_sampler", "create_optimizer", "_save"}
-    source = inspect.getsource(SFTTrainer) + inspect.getsource(Trainer)
-    assert "_row_learning_rate" not in source
+    trainer = plain()
+    trainer.train()
+    assert not {"_row_learning_rate", "_losses", "_skipped", "_whole"} & {*vars(trainer), *dir(SFTTrainer)}
 
 
-def test_the_trainer_calls_what_is_overridden():
-    source = inspect.getsource(Trainer)
-    assert "sampler_fn=self._get_train_sampler" in source
-    assert "self.create_optimizer(" in source
-    assert "self._save(output_dir" in inspect.getsource(Trainer.save_model)
+def test_the_trainer_calls_what_is_overridden(plain):
+    called = []
+
+    class Watched(SFTTrainer):
+        def _get_train_sampler(self, train_dataset=None):
+            called.append("sampler")
+            return super()._get_train_sampler(train_dataset)
+
+        def create_optimizer(self, model=None):
+            called.append("optimizer")
+            return super().create_optimizer(model)
+
+        def _save(self, output_dir=None, state_dict=None):
+            called.append("save")
+            super()._save(output_dir, state_dict)
+
+    trainer = plain(Watched, save_strategy="steps", save_steps=2)
+    trainer.train()
+    assert set(called[:-1]) == {"sampler", "optimizer"}
+    assert called[-1] == "save"
+    trainer.save_model()
+    assert called[-2:] == ["save", "save"]
 
 
 def test_helpers_that_the_optimizer_is_built_with():
@@ -58,15 +117,29 @@ def test_helpers_that_the_optimizer_is_built_with():
     assert isinstance(inspect.getattr_static(Trainer, "get_optimizer_cls_and_kwargs"), staticmethod)
 
 
-def test_every_loss_comes_through_the_fused_head():
+def test_every_loss_comes_through_the_fused_head(plain):
     """The item policy answers exactly this call; label smoothing and other loss functions pass it by."""
-    source = inspect.getsource(SFTTrainer.compute_loss)
-    assert "outputs = model(**inputs, fused_lm_head=True)" in source
-    assert "per_token_loss = -outputs.log_probs" in source
-    assert 'inputs["use_cache"] = False' in source
-    for used in ("outputs.label_mask.sum()", "outputs.entropy.detach()", "outputs.is_top1.sum()"):
-        assert used in source
-    assert "fused_lm_head=True" not in inspect.getsource(SFTTrainer.prediction_step)
+    trainer = plain()
+    calls = watch_forward(trainer.model)
+    trainer.train()
+    trainer.evaluate()
+    assert len(calls) == 3, "two steps, one batch of the evaluation"
+    assert all(kwargs["fused_lm_head"] is True and kwargs["use_cache"] is False for kwargs, _ in calls)
+    history = [line for line in trainer.state.log_history if "loss" in line or "eval_loss" in line]
+    for line, (_, answer) in zip(history, calls, strict=True):
+        valid, prefix = answer.label_mask.sum(), "eval_" if "eval_loss" in line else ""
+        assert line[f"{prefix}loss"] == pytest.approx(float(-answer.log_probs.detach().sum() / valid), abs=1e-4)
+        assert line[f"{prefix}entropy"] == pytest.approx(float(answer.entropy.detach().sum() / valid), abs=1e-4)
+        assert line[f"{prefix}mean_token_accuracy"] == pytest.approx(float(answer.is_top1.sum() / valid), abs=1e-4)
+
+
+def test_where_tokens_are_counted(plain):
+    """In an attribute that no checkpoint holds."""
+    trainer = plain()
+    trainer.train()
+    assert trainer._total_train_tokens == sum(map(len, ROWS))
+    assert [line["num_tokens"] for line in trainer.state.log_history if "loss" in line][-1] == sum(map(len, ROWS))
+    assert trainer.state.num_input_tokens_seen == 0
 
 
 def test_fields_of_the_fused_output():
@@ -112,11 +185,15 @@ def test_our_answer_on_text_is_trls_own():
     assert plain.logits.shape == (3, 8, 20)
 
 
-def test_trl_rounds_trainable_weights_under_4_bit():
+def test_trl_rounds_trainable_weights_under_4_bit(plain):
     """The reason why the trainer keeps start values; gone here means it can go there."""
-    source = inspect.getsource(SFTTrainer.__init__)
-    assert "param.data = param.data.to(torch.bfloat16)" in source
-    assert source.index("torch.bfloat16)") < source.index("add_fused_lm_head("), "ours is installed after both"
+    model = tiny_llama()
+    model.is_loaded_in_4bit = True  # what TRL asks; the weights are whole
+    trainer = plain(model=model)
+    assert {parameter.dtype for parameter in trainer.model.parameters() if parameter.requires_grad} == {torch.bfloat16}
+    ids = torch.tensor([ROWS[0]])
+    answer = trainer.model(input_ids=ids, labels=ids, fused_lm_head=True)
+    assert answer.log_probs is not None, "the head is there once the trainer is built: ours is installed after it"
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -136,12 +213,21 @@ def test_peft_keeps_rows_where_they_are_looked_for(tied):
     assert inside.get_base_layer() is plain
 
 
-def test_the_state_of_a_checkpoint_is_written_last():
+def test_the_state_of_a_checkpoint_is_written_last(plain, monkeypatch):
     """`last_checkpoint` takes its presence for a whole checkpoint."""
-    source = inspect.getsource(Trainer._save_checkpoint)
-    last = source.index("self.state.save_to_json(os.path.join(output_dir, TRAINER_STATE_NAME))")
-    for before in ("self.save_model(output_dir", "self._save_optimizer_and_scheduler(", "self._save_rng_state("):
-        assert source.index(before) < last
+    before = []
+    save = TrainerState.save_to_json
+
+    def watched(state: TrainerState, path: str) -> None:
+        before.append({file.name for file in Path(path).parent.iterdir()})
+        save(state, path)
+
+    monkeypatch.setattr(TrainerState, "save_to_json", watched)
+    trainer = plain(save_strategy="steps", save_steps=2)
+    trainer.train()
+    after = {file.name for file in Path(trainer.args.output_dir, "checkpoint-2").iterdir()}
+    assert before == [after - {"trainer_state.json"}]
+    assert after >= {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
 
 
 CONFIG_FIELDS = """
