@@ -26,7 +26,7 @@ _TAKEN: dict[str, Any] = {
     "lora_alpha": int,
     "lora_dropout": float,
     "target_modules": list[str],
-    "trainable_token_indices": list[int] | dict[str, list[int]],
+    "trainable_token_indices": list[int] | dict[str, list[int]] | None,
 }
 # Not obeyed: where the base is says the manifest or the caller, and whether it trains, the caller.
 _IGNORED = frozenset({"base_model_name_or_path", "inference_mode", "peft_version"})
