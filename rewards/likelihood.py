@@ -56,3 +56,26 @@ def likelihood(
         kept = min(max(float(value), floor), 0.0)
         result.append(-math.exp(-kept / length) if perplexity else kept)
     return result
+
+
+@reward(name="probability", requires=("target_log_prob",))
+def probability(*, target_log_prob: Sequence[float | None], **_: Any) -> list[float | None]:
+    """Probability of the target behind the chain, among the whole catalogue.
+
+    Source: the continuous reward of R2ec (arXiv 2505.16994, equation 5).
+
+    Args:
+        target_log_prob: Summed log-probability of the target; None where it was not computed.
+
+    Returns:
+        One reward per completion, in [0, 1]; None where there is no log-probability.
+
+    Raises:
+        UserError: If a log-probability is NaN or positive.
+    """
+    result: list[float | None] = []
+    for value in target_log_prob:
+        if value is not None and not value <= 1e-6:  # NaN too; rounding may leave a certain item a little above 0
+            raise UserError(f"target_log_prob={value}: a log-probability is a number of at most 0")
+        result.append(None if value is None else min(math.exp(value), 1.0))
+    return result

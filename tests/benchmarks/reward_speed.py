@@ -26,7 +26,7 @@ from reasonrec.tokenizers.vocabulary import Vocabulary
 
 ITEMS, LEVELS, SIZE = 20_000, 4, 32
 BEGIN, END, CHAIN_VOCABULARY = 50_000, 2, 49_000
-BY_ITEM = {"exact", "prefix", "rsvr", "rank", "collaborative", "likelihood"}
+BY_ITEM = {"exact", "prefix", "rsvr", "rank", "collaborative", "likelihood", "probability"}
 LIMITS = {"six ids": 0.1, "200 ids": 2.0}
 
 

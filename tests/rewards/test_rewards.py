@@ -15,7 +15,7 @@ from reasonrec.rewards.collaborative import CoVisits, collaborative
 from reasonrec.rewards.exact import exact
 from reasonrec.rewards.format import strict_format
 from reasonrec.rewards.length import length
-from reasonrec.rewards.likelihood import likelihood
+from reasonrec.rewards.likelihood import likelihood, probability
 from reasonrec.rewards.parse import Flags
 from reasonrec.rewards.prefix import common_prefix, prefix, rsvr, rsvr_table
 from reasonrec.rewards.rank import rank
@@ -189,6 +189,14 @@ def test_similarity_refuses_what_does_not_fit() -> None:
     assert CoVisits([], [], 5)([], []).tolist() == []
     assert CoVisits([], [], 5)([0], [1]).tolist() == [0]
     assert CoVisits([], [], 5, None)([0], [1]).tolist() == [0]
+
+
+def test_probability() -> None:
+    values = probability(target_log_prob=[0.0, None, -math.log(4), 1e-9, -1000.0])
+    assert values == pytest.approx([1, None, 0.25, 1, 0])
+    for wrong in (math.nan, 0.1):
+        with pytest.raises(UserError, match="a log-probability is a number of at most 0"):
+            probability(target_log_prob=[wrong])
 
 
 def test_likelihood() -> None:
