@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from reasonrec.recipes.decoding.sample import Rollouts
 
 TEXT_CHUNK = 1024  # text positions whose full-vocabulary logits exist at a time
-MODULES = ("semantic_id",)
+MODULES = ("semantic_id", "dual_head")
 Parse = Callable[..., Parsed]
 
 

@@ -1,0 +1,275 @@
+"""Answers as vectors: an item is scored by the model's last hidden state against what it reads of the item's text.
+
+    s(v) = h · e(v) / τ        log π(v) = log softmax_v s(v)
+
+`h` is the last hidden state at the token that opens answers (the end of the sequence, as in embedding models that pool
+the last token), `e(v)` that of an item's prompt; both have length 1 for the cosine. Source: R2ec, arXiv 2505.16994.
+
+In token ids, an answer is a number behind every vocabulary (`ITEM_BASE` + item). It is never embedded: as a label it
+says which item, and in a rollout it is the action whose log-probability is log π(v).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from reasonrec.recipes.decoding.answers import Answers, Scored
+from reasonrec.recipes.decoding.attention import additive
+from reasonrec.recipes.decoding.merge_chains import log_mean_exp
+from reasonrec.recipes.decoding.prefix import Prefix
+from reasonrec.recipes.decoding.sample import Sampler, Step
+from reasonrec.recipes.decoding.search import Exclude, Found, ranked
+from reasonrec.recipes.decoding.shared_prefix import can_share, shared_hidden
+from reasonrec.recipes.policies.dual_head.table import best_rows
+from reasonrec.tokenizers.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from reasonrec.recipes.decoding.branches import Lanes
+
+ITEM_BASE = 1 << 24  # no tokenizer has as many tokens
+TOKENS = 4096  # tokens of item prompts read at a time
+Similarity = Literal["cosine", "dot"]
+
+
+class ItemAnswers(Answers):
+    """Answers that are vectors.
+
+    Args:
+        item_prompts: Token ids of each item's prompt; its last token is where the vector is read.
+        begin_id: The token that opens answers.
+        branch: Tokens in front of an answer, the begin marker included, that belong to it alone (the prompt's tail).
+        popularity: (items,) train counts: equal scores rank by them, then by number.
+        temperature: τ.
+        similarity: `cosine`, or the plain product.
+        over: What the supervised loss normalises over: the whole catalogue, or the targets of the batch.
+        fresh_items: At most so many targets of a batch are read with gradient; the others come from the table.
+
+    Attributes:
+        table: (items, width) float32, by item number; None before the first `refresh`.
+        candidates: What reinforcement learning normalises over: item numbers, ascending; None elsewhere.
+    """
+
+    longest = 1
+
+    def __init__(
+        self,
+        item_prompts: Sequence[list[int]],
+        begin_id: int,
+        branch: int,
+        popularity: np.ndarray,
+        *,
+        temperature: float,
+        similarity: Similarity,
+        over: Literal["catalogue", "batch"],
+        fresh_items: int,
+    ) -> None:
+        self.item_prompts, self.begin_id, self.branch = item_prompts, begin_id, branch
+        self.temperature, self.similarity, self.over, self.fresh_items = temperature, similarity, over, fresh_items
+        self.n_items = len(item_prompts)
+        self.order = torch.from_numpy(np.lexsort([np.arange(self.n_items), -popularity]))  # row to item
+        self.place = torch.empty_like(self.order)  # item to row
+        self.place[self.order] = torch.arange(self.n_items)
+        self.tokens_read = 0  #: tokens of item prompts that were read
+        self._rows: Tensor | None = None  # the table in the order of ranking
+        self.candidates: Tensor | None = None
+
+    # -- vectors
+
+    @property
+    def table(self) -> Tensor | None:
+        """Vectors by item number."""
+        return None if self._rows is None else self._rows[self.place]
+
+    @table.setter
+    def table(self, vectors: Tensor) -> None:
+        self._rows = vectors[self.order.to(vectors.device)].contiguous()
+
+    def to(self, device: torch.device | str) -> None:
+        """See `Answers`."""
+        self.order, self.place = self.order.to(device), self.place.to(device)
+        if self._rows is not None:
+            self._rows = self._rows.to(device)
+        if self.candidates is not None:
+            self.candidates = self.candidates.to(device)
+
+    def unit(self, hidden: Tensor) -> Tensor:
+        """Hidden states as they are compared: float32, of length 1 for the cosine."""
+        hidden = hidden.float()
+        return normalize(hidden, dim=-1) if self.similarity == "cosine" else hidden
+
+    def encode(self, model: PreTrainedModel, items: Tensor) -> Tensor:
+        """Read items: (n,) numbers to (n, width) vectors, with gradient where it is on."""
+        prompts = [self.item_prompts[item] for item in items.tolist()]
+        ids = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.int64)
+        seen = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt)], seen[row, : len(prompt)] = torch.tensor(prompt), 1
+        self.tokens_read += int(seen.sum())
+        ids, seen = ids.to(model.device), seen.to(model.device)
+        hidden = model.base_model(input_ids=ids, attention_mask=seen, use_cache=False).last_hidden_state
+        return self.unit(hidden[torch.arange(len(prompts), device=model.device), seen.sum(1) - 1])
+
+    @torch.no_grad()
+    def encode_all(self, model: PreTrainedModel) -> Tensor:
+        """Read the whole catalogue: (items, width)."""
+        lengths = np.array([len(prompt) for prompt in self.item_prompts])
+        order, parts, begin = np.argsort(lengths, kind="stable"), [], 0
+        while begin < len(order):
+            fits = TOKENS // lengths[order[begin : begin + TOKENS]]
+            size = max(int((np.arange(1, len(fits) + 1) <= fits).sum()), 1)
+            parts.append(self.encode(model, torch.from_numpy(order[begin : begin + size])))
+            begin += size
+        vectors = torch.cat(parts)
+        table = torch.empty_like(vectors)
+        table[torch.from_numpy(order).to(vectors.device)] = vectors
+        return table
+
+    @property
+    def rows(self) -> Tensor:
+        """The table in the order of ranking."""
+        if self._rows is None:
+            raise RuntimeError("the item table was never computed: call Policy.refresh")
+        return self._rows
+
+    # -- inference
+
+    @torch.no_grad()
+    def rank(
+        self,
+        model: PreTrainedModel,
+        prefix: Prefix,
+        *,
+        k: int,
+        width: int,
+        exclude: Exclude | None = None,
+        exact: bool = False,
+        chains: int = 1,
+    ) -> Found:
+        """One product with the table; always exact. Behind several chains, of their mean probabilities."""
+        queries, place = self.unit(prefix.hidden), self.place.cpu().numpy()
+        barred = None if exclude is None else [place[np.asarray(items, dtype=np.int64)] for items in exclude]
+        if chains == 1:
+            best = best_rows(self.rows, queries, k, temperature=self.temperature, exclude=barred)
+            rows, scores = best.rows, best.log_probs
+        else:
+            log_probs = (queries @ self.rows.T / self.temperature).log_softmax(1)
+            merged = log_mean_exp(log_probs.view(-1, chains, self.n_items))
+            for user, excluded in enumerate(barred or ()):
+                merged[user, torch.from_numpy(excluded).to(merged.device)] = -torch.inf
+            everything = torch.arange(self.n_items, device=merged.device).expand(len(merged), -1)
+            rows, scores, _ = ranked(everything, merged, k).__dict__.values()
+            rows = rows.masked_fill(scores == -torch.inf, -1)
+        items = torch.where(rows >= 0, self.order[rows.clamp(min=0)], -1)
+        return Found(items, scores, torch.ones(len(items), dtype=torch.bool, device=items.device))
+
+    @torch.no_grad()
+    def score(self, model: PreTrainedModel, prefix: Prefix, items: Tensor) -> Tensor:
+        """See `Answers`."""
+        log_probs = (self.unit(prefix.hidden) @ self.rows.T / self.temperature).log_softmax(1)
+        found = log_probs.gather(1, self.place[items.clamp(min=0)])
+        return found.masked_fill(items < 0, -torch.inf)
+
+    def write(self, lanes: Lanes, sampler: Sampler, uniform: Tensor | None, steps: list[Step]) -> Tensor:
+        """The best item of the table; what is optimised in its place is the target (`DualHead.optimised`)."""
+        shape = lanes.position.shape
+        best = best_rows(self.rows, self.unit(lanes.hidden.flatten(0, 1)), 1, temperature=self.temperature)
+        item = self.order[best.rows[:, 0]].view(shape)
+        chosen = torch.ones(shape, dtype=torch.bool, device=item.device)
+        steps.append((ITEM_BASE + item, torch.zeros(shape, device=item.device), chosen, chosen))
+        return item
+
+    # -- training
+
+    def hidden(self, model: PreTrainedModel, labels: Tensor, answers_only: bool, inputs: dict[str, Any]) -> Tensor:
+        """Answers are never read; those in the middle of a history are branches that nothing behind them sees."""
+        ids, seen = inputs["input_ids"], inputs.get("attention_mask")
+        is_item = ids >= ITEM_BASE
+        inputs["input_ids"] = torch.where(is_item, self.begin_id, ids)
+        seen = torch.ones_like(ids) if seen is None else seen
+        if answers_only and bool((labels != -100).any()):
+            inputs["position_ids"] = (seen.cumsum(-1) - 1).clamp(min=0)
+            shared = shared_hidden(model, inputs["input_ids"], seen, int((labels != -100).any(0).int().argmax()))
+            if shared is not None:
+                return shared
+        elif bool((is_item.cumsum(1)[:, :-1] * seen[:, 1:]).bool().logical_and(~is_item[:, 1:]).any()):
+            inputs |= self._branches(model, is_item, seen.bool())
+        hidden: Tensor = model.base_model(**inputs).last_hidden_state[:, :-1]
+        return hidden
+
+    def _branches(self, model: PreTrainedModel, is_item: Tensor, real: Tensor) -> dict[str, Tensor]:
+        """Mask and positions of a history whose items are each followed by a prompt's tail and an answer."""
+        if not can_share(model):
+            raise UserError(
+                f"{model.config.get_text_config().model_type} models take no attention mask of one's own, which "
+                "supervising every position of a history needs here: set one_per_prefix: true"
+            )
+        length, device = is_item.shape[1], is_item.device
+        branch = torch.zeros_like(is_item, dtype=torch.int64)  # number of the branch a token belongs to, 0 for none
+        number = is_item.cumsum(1) * is_item
+        for back in range(self.branch + 1):
+            branch[:, : length - back] = torch.maximum(branch[:, : length - back], number[:, back:])
+        stem = (branch == 0) & real
+        before = stem.cumsum(1) - stem.long()  # stem tokens in front of each
+        inside = torch.zeros_like(branch)  # place in the branch
+        for back in range(self.branch + 1):
+            inside[:, : length - back] += is_item[:, back:] * (self.branch - back)
+        place = torch.arange(length, device=device)
+        sees = (branch[:, None] == 0) | (branch[:, None] == branch[:, :, None])  # (batch, from, to)
+        sees = sees & real[:, None] & (place[:, None] >= place)
+        mask = (sees | torch.eye(length, dtype=torch.bool, device=device))[:, None]
+        if model.config._attn_implementation != "sdpa":  # which alone takes booleans
+            mask = additive(mask, model.get_input_embeddings().weight.dtype)
+        return {"attention_mask": mask, "position_ids": before + inside}
+
+    def split(self, input_ids: Tensor, labels: Tensor, answers_only: bool) -> tuple[Tensor, Tensor]:
+        """Answers are known by their numbers; behind one, a rollout has nothing left to choose."""
+        target = labels[:, 1:]
+        mask, is_item = target != -100, target >= ITEM_BASE
+        is_text = mask & ~is_item
+        if answers_only:
+            is_text = is_text & (is_item.cumsum(1) == 0)
+        return is_item, is_text
+
+    def log_probs(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        row: Tensor,
+        position: Tensor,
+        hidden: Tensor,
+        temperature: float,
+    ) -> Scored:
+        """Over what reinforcement learning fixed, or over catalogue or batch; targets are read with gradient."""
+        item = input_ids[row, position] - ITEM_BASE
+        queries = self.unit(hidden) / self.temperature
+        if self.candidates is not None:
+            target = torch.searchsorted(self.candidates, item)
+            logits = queries @ self.encode(model, self.candidates).T
+        else:
+            among = torch.arange(self.n_items, device=item.device) if self.over == "catalogue" else item.unique()
+            target = torch.searchsorted(among, item)
+            logits = queries @ self.rows[self.place[among]].T
+            if torch.is_grad_enabled():
+                logits = self._with_fresh(model, queries, logits, among, item.unique())
+        log_probs = logits.log_softmax(1)
+        entropy = -(log_probs.exp() * log_probs).sum(1)
+        return log_probs.gather(1, target[:, None])[:, 0], entropy, log_probs.argmax(1) == target
+
+    def _with_fresh(
+        self, model: PreTrainedModel, queries: Tensor, logits: Tensor, among: Tensor, targets: Tensor
+    ) -> Tensor:
+        """Put the products with freshly read targets into the logits, and their vectors into the table."""
+        if len(targets) > self.fresh_items:
+            chosen = torch.randperm(len(targets))[: self.fresh_items].sort().values
+            targets = targets[chosen.to(targets.device)]
+        vectors = self.encode(model, targets)
+        self.rows[self.place[targets]] = vectors.detach()
+        return logits.index_copy(1, torch.searchsorted(among, targets), queries @ vectors.T)

@@ -1,0 +1,80 @@
+"""Exact nearest items in a table of vectors: the maths of ranking, without a model.
+
+Rows stand in the order in which equal scores rank (popularity, then item number), and are read in blocks, so that a
+list for one user costs about one reading of the table from memory, and lists for many users little more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK = 1 << 15  # rows scored at a time: scores of 64 users then fit into the caches
+
+
+class Best(NamedTuple):
+    """The best rows of a table.
+
+    Attributes:
+        rows: (queries, k) row numbers, best first, of equal scores the lower one first; -1 where there are fewer.
+        log_probs: (queries, k) float32 log-softmax over the whole table, excluded rows included; -inf there.
+    """
+
+    rows: Tensor
+    log_probs: Tensor
+
+
+def best_rows(
+    table: Tensor,
+    queries: Tensor,
+    k: int,
+    *,
+    temperature: float,
+    exclude: Sequence[np.ndarray] | None = None,
+    block: int = BLOCK,
+) -> Best:
+    """Rows with the largest products, exactly.
+
+    Args:
+        table: (rows, width) float32.
+        queries: (queries, width) float32.
+        k: Length of the lists.
+        temperature: What products are divided by.
+        exclude: For each query the rows that must not appear; they count in the softmax.
+        block: Rows scored at a time.
+    """
+    n, device = len(queries), queries.device
+    queries = queries / temperature
+    rows = torch.full((n, k), -1, dtype=torch.int64, device=device)
+    scores = torch.full((n, k), -torch.inf, device=device)
+    total = torch.full((n,), -torch.inf, device=device)
+    for start in range(0, len(table), block):
+        part = queries @ table[start : start + block].T  # (queries, block)
+        total = torch.logaddexp(total, part.logsumexp(1))
+        for query, excluded in enumerate(exclude or ()):
+            inside = excluded[(excluded >= start) & (excluded < start + block)] - start
+            part[query, torch.from_numpy(inside).to(device)] = -torch.inf
+        found = _first(part, min(k, part.shape[1]))
+        # What stood before has lower numbers: behind a stable sort it stays in front of its equals.
+        values = torch.cat([scores, part.gather(1, found)], 1)
+        numbers = torch.cat([rows, found + start], 1)
+        scores, order = values.sort(dim=1, descending=True, stable=True)
+        scores, rows = scores[:, :k], numbers.gather(1, order[:, :k])
+    rows = rows.masked_fill(scores == -torch.inf, -1)
+    return Best(rows, scores - total[:, None])
+
+
+def _first(scores: Tensor, k: int) -> Tensor:
+    """Columns of the largest scores (rows, k), the lower one first where they are equal."""
+    values, columns = scores.topk(k, dim=1)
+    last = values[:, -1:]
+    # `topk` takes any of those that equal the last one.
+    for row in ((scores >= last).sum(1) > k).nonzero()[:, 0].tolist():
+        columns[row] = scores[row].sort(descending=True, stable=True).indices[:k]
+    columns = columns.sort(1).values
+    order = scores.gather(1, columns).sort(dim=1, descending=True, stable=True).indices
+    return columns.gather(1, order)
