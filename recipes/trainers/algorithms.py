@@ -53,7 +53,7 @@ class Algorithm(ABC):
         return advantage, advantage
 
 
-ALGORITHMS: Registry[type[Algorithm]] = Registry("algorithm", [__name__])
+ALGORITHMS: Registry[type[Algorithm]] = Registry("algorithm", [__name__, "reasonrec.recipes.trainers.recpo"])
 
 
 def build_algorithm(name: str, options: Mapping[str, Any], group_size: int, *, scale: bool = True) -> Algorithm:
