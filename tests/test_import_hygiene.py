@@ -91,6 +91,12 @@ def test_recommending_needs_no_trl(tmp_path: Path) -> None:
     assert python(code, cwd=tmp_path) == "[]"
 
 
+def test_models_are_called_below_their_head_in_one_place() -> None:
+    """What a sharded model needs there is then written once."""
+    calls = {relative(path) for path in SOURCES if ".base_model(" in path.read_text(encoding="utf-8")}
+    assert calls == {"recipes/decoding/backbone.py"}
+
+
 def test_no_package_markers_where_they_would_hide_a_library() -> None:
     assert not (ROOT / "tokenizers" / "__init__.py").exists(), "it would hide Hugging Face's tokenizers"
     assert not [relative(path) for path in TESTS if path.name == "__init__.py"]

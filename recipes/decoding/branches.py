@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from reasonrec.recipes.decoding.backbone import all_done
 from reasonrec.recipes.decoding.prefix import Prefix, forward
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Lanes:
             active: (prompts, lanes) whether a lane goes on.
         """
         width = int(active.sum(1).max())
-        if width == 0:
+        if all_done(width):
             return
         # Active lanes first, so that a step is only as wide as the prompt with most of them.
         order = (~active).to(torch.int8).argsort(dim=1, stable=True)[:, :width]

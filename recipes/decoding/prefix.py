@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from reasonrec.recipes.decoding.attention import BRANCHES, additive, branches
+from reasonrec.recipes.decoding.backbone import last_hidden
 from reasonrec.recipes.decoding.cache import SearchCache
 from reasonrec.recipes.decoding.pack import Packing
 from reasonrec.tokenizers.errors import UserError
@@ -78,9 +79,14 @@ def forward(
             mask = seen[:, None]
             if not takes_booleans:
                 mask = additive(mask, model.get_input_embeddings().weight.dtype)
-            hidden = model.base_model(
-                input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-            ).last_hidden_state
+            hidden = last_hidden(
+                model,
+                input_ids=tokens,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
     finally:
         cache.packing = None
     return hidden if packing is None else packing.take(hidden, new, rows)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reasonrec.recipes.decoding.backbone import all_done
 from reasonrec.recipes.decoding.branches import Lanes
 from reasonrec.recipes.decoding.prefix import Prefix, padded, read
 from reasonrec.tokenizers.errors import UserError
@@ -315,7 +316,7 @@ def _write_chains(
     chain = torch.zeros(shape, dtype=torch.int64, device=device)
     for step in range(sampler.max_chain):
         row, lane = writing.nonzero(as_tuple=True)
-        if len(row) == 0:
+        if all_done(len(row)):
             break
         token, gain = torch.zeros_like(chain), torch.zeros(shape, device=device)
         for r, g in zip(row.split(TEXT_ROWS), lane.split(TEXT_ROWS), strict=True):
@@ -331,7 +332,7 @@ def _write_chains(
         writing = writing & ~opens & ~cut & ~_closes([written[0] for written in steps[-len(close) :]], close)
     cut = cut | writing
     for forced, lanes in [*((int(t), cut) for t in close), (begin_id, ~begun)]:
-        if bool(lanes.any()):
+        if not all_done(int(lanes.sum())):
             token = torch.full(shape, forced, device=device)
             steps.append((token, torch.zeros(shape, device=device), torch.zeros_like(lanes), lanes))
             state.feed(token, lanes)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from reasonrec.recipes.decoding.backbone import last_hidden
 from reasonrec.recipes.decoding.prefix import Prefix, forward
 from reasonrec.tokenizers.constrain import legal_log_probs
 from reasonrec.tokenizers.rows import code_logits, log_normaliser
@@ -134,7 +135,7 @@ def score_all_items(
         for begin in range(0, n_items, batch_size):
             tail = codes[begin : begin + batch_size]  # (batch, depth)
             ids = torch.cat([prompt.expand(len(tail), -1), tail.clamp(min=vocabulary.first_id)], 1)
-            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            hidden = last_hidden(model, input_ids=ids, use_cache=False)
             hidden = hidden[:, len(prompt) - 1 : -1]  # (batch, depth, width): what predicts each code
             logits = code_logits(model, hidden, vocabulary)
             node = torch.zeros(len(tail), dtype=torch.int64, device=device)

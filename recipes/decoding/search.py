@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reasonrec.recipes.decoding.backbone import all_done
 from reasonrec.recipes.decoding.beams import Beams, choose
 from reasonrec.recipes.decoding.prefix import Prefix, forward, read
 from reasonrec.tokenizers.constrain import check_vocabulary
@@ -191,7 +192,7 @@ def search(
         counts = [min(count, num_beams, most) for count, most in zip(counts, left, strict=True)]
         left = [most - count for most, count in zip(left, counts, strict=True)]
         width = max(counts)
-        if width == 0:
+        if all_done(width):
             break
         if exact and prefix.cache.length + width > prefix.cache.capacity:
             prefix.cache.reserve(prefix.cache.length + 2 * width)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from reasonrec.recipes.decoding.attention import additive
+from reasonrec.recipes.decoding.backbone import last_hidden
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,8 +72,6 @@ def shared_hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Ten
     mask = sees[:, None]
     if model.config._attn_implementation != "sdpa":  # which alone takes booleans
         mask = additive(mask, model.get_input_embeddings().weight.dtype)
-    hidden = model.base_model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
-    ).last_hidden_state
+    hidden = last_hidden(model, input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
     before = torch.full((batch, 1), first - 1, device=device)
     return hidden[of, torch.cat([before, place], 1)]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reasonrec.data_gen.tasks.prompts import Prompter, Prompts
 from reasonrec.recipes.decoding.answers import Answers, Scored
+from reasonrec.recipes.decoding.backbone import all_done, last_hidden
 from reasonrec.recipes.decoding.merge_chains import chains_room, search_chains
 from reasonrec.recipes.decoding.prefix import Prefix
 from reasonrec.recipes.decoding.sample import Sampler, Step, check_finite, draw
@@ -173,7 +174,7 @@ class CodeAnswers(Answers):
         node = torch.zeros(shape, dtype=torch.int64, device=lanes.position.device)
         for level in range(trie.depth):
             active = trie.leaf_item(node) < 0
-            if not bool(active.any()):
+            if all_done(int(active.sum())):
                 break
             logits = code_logits(lanes.model, lanes.hidden, vocabulary) / sampler.temperature
             check_finite(logits, f"code {level}")
@@ -197,8 +198,7 @@ class CodeAnswers(Answers):
             shared = shared_hidden(model, inputs["input_ids"], seen, first)
             if shared is not None:
                 return shared
-        hidden: Tensor = model.base_model(**inputs).last_hidden_state[:, :-1]
-        return hidden
+        return last_hidden(model, **inputs)[:, :-1]
 
     def split(self, input_ids: Tensor, labels: Tensor, answers_only: bool) -> tuple[Tensor, Tensor]:
         """Codes are answers.

@@ -157,19 +157,6 @@ def zero_variance(rewards: Tensor, group_size: int) -> Tensor:
     return _constant(_groups(rewards, group_size))
 
 
-def zero_variance_share(rewards: Tensor, group_size: int) -> float:
-    """Share of the groups that teach nothing; NaN without groups.
-
-    Beside the same share for rewards under `permuted_rows`: where the two are alike, variance comes from chance and
-    not from knowing the target.
-
-    Args:
-        rewards: (rows,).
-        group_size: Rollouts of a prompt.
-    """
-    return float(zero_variance(rewards, group_size).double().mean())
-
-
 def permuted_rows(rows: int, group_size: int, seed: int) -> NDArray[np.int64]:
     """For each rollout, a row whose target to score it against: that of another group, one and the same in a group.
 

@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 
 from reasonrec.recipes.decoding.answers import Answers, Scored
 from reasonrec.recipes.decoding.attention import additive
+from reasonrec.recipes.decoding.backbone import last_hidden
 from reasonrec.recipes.decoding.merge_chains import log_mean_exp
 from reasonrec.recipes.decoding.prefix import Prefix
 from reasonrec.recipes.decoding.sample import Sampler, Step
@@ -114,7 +115,7 @@ class ItemAnswers(Answers):
             ids[row, : len(prompt)], seen[row, : len(prompt)] = torch.tensor(prompt), 1
         self.tokens_read += int(seen.sum())
         ids, seen = ids.to(model.device), seen.to(model.device)
-        hidden = model.base_model(input_ids=ids, attention_mask=seen, use_cache=False).last_hidden_state
+        hidden = last_hidden(model, input_ids=ids, attention_mask=seen, use_cache=False)
         return self.unit(hidden[torch.arange(len(prompts), device=model.device), seen.sum(1) - 1])
 
     @torch.no_grad()
@@ -201,8 +202,7 @@ class ItemAnswers(Answers):
                 return shared
         elif bool((is_item.cumsum(1)[:, :-1] * seen[:, 1:]).bool().logical_and(~is_item[:, 1:]).any()):
             inputs |= self._branches(model, is_item, seen.bool())
-        hidden: Tensor = model.base_model(**inputs).last_hidden_state[:, :-1]
-        return hidden
+        return last_hidden(model, **inputs)[:, :-1]
 
     def _branches(self, model: PreTrainedModel, is_item: Tensor, real: Tensor) -> dict[str, Tensor]:
         """Mask and positions of a history whose items are each followed by a prompt's tail and an answer."""
