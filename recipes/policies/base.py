@@ -183,7 +183,7 @@ class Policy(ABC):
         return rollouts
 
     def without_items(self, chain: Sequence[int]) -> list[int]:
-        """A chain without the items it names, as far as their tokens show."""
+        """A chain without the items it names, where they are codes."""
         return list(chain)
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:

@@ -294,7 +294,7 @@ class _Control:
 def control_chains(
     reasoner: Reasoner, histories: Sequence[History], chains: Sequence[Sequence[Sequence[int]]], seed: int
 ) -> dict[str, list[list[list[int]]]]:
-    """The chains of `CONTROLS`, made from the model's own.
+    """The chains of `CONTROLS`, made from the model's own; those without items only where items are codes.
 
     Args:
         reasoner: Whose tokenizer and codes they are.
@@ -309,9 +309,11 @@ def control_chains(
     def filled(length: int) -> list[int]:
         return [*(filler * (length // len(filler) + 1))[:length], *reasoner.close_ids]
 
-    return {
+    made = {
         "empty chain": [[list(reasoner.close_ids) for _ in own] for own in chains],
         "another user's chain": [[list(chain) for chain in chains[i]] for i in donor],
         "filler chain": [[filled(len(reasoner.body(chain))) for chain in own] for own in chains],
-        "chain without items": [[policy.without_items(chain) for chain in own] for own in chains],
     }
+    if policy.with_codes:  # titles are words like others
+        made["chain without items"] = [[policy.without_items(chain) for chain in own] for own in chains]
+    return made

@@ -166,8 +166,8 @@ class ItemAnswers(Answers):
             for user, excluded in enumerate(barred or ()):
                 merged[user, torch.from_numpy(excluded).to(merged.device)] = -torch.inf
             everything = torch.arange(self.n_items, device=merged.device).expand(len(merged), -1)
-            rows, scores, _ = ranked(everything, merged, k).__dict__.values()
-            rows = rows.masked_fill(scores == -torch.inf, -1)
+            found = ranked(everything, merged, k)
+            scores, rows = found.scores, found.items.masked_fill(found.scores == -torch.inf, -1)
         items = torch.where(rows >= 0, self.order[rows.clamp(min=0)], -1)
         return Found(items, scores, torch.ones(len(items), dtype=torch.bool, device=items.device))
 

@@ -68,6 +68,8 @@ def test_it_recommends_scores_and_follows_a_user(trained, tiny_dataset, stage):
     assert [sorted(row) for row in items.tolist()] == [list(range(48))] * 6
     np.testing.assert_allclose(np.exp(scores).sum(1), 1, atol=1e-4)
     np.testing.assert_allclose(recommender.score(histories, items), scores, atol=1e-4)
+    more = recommender.recommend(histories[:1], k=60, num_beams=60)[0][0].tolist()
+    assert more == [*items[0].tolist(), *[-1] * 12], "a list longer than the catalogue"
     alone = recommender.recommend(histories, k=5, batch_size=1)[0]
     assert (alone == items[:, :5]).all()
     state = recommender.state(histories[0][:3])
