@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numbers
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import shown
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 INT64 = 2**63 - 1  # what arrays and tensors hold
 MAX_SEED = 2**32 - 1  # what every library takes
@@ -39,6 +40,8 @@ def item_numbers(name: str, values: Any) -> NDArray[np.int64]:
     Raises:
         UserError: If it is no list of whole numbers of 64 bits.
     """
+    import numpy as np  # who reads a configuration needs none
+
     try:
         array = np.asarray(values)
     except ValueError:  # lists of several lengths

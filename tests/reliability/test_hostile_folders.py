@@ -95,7 +95,7 @@ def world(
 
 TRACES = ["--rows", "20", "--valid_rows", "5"]
 SHORT = ["--report_to", "none", "--num_train_epochs", "0.05", "--bf16", "false"]
-REINFORCED = ["--valid_rows", "0", "--num_generations", "2", "--last_targets", "1", *SHORT]
+REINFORCED = ["--valid_rows", "0", "--num_generations", "2", "--algorithm", "grpo", "--last_targets", "1", *SHORT]
 ENTRIES: dict[str, tuple[Any, str]] = {
     "recommend": (recommend, "--model {adapter} --history 1,2"),
     "recommend with a full model": (recommend, "--model {model} --history 1,2"),
