@@ -27,7 +27,7 @@ from reasonrec.recipes.decoding.prefix import Prefix
 from reasonrec.recipes.decoding.sample import Sampler, Step
 from reasonrec.recipes.decoding.search import Exclude, Found, ranked
 from reasonrec.recipes.decoding.shared_prefix import can_share, shared_hidden
-from reasonrec.recipes.policies.dual_head.table import best_rows
+from reasonrec.recipes.policies.dual_head.table import best_rows, products
 from reasonrec.tokenizers.errors import UserError
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class ItemAnswers(Answers):
             best = best_rows(self.rows, queries, k, temperature=self.temperature, exclude=barred)
             rows, scores = best.rows, best.log_probs
         else:
-            log_probs = (queries @ self.rows.T / self.temperature).log_softmax(1)
+            log_probs = (products(queries, self.rows) / self.temperature).log_softmax(1)
             merged = log_mean_exp(log_probs.view(-1, chains, self.n_items))
             for user, excluded in enumerate(barred or ()):
                 merged[user, torch.from_numpy(excluded).to(merged.device)] = -torch.inf
@@ -174,7 +174,7 @@ class ItemAnswers(Answers):
     @torch.no_grad()
     def score(self, model: PreTrainedModel, prefix: Prefix, items: Tensor) -> Tensor:
         """See `Answers`."""
-        log_probs = (self.unit(prefix.hidden) @ self.rows.T / self.temperature).log_softmax(1)
+        log_probs = (products(self.unit(prefix.hidden), self.rows) / self.temperature).log_softmax(1)
         found = log_probs.gather(1, self.place[items.clamp(min=0)])
         return found.masked_fill(items < 0, -torch.inf)
 
@@ -252,11 +252,11 @@ class ItemAnswers(Answers):
         queries = self.unit(hidden) / self.temperature
         if self.candidates is not None:
             target = torch.searchsorted(self.candidates, item)
-            logits = queries @ self.encode(model, self.candidates).T
+            logits = products(queries, self.encode(model, self.candidates))
         else:
             among = torch.arange(self.n_items, device=item.device) if self.over == "catalogue" else item.unique()
             target = torch.searchsorted(among, item)
-            logits = queries @ self.rows[self.place[among]].T
+            logits = products(queries, self.rows[self.place[among]])
             if torch.is_grad_enabled():
                 logits = self._with_fresh(model, queries, logits, among, item.unique())
         log_probs = logits.log_softmax(1)
@@ -272,4 +272,4 @@ class ItemAnswers(Answers):
             targets = targets[chosen.to(targets.device)]
         vectors = self.encode(model, targets)
         self.rows[self.place[targets]] = vectors.detach()
-        return logits.index_copy(1, torch.searchsorted(among, targets), queries @ vectors.T)
+        return logits.index_copy(1, torch.searchsorted(among, targets), products(queries, vectors))

@@ -28,6 +28,16 @@ class Best(NamedTuple):
     log_probs: Tensor
 
 
+def products(queries: Tensor, vectors: Tensor) -> Tensor:
+    """Products in float32, whatever is autocast around: (queries, width) and (rows, width) to (queries, rows).
+
+    A cosine over 0.05 is about 20, where neighbours in bfloat16 are 0.125 apart: most items would have equal scores,
+    and a loss over them no gradient that means anything.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        return queries.float() @ vectors.float().T
+
+
 def best_rows(
     table: Tensor,
     queries: Tensor,
@@ -53,7 +63,7 @@ def best_rows(
     scores = torch.full((n, k), -torch.inf, device=device)
     total = torch.full((n,), -torch.inf, device=device)
     for start in range(0, len(table), block):
-        part = queries @ table[start : start + block].T  # (queries, block)
+        part = products(queries, table[start : start + block])  # (queries, block)
         total = torch.logaddexp(total, part.logsumexp(1))
         for query, excluded in enumerate(exclude or ()):
             inside = excluded[(excluded >= start) & (excluded < start + block)] - start

@@ -111,6 +111,19 @@ def test_the_gradient_goes_into_the_history_and_into_reading_the_targets(make_he
     assert not made.policy.answers.table.requires_grad
 
 
+@pytest.mark.parametrize("over", ["catalogue", "batch"])
+def test_the_loss_is_float32_under_autocast(make_head, monkeypatch, over):
+    """Hidden states are whatever autocast makes of them; their products are not."""
+    made = make_head(temperature=0.01, over=over)
+    install(made.base, made.policy.answers)
+    seen = []
+    log_softmax = torch.Tensor.log_softmax
+    monkeypatch.setattr(torch.Tensor, "log_softmax", lambda x, dim: seen.append(x.dtype) or log_softmax(x, dim))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        fused(made, [made.policy.prompts.sequence(h, t) for h, t in zip(HISTORIES, TARGETS, strict=True)])
+    assert seen == [torch.float32]
+
+
 def test_at_most_so_many_targets_are_read(make_head, monkeypatch):
     made = make_head(fresh_items=1)
     install(made.base, made.policy.answers)

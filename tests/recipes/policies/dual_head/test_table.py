@@ -37,6 +37,17 @@ def test_it_is_what_sorting_gives(data):
         assert (values[len(expected) :] == -torch.inf).all()
 
 
+def test_scores_are_float32_under_autocast():
+    table = torch.nn.functional.normalize(torch.ones(200, 16) + 0.05 * torch.randn(200, 16), dim=1)
+    queries = torch.nn.functional.normalize(torch.ones(3, 16) + 0.05 * torch.randn(3, 16), dim=1)
+    plain = best_rows(table, queries, 50, temperature=0.05)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = best_rows(table, queries, 50, temperature=0.05)
+        assert ((queries @ table.T) / 0.05)[0].unique().numel() < 20, "what autocast would make of it"
+    assert torch.equal(plain.rows, cast.rows)
+    assert torch.equal(plain.log_probs, cast.log_probs)
+
+
 @pytest.mark.parametrize("block", [7, 1000])
 def test_probabilities_sum_to_one_whatever_the_blocks(block):
     table, queries = torch.randn(50, 8), torch.randn(3, 8)
