@@ -81,7 +81,7 @@ def test_it_parses(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     parsed = parse(classes, ["--config", str(path)])
-    arguments = {"sft": SftArguments, "grpo": GrpoArguments}.get(path.stem.removeprefix("reason_"))
+    arguments = {"sft": SftArguments, "grpo": GrpoArguments}.get(path.stem.rpartition("_")[2])
     built = [build(arguments, part) if isinstance(part, dict) and arguments else part for part in parsed]
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert values["output_dir"].startswith(f"runs/{path.parent.name}/")
