@@ -32,6 +32,22 @@ def nearest(name: str, known: Collection[str], otherwise: str | None = None) -> 
     return otherwise if otherwise is not None else f"; valid are {', '.join(sorted(known))}" if known else ""
 
 
+def check_options(what: str, options: Collection[str], known: Collection[str]) -> None:
+    """Check the options that a user gives to what was chosen by name.
+
+    Args:
+        what: What was chosen, such as `the quantizer balanced`.
+        options: Names of the options that were given.
+        known: Names of those it has.
+
+    Raises:
+        UserError: If it does not have one of them; the message names all it has.
+    """
+    for option in options:
+        if option not in known:
+            raise UserError(f"{what} has no option {option!r}; it has {', '.join(known) or 'none'}")
+
+
 class Registry(Generic[T]):
     """Entries by their names.
 
@@ -97,11 +113,7 @@ class Registry(Generic[T]):
         """
         kind: Any = self.find(name)
         known = [item.name for item in fields(kind) if item.init and item.name not in given]
-        for option in options:
-            if option not in known:
-                raise UserError(
-                    f"the {self.what} {name} has no option {option!r}; it has {', '.join(known) or 'none'}"
-                )
+        check_options(f"the {self.what} {name}", options, known)
         return kind(**given, **options)
 
     def nearest(self, name: str) -> str:

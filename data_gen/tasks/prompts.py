@@ -146,6 +146,10 @@ class Prompts:
         """Prompt of the reasoning mode: the history, and the opening delimiter in place of the begin marker."""
         return [*self._history(self.item_ids(history)), *self.think_ids]
 
+    def behind(self, history: Items, chain: Sequence[int]) -> list[int]:
+        """Prompt of the reasoning mode with a chain, closing delimiter included, and the begin marker last."""
+        return [*self.reasoning(history), *chain, self.begin_id]
+
     @property
     def think_ids(self) -> tuple[int, ...]:
         """Token ids of the opening delimiter."""

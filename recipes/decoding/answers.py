@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from reasonrec.recipes.decoding.backbone import last_hidden
 from reasonrec.recipes.decoding.prefix import Prefix, padded, read
 from reasonrec.recipes.decoding.search import Exclude, Found
+from reasonrec.recipes.decoding.shared_prefix import shared_hidden
 
 if TYPE_CHECKING:
     import torch
@@ -27,12 +29,10 @@ class Answers(ABC):
     Attributes:
         begin_id: The token that opens an answer, the last one of every prompt.
         longest: Tokens of the longest answer.
-        n_items: Items of the catalogue.
     """
 
     begin_id: int
     longest: int
-    n_items: int
 
     @abstractmethod
     def to(self, device: torch.device | str) -> None:
@@ -113,9 +113,10 @@ class Answers(ABC):
 
     # -- training
 
-    @abstractmethod
     def hidden(self, model: PreTrainedModel, labels: Tensor, answers_only: bool, inputs: dict[str, Any]) -> Tensor:
         """Hidden states that predict the last tokens of each row: all that have a label.
+
+        Of rollouts, each prompt is read once where that pays.
 
         Args:
             model: Causal LM below PEFT's wrapper.
@@ -126,6 +127,15 @@ class Answers(ABC):
         Returns:
             (batch, places, width) for the last `places` tokens, at most length - 1.
         """
+        seen = inputs.get("attention_mask")
+        if answers_only and seen is not None and bool((labels != -100).any()):
+            # As in the rollout: a prompt's first token has position 0, however much padding stands in front of it.
+            inputs["position_ids"] = (seen.cumsum(-1) - 1).clamp(min=0)
+            first = int((labels != -100).any(0).int().argmax())
+            shared = shared_hidden(model, inputs["input_ids"], seen, first)
+            if shared is not None:
+                return shared
+        return last_hidden(model, **inputs)[:, :-1]
 
     @abstractmethod
     def split(self, input_ids: Tensor, labels: Tensor, answers_only: bool) -> tuple[Tensor, Tensor]:

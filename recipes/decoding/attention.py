@@ -72,6 +72,13 @@ def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
+def as_taken(model: PreTrainedModel, seen: Tensor) -> Tensor:
+    """A boolean mask (rows, new, slots) in the form that a model's own attention takes, (rows, 1, new, slots)."""
+    if model.config._attn_implementation == "sdpa":  # which alone takes booleans
+        return seen[:, None]
+    return additive(seen[:, None], model.get_input_embeddings().weight.dtype)
+
+
 AttentionInterface.register(BRANCHES, branch_attention)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from reasonrec.recipes.decoding.attention import additive
+from reasonrec.recipes.decoding.attention import as_taken
 from reasonrec.recipes.decoding.backbone import last_hidden
 
 if TYPE_CHECKING:
@@ -69,9 +69,7 @@ def shared_hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Ten
     slot = torch.arange(slots, device=device)
     same = (lane[:, None] == 0) | (lane[:, None] == lane[:, :, None])
     sees = (same & real[:, None] & (slot[:, None] >= slot)) | torch.eye(slots, dtype=torch.bool, device=device)
-    mask = sees[:, None]
-    if model.config._attn_implementation != "sdpa":  # which alone takes booleans
-        mask = additive(mask, model.get_input_embeddings().weight.dtype)
+    mask = as_taken(model, sees)
     hidden = last_hidden(model, input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
     before = torch.full((batch, 1), first - 1, device=device)
     return hidden[of, torch.cat([before, place], 1)]

@@ -35,9 +35,8 @@ class ChainGain:
         prompts = policy.prompts
         chains = TraceChains(prompts, policy.catalogue.titles, traces, self._mention)
         direct = [prompts.direct(trace.history) for trace in traces]
-        reasoned = [
-            [*prompt[:-1], *chains.ids(trace), prompts.begin_id] for prompt, trace in zip(direct, traces, strict=True)
-        ]
+        opening = len(prompts.think_ids)  # is part of the prompt
+        reasoned = [prompts.behind(trace.history, chains.ids(trace)[opening:]) for trace in traces]
         targets = np.array([[trace.target] for trace in traces] * 2, dtype=np.int64)
         scores = score(
             policy,

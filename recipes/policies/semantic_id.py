@@ -14,13 +14,12 @@ from torch import Tensor
 
 from reasonrec.data_gen.tasks.prompts import Prompter, Prompts
 from reasonrec.recipes.decoding.answers import Answers, Scored
-from reasonrec.recipes.decoding.backbone import all_done, last_hidden
+from reasonrec.recipes.decoding.backbone import all_done
 from reasonrec.recipes.decoding.merge_chains import chains_room, search_chains
 from reasonrec.recipes.decoding.prefix import Prefix
 from reasonrec.recipes.decoding.sample import Sampler, Step, check_finite, draw
 from reasonrec.recipes.decoding.score import score_items
 from reasonrec.recipes.decoding.search import Exclude, Found, search, search_room
-from reasonrec.recipes.decoding.shared_prefix import shared_hidden
 from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.models.load import add_code_rows, resize
 from reasonrec.recipes.policies.base import POLICIES, Parse, Policy
@@ -28,8 +27,8 @@ from reasonrec.rewards.parse import Parsed, Parser
 from reasonrec.rewards.prefix import common_prefix
 from reasonrec.tokenizers.catalogue import Catalogue
 from reasonrec.tokenizers.constrain import legal_log_probs
-from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
+from reasonrec.tokenizers.registry import check_options
 from reasonrec.tokenizers.rows import code_logits
 from reasonrec.tokenizers.trie import Trie
 from reasonrec.tokenizers.vocabulary import Vocabulary
@@ -131,7 +130,7 @@ class CodeAnswers(Answers):
 
     def __init__(self, trie: Trie, vocabulary: Vocabulary) -> None:
         self.trie, self.vocabulary = trie, vocabulary
-        self.begin_id, self.longest, self.n_items = vocabulary.begin_id, trie.depth, trie.n_items
+        self.begin_id, self.longest = vocabulary.begin_id, trie.depth
 
     def to(self, device: torch.device | str) -> None:
         """See `Answers`."""
@@ -188,18 +187,6 @@ class CodeAnswers(Answers):
             lanes.feed(token, active & (trie.leaf_item(node) < 0))
         return trie.leaf_item(node)
 
-    def hidden(self, model: PreTrainedModel, labels: Tensor, answers_only: bool, inputs: dict[str, Any]) -> Tensor:
-        """Those of the whole rows; of rollouts, each prompt is read once where that pays."""
-        seen = inputs.get("attention_mask")
-        if answers_only and seen is not None and bool((labels != -100).any()):
-            # As in the rollout: a prompt's first token has position 0, however much padding stands in front of it.
-            inputs["position_ids"] = (seen.cumsum(-1) - 1).clamp(min=0)
-            first = int((labels != -100).any(0).int().argmax())
-            shared = shared_hidden(model, inputs["input_ids"], seen, first)
-            if shared is not None:
-                return shared
-        return last_hidden(model, **inputs)[:, :-1]
-
     def split(self, input_ids: Tensor, labels: Tensor, answers_only: bool) -> tuple[Tensor, Tensor]:
         """Codes are answers.
 
@@ -245,8 +232,7 @@ class SemanticIds(Policy):
         Raises:
             UserError: If the items have no codes, or there are options.
         """
-        for option in setting.policy_options:
-            raise UserError(f"the policy {cls.name} has no option {option!r}; it has none")
+        check_options(f"the policy {cls.name}", setting.policy_options, ())
         index = catalogue.codes
         vocabulary = Vocabulary.extend(tokenizer, index.level_sizes)
         prompts = Prompts(

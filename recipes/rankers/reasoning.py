@@ -147,10 +147,10 @@ class Reasoner:
         Returns:
             Items (users, k).
         """
-        prompts, begin = self.recommender.policy.prompts, self.recommender.policy.prompts.begin_id
+        behind = self.recommender.policy.prompts.behind
 
         def ended(shown: NDArray[np.int64], own: Sequence[Sequence[int]]) -> list[list[int]]:
-            return [[*prompts.reasoning(shown), *chain, begin] for chain in own]
+            return [behind(shown, chain) for chain in own]
 
         return self._rank(histories, chains, ended, repeats, exclude)
 
@@ -233,7 +233,7 @@ class ReasoningRanker:
         assert self.last is not None
         shown = recommender.shown(UserHistory.of_rows(rows))
         prompts = [
-            [*policy.prompts.reasoning(history), *chain, policy.prompts.begin_id]
+            policy.prompts.behind(history, chain)
             for history, own in zip(shown, self.last.chains, strict=True)
             for chain in own
         ]

@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from reasonrec.recipes.decoding.answers import Answers, Scored
-from reasonrec.recipes.decoding.attention import additive
+from reasonrec.recipes.decoding.attention import as_taken
 from reasonrec.recipes.decoding.backbone import last_hidden
 from reasonrec.recipes.decoding.merge_chains import log_mean_exp
 from reasonrec.recipes.decoding.prefix import Prefix
 from reasonrec.recipes.decoding.sample import Sampler, Step
 from reasonrec.recipes.decoding.search import Exclude, Found, ranked
-from reasonrec.recipes.decoding.shared_prefix import can_share, shared_hidden
+from reasonrec.recipes.decoding.shared_prefix import can_share
 from reasonrec.recipes.policies.dual_head.table import best_rows, products
 from reasonrec.tokenizers.errors import UserError
 
@@ -155,14 +155,15 @@ class ItemAnswers(Answers):
         chains: int = 1,
     ) -> Found:
         """One product with the table; always exact. Behind several chains, of their mean probabilities."""
-        queries, place = self.unit(prefix.hidden), self.place.cpu().numpy()
-        barred = None if exclude is None else [place[np.asarray(items, dtype=np.int64)] for items in exclude]
+        barred = None
+        if exclude is not None:
+            place = self.place.cpu().numpy()
+            barred = [place[np.asarray(items, dtype=np.int64)] for items in exclude]
         if chains == 1:
-            best = best_rows(self.rows, queries, k, temperature=self.temperature, exclude=barred)
+            best = best_rows(self.rows, self.unit(prefix.hidden), k, temperature=self.temperature, exclude=barred)
             rows, scores = best.rows, best.log_probs
         else:
-            log_probs = (products(queries, self.rows) / self.temperature).log_softmax(1)
-            merged = log_mean_exp(log_probs.view(-1, chains, self.n_items))
+            merged = log_mean_exp(self._log_probs(prefix).view(-1, chains, self.n_items))
             for user, excluded in enumerate(barred or ()):
                 merged[user, torch.from_numpy(excluded).to(merged.device)] = -torch.inf
             everything = torch.arange(self.n_items, device=merged.device).expand(len(merged), -1)
@@ -174,9 +175,12 @@ class ItemAnswers(Answers):
     @torch.no_grad()
     def score(self, model: PreTrainedModel, prefix: Prefix, items: Tensor) -> Tensor:
         """See `Answers`."""
-        log_probs = (products(self.unit(prefix.hidden), self.rows) / self.temperature).log_softmax(1)
-        found = log_probs.gather(1, self.place[items.clamp(min=0)])
+        found = self._log_probs(prefix).gather(1, self.place[items.clamp(min=0)])
         return found.masked_fill(items < 0, -torch.inf)
+
+    def _log_probs(self, prefix: Prefix) -> Tensor:
+        """Those of the whole catalogue, (rows, items) in the order of ranking."""
+        return (products(self.unit(prefix.hidden), self.rows) / self.temperature).log_softmax(1)
 
     def write(self, lanes: Lanes, sampler: Sampler, uniform: Tensor | None, steps: list[Step]) -> Tensor:
         """The best item of the table; what is optimised in its place is the target (`DualHead.optimised`)."""
@@ -194,15 +198,11 @@ class ItemAnswers(Answers):
         ids, seen = inputs["input_ids"], inputs.get("attention_mask")
         is_item = ids >= ITEM_BASE
         inputs["input_ids"] = torch.where(is_item, self.begin_id, ids)
-        seen = torch.ones_like(ids) if seen is None else seen
-        if answers_only and bool((labels != -100).any()):
-            inputs["position_ids"] = (seen.cumsum(-1) - 1).clamp(min=0)
-            shared = shared_hidden(model, inputs["input_ids"], seen, int((labels != -100).any(0).int().argmax()))
-            if shared is not None:
-                return shared
-        elif bool((is_item.cumsum(1)[:, :-1] * seen[:, 1:]).bool().logical_and(~is_item[:, 1:]).any()):
-            inputs |= self._branches(model, is_item, seen.bool())
-        return last_hidden(model, **inputs)[:, :-1]
+        real = torch.ones_like(is_item) if seen is None else seen.bool()
+        behind = (is_item.cumsum(1)[:, :-1] > 0) & real[:, 1:] & ~is_item[:, 1:]
+        if not answers_only and bool(behind.any()):
+            inputs |= self._branches(model, is_item, real)
+        return super().hidden(model, labels, answers_only, inputs)
 
     def _branches(self, model: PreTrainedModel, is_item: Tensor, real: Tensor) -> dict[str, Tensor]:
         """Mask and positions of a history whose items are each followed by a prompt's tail and an answer."""
@@ -214,19 +214,16 @@ class ItemAnswers(Answers):
         length, device = is_item.shape[1], is_item.device
         branch = torch.zeros_like(is_item, dtype=torch.int64)  # number of the branch a token belongs to, 0 for none
         number = is_item.cumsum(1) * is_item
-        for back in range(self.branch + 1):
-            branch[:, : length - back] = torch.maximum(branch[:, : length - back], number[:, back:])
-        stem = (branch == 0) & real
-        before = stem.cumsum(1) - stem.long()  # stem tokens in front of each
         inside = torch.zeros_like(branch)  # place in the branch
         for back in range(self.branch + 1):
+            branch[:, : length - back] = torch.maximum(branch[:, : length - back], number[:, back:])
             inside[:, : length - back] += is_item[:, back:] * (self.branch - back)
+        stem = (branch == 0) & real
+        before = stem.cumsum(1) - stem.long()  # stem tokens in front of each
         place = torch.arange(length, device=device)
         sees = (branch[:, None] == 0) | (branch[:, None] == branch[:, :, None])  # (batch, from, to)
         sees = sees & real[:, None] & (place[:, None] >= place)
-        mask = (sees | torch.eye(length, dtype=torch.bool, device=device))[:, None]
-        if model.config._attn_implementation != "sdpa":  # which alone takes booleans
-            mask = additive(mask, model.get_input_embeddings().weight.dtype)
+        mask = as_taken(model, sees | torch.eye(length, dtype=torch.bool, device=device))
         return {"attention_mask": mask, "position_ids": before + inside}
 
     def split(self, input_ids: Tensor, labels: Tensor, answers_only: bool) -> tuple[Tensor, Tensor]:
