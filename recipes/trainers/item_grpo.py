@@ -206,7 +206,8 @@ class ItemGRPOTrainer(WatchedTrainer, GRPOTrainer):
             lm = self.accelerator.unwrap_model(policy)
             install(lm, self._policy.answers, temperature=args.temperature, answers_only=True)
 
-        self.add_callback(KeepFresh(self._policy))
+        self._keep_fresh = KeepFresh(self._policy)
+        self.add_callback(self._keep_fresh)
 
     create_optimizer = ItemSFTTrainer.create_optimizer
 
@@ -369,6 +370,7 @@ class ItemGRPOTrainer(WatchedTrainer, GRPOTrainer):
             return {}
         base, processes, training = self._base(), self.accelerator.num_processes, self.model.training
         self.model.eval()
+        self._keep_fresh.everything(self.model, self.state.global_step)  # not under autocast, as behind a checkpoint
         with torch.no_grad(), self.accelerator.autocast():
             cases = gather_object(list(self._probe(base, self.accelerator.process_index, processes)))
         metrics = {f"eval_{name}": float(np.mean([case[name] for case in cases])) for name in cases[0]}

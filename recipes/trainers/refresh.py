@@ -22,16 +22,37 @@ class KeepFresh(TrainerCallback):
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
+        self._read_at: int | None = None  # step behind which everything was computed
+
+    def everything(self, model: Any, step: int) -> None:
+        """Compute everything, unless that was done behind this step: the weights are still the same.
+
+        Args:
+            model: The model that is trained.
+            step: Steps done.
+        """
+        if step != self._read_at:
+            self.policy.refresh(causal_lm(model))
+            self._read_at = step
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        """Compute everything, whatever was trained before."""
+        self._read_at = None
+        self.everything(model, state.global_step)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
         """Compute what is due."""
-        self.policy.refresh(causal_lm(model), state.global_step)
+        if state.global_step != self._read_at:
+            self.policy.refresh(causal_lm(model), state.global_step)
 
-    def _everything(
+    def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
-        self.policy.refresh(causal_lm(model))
+        """Compute everything."""
+        self.everything(model, state.global_step)
 
-    on_train_begin = on_save = on_train_end = _everything
+    on_train_end = on_save

@@ -57,7 +57,6 @@ class RankingProbe:
         mine = range(process, len(self.histories), processes)
         prompts, how = self.policy.prompts, Ranking(K, max(self.num_beams, K), batch_size=self.batch)
         exclude = [self.exclude[i] for i in mine]
-        self.policy.refresh(model)
         if self.max_chain:
             sampler = Sampler(1, max_chain=self.max_chain, close_ids=prompts.close_ids, greedy=True)
             opened = [prompts.reasoning(self.histories[i]) for i in mine]

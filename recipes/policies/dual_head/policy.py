@@ -21,6 +21,7 @@ from reasonrec.tokenizers.artefact import file_hash
 from reasonrec.tokenizers.catalogue import Catalogue
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.manifest import Manifest
+from reasonrec.tokenizers.registry import check_options
 from reasonrec.tokenizers.terminal import say, shown
 from reasonrec.tokenizers.whole import whole
 
@@ -74,10 +75,7 @@ class DualHeadOptions:
         Raises:
             UserError: If there is no such option, or a value is wrong.
         """
-        known = [item.name for item in fields(cls)]
-        for name in options:
-            if name not in known:
-                raise UserError(f"the policy dual_head has no option {name!r}; it has {', '.join(known)}")
+        check_options("the policy dual_head", options, [item.name for item in fields(cls)])
         return cls(**options)
 
 
@@ -119,7 +117,6 @@ class DualHead(Policy):
     ) -> None:
         super().__init__(catalogue, tokenizer, prompts, answers)
         self.options = options
-        self._fresh = False  # no step since everything was read
 
     @classmethod
     def build(cls, catalogue: Catalogue, setting: Setting, tokenizer: PreTrainedTokenizerBase) -> DualHead:
@@ -161,11 +158,8 @@ class DualHead(Policy):
 
     def refresh(self, model: PreTrainedModel, step: int | None = None) -> None:
         """Read the whole catalogue, in a training every `refresh_steps`."""
-        if step is not None:
-            fresh, self._fresh = self._fresh, False
-            if fresh or step % self.options.refresh_steps:
-                return
-        self._fresh = step is None
+        if step is not None and step % self.options.refresh_steps:
+            return
         training = model.training
         model.eval()
         self.answers.table = self.answers.encode_all(model)

@@ -134,7 +134,16 @@ def test_only_what_is_meant_to_be_is_overridden(passing):
     trainer = passing()
     trainer.train()
     attributes = {"_rounds", "_settings", "_prompts", "_probe", "_scorer", "_chosen", "_chosen_values", "_zero_steps"}
-    attributes |= {"_silenced", "_algorithm", "_policy", "_losses", "_skipped", "_whole", "_row_learning_rate"}
+    attributes |= {
+        "_silenced",
+        "_algorithm",
+        "_policy",
+        "_keep_fresh",
+        "_losses",
+        "_skipped",
+        "_whole",
+        "_row_learning_rate",
+    }
     assert not (OWN | attributes) & {*vars(trainer), *dir(GRPOTrainer)}
 
 
