@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 CHAT_TEMPLATE = (
@@ -44,6 +45,9 @@ def pytest_configure() -> None:
         os.environ.setdefault(name, "1")
     from reasonrec.tokenizers.environment import wait_passively
 
+    # The same examples every time; HYPOTHESIS_PROFILE=default looks for new ones.
+    settings.register_profile("same", derandomize=True)
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
     wait_passively()  # threads that spin at barriers starve the other workers
     # What a launcher or a user left behind would turn tests into something else.
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "REASONREC_TRACEBACK"):

@@ -116,7 +116,9 @@ def _from_numbers(values: pl.Series) -> Timestamps:
             else:
                 moments = digits.str.to_datetime(form, strict=False, time_unit="ms")
             inside = pl.select(pl.when(whole.is_between(first, last)).then(moments)).to_series()
-            if 2 * (len(inside) - inside.null_count()) >= there:
+            dates = len(inside) - inside.null_count()
+            # 200001070000 is a minute of 2000 and, in milliseconds, of 1976: the latter beside what is no date.
+            if dates == there or (2 * dates >= there and there not in _in_windows(values).values()):
                 return _complete(inside.dt.epoch("ms"), f"dates written as {kind}")
     return _from_spreadsheet(values, there) or _from_epochs(values)
 
@@ -133,10 +135,19 @@ def _from_spreadsheet(values: pl.Series, there: int) -> Timestamps | None:
     return _complete(((milliseconds / 10).round() * 10).cast(pl.Int64), "days of a spreadsheet (1 is 1900-01-01)")
 
 
+def _windows(values: pl.Series) -> dict[str, pl.Series]:
+    """Which numbers are times of ours in each epoch unit."""
+    return {unit: values.is_between(_FIRST * size, _LAST * size) for unit, size in _PER_SECOND.items()}
+
+
+def _in_windows(values: pl.Series) -> dict[str, int]:
+    """How many numbers are times of ours in each epoch unit."""
+    return {unit: int(inside.sum()) for unit, inside in _windows(values).items()}
+
+
 def _from_epochs(values: pl.Series) -> Timestamps:
     """Epoch numbers of one unit; small numbers that are no times count as seconds, so that their order stays."""
-    windows = {unit: values.is_between(_FIRST * size, _LAST * size) for unit, size in _PER_SECOND.items()}
-    counts = {unit: int(inside.sum()) for unit, inside in windows.items()}
+    windows, counts = _windows(values), _in_windows(values)
     found = sorted((unit for unit in counts if counts[unit]), key=counts.__getitem__)
     if found:
         unit = found[-1]
