@@ -46,6 +46,10 @@ class EvalConfig:
     max_chain: int = field(default=128, metadata={"help": "longest chain in tokens", "at_least": 1})
     chain_temperature: float = field(default=1.0, metadata={"help": "temperature of sampled chains", "above": 0})
     split: Literal["valid", "test"] = field(default="test", metadata={"help": "which held-out cases"})
+    candidates: Literal["all", "cold"] = field(
+        default="all",
+        metadata={"help": "what is ranked: all items, or, for the cases they answer, those that no training saw"},
+    )
     num_beams: int = field(default=50, metadata={"help": "width of the item search", "at_least": 1})
     exact: bool = field(
         default=True, metadata={"help": "of direct rows: search on until each list is proven; off, a beam search"}
@@ -65,6 +69,13 @@ class EvalConfig:
     )
     baselines: bool = field(default=True, metadata={"help": "the counting baselines"})
     window: int = field(default=10, metadata={"help": "co-visitation: pairs at most so far apart", "at_least": 1})
+    embedding_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "sentence-transformers model of the row 'text neighbours'; unset leaves it out",
+            "path": True,
+        },
+    )
     sasrec_trials: int = field(
         default=0, metadata={"help": "SASRec configurations tried on validation; 0 leaves it out", "at_least": 0}
     )
@@ -87,7 +98,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.num_beams < max(KS):
             raise UserError(f"num_beams={self.num_beams} has to be at least {max(KS)}, the longest list reported")
-        if not (self.models or self.reasoning_models or self.baselines or self.sasrec_trials):
+        if not (self.models or self.reasoning_models or self.baselines or self.sasrec_trials or self.embedding_model):
             raise UserError("nothing to evaluate: give models, or leave baselines on")
 
 
@@ -102,6 +113,7 @@ def main() -> None:
     from reasonrec.recipes.evaluation.compare import DIRECT, REASONING, evaluate_rows
     from reasonrec.recipes.evaluation.leaderboard import Table
     from reasonrec.recipes.evaluation.report import examples, print_table, write_report
+    from reasonrec.recipes.evaluation.slices import among_cold, in_train
     from reasonrec.recipes.models.checkpoint import OTHER
     from reasonrec.recipes.rankers.reasoning import Thinking
 
@@ -117,6 +129,9 @@ def main() -> None:
     if adopt(out, overwrite=config.overwrite, **about):
         return
     cases = dataset.rows(config.split)
+    candidates = None
+    if config.candidates == "cold":
+        cases, candidates = among_cold(cases, dataset), int((~in_train(dataset)).sum())
     if config.max_rows and config.max_rows < cases.height:
         cases = cases.sample(config.max_rows, seed=config.seed).sort("row")
     table = Table(config, dataset, cases)
@@ -129,7 +144,15 @@ def main() -> None:
     rows = table.rows
     sids = external_sids(config.sid_file, dataset.n_items) if config.sid_file else None
     metrics = evaluate_rows(
-        dataset, config.split, rows, KS, table.claims, sid_of_item=sids, cases=cases, seed=config.seed
+        dataset,
+        config.split,
+        rows,
+        KS,
+        table.claims,
+        sid_of_item=sids,
+        cases=cases,
+        candidates=candidates,
+        seed=config.seed,
     )
     shown = [row for row in rows if row.mode in (DIRECT, REASONING)] or rows[:1]
     with staged(out, overwrite=config.overwrite, **about) as (folder, _):

@@ -56,6 +56,7 @@ def evaluate_rows(
     *,
     sid_of_item: ArrayLike | None = None,
     cases: pl.DataFrame | None = None,
+    candidates: int | None = None,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -73,6 +74,7 @@ def evaluate_rows(
         claims: Further pairs of row names (a, b), tested as a − b.
         sid_of_item: Number of each item's semantic ID (n_items,), for a second column that counts IDs.
         cases: The held-out rows that were ranked, if it was only a part of the split.
+        candidates: How many items were ranked, if not all: those that are cold.
         draws: Bootstrap resamples.
         seed: Seed of the resamples.
 
@@ -129,7 +131,7 @@ def evaluate_rows(
             "split": split,
             "n_rows": cases.height,
             "n_users": len(np.unique(users)),
-            "protocol": _protocol(dataset, cases, split, ks, main, draws, seed, sid_of_item is not None),
+            "protocol": _protocol(dataset, cases, split, candidates, ks, main, draws, seed, sid_of_item is not None),
         }
     )
 
@@ -238,6 +240,7 @@ def _protocol(
     dataset: Dataset,
     cases: pl.DataFrame,
     split: str,
+    candidates: int | None,
     ks: Sequence[int],
     main: int,
     draws: int,
@@ -257,10 +260,15 @@ def _protocol(
         notes.append("Validation cases: whatever was tuned or stopped on them looks better than it is.")
     if cases.height < dataset.rows("valid" if split == "valid" else "test").height:
         notes.append(f"Only {cases.height:,} cases of the split were ranked.")
+    if candidates is not None:
+        notes.append(
+            f"Ranked are the {candidates:,} items that occur in no train sequence, for the cases they answer."
+        )
     if sid:
         notes.append("SID columns count semantic IDs (lists of k items, duplicates merged), for papers that do so.")
     return {
-        "candidates": "full catalogue, item level",
+        "candidates": "full catalogue, item level" if candidates is None else "items that occur in no train sequence",
+        "n_candidates": dataset.n_items if candidates is None else candidates,
         "ties": "score, then train popularity, then item number; items without a score after those with one",
         "history_masked": bool(facts.get("mask_history")),
         "main_k": main,

@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import polars as pl
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.evaluation.compare import BASELINE, CONTROL, DIRECT, REASONING, Row
 from reasonrec.recipes.keys import PrecisionName
+from reasonrec.recipes.models.precision import of_encoder
 from reasonrec.recipes.rankers import baselines, sasrec
 from reasonrec.recipes.rankers.base import Controlled, Ranker, Thinks
 from reasonrec.recipes.rankers.model import ModelRanker
 from reasonrec.recipes.rankers.reasoning import Reasoner, ReasoningRanker, Thinking
+from reasonrec.recipes.rankers.text import TextNeighbours
 from reasonrec.recipes.rankers.top_k import KS
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.manifest import Manifest
@@ -31,7 +33,9 @@ class RankingOptions(Protocol):
     batch_size: int
     control: bool
     baselines: bool
+    candidates: Literal["all", "cold"]
     window: int
+    embedding_model: str | None
     sasrec_trials: int
     base_model: str | None
     precision: PrecisionName
@@ -62,11 +66,16 @@ class Table:
         self._models: set[str] = set()  # hashes of those that stand in the table
 
     def add_baselines(self) -> None:
-        """Counting baselines, and SASRec tuned on validation."""
+        """Counting baselines, the neighbours of a text encoder, and SASRec tuned on validation."""
         options = self.options
         if options.baselines:
             for baseline, note in baselines.standard(self.dataset, window=options.window):
                 self._add(baseline, BASELINE, note)
+            if options.candidates == "cold":
+                self._add(baselines.RandomOrder(self.dataset.n_items, options.seed), BASELINE, "")
+        if options.embedding_model is not None:
+            compute = of_encoder(options.precision, options.device)
+            self._add(TextNeighbours.of(self.dataset, options.embedding_model, compute=compute), BASELINE, "untrained")
         if options.sasrec_trials:
             model, tried = sasrec.tune(self.dataset, options.sasrec_trials, sasrec.SasrecConfig(seed=options.seed))
             self._add(model, BASELINE, f"best of {len(tried)} configurations on validation")

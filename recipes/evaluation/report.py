@@ -94,10 +94,12 @@ def print_table(metrics: Mapping[str, Any]) -> None:
 def title(metrics: Mapping[str, Any]) -> str:
     """What was measured, in one line."""
     facts, masked = metrics["dataset"], metrics["protocol"]["history_masked"]
+    ranked = metrics["protocol"]["n_candidates"]
+    which = "all" if ranked == facts["n_items"] else f"{ranked:,} cold ones"
     name = visible(str(facts.get("name", "dataset")), MAX_NAME_CHARS)
     return (
         f"{name} · {metrics['split']} · {metrics['n_rows']:,} cases of "
-        f"{metrics['n_users']:,} users · {facts['n_items']:,} items, all ranked · "
+        f"{metrics['n_users']:,} users · {facts['n_items']:,} items, {which} ranked · "
         f"history {'masked' if masked else 'not masked'}"
     )
 

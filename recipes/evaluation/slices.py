@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.rankers.top_k import tie_order
 from reasonrec.rewards.metrics import flatten
+from reasonrec.tokenizers.errors import UserError
 
 HEAD_SHARE = 0.2
 # Lower ends of the history-length bins; the last one is open.
@@ -25,6 +26,35 @@ DESCRIPTIONS = {
 }
 
 
+def in_train(dataset: Dataset) -> NDArray[np.bool_]:
+    """Which items occur in a train sequence, as target or not (n_items,); the others are cold."""
+    return np.bincount(flatten(dataset.train["items"])[0], minlength=dataset.n_items) > 0
+
+
+def among_cold(rows: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
+    """The held-out rows whose target is cold, with all items masked that are not.
+
+    Whatever ranks them ranks cold items only: over the full catalogue, items that anybody had are in front, and the
+    lists say nothing about the others.
+
+    Args:
+        rows: Held-out rows of the dataset.
+        dataset: The dataset.
+
+    Raises:
+        UserError: If there is none.
+    """
+    seen = in_train(dataset)
+    cold = rows.filter(~pl.Series(seen[rows["target"].to_numpy()]))
+    if not cold.height:
+        raise UserError(
+            "candidates=cold: every target of these cases occurs in a train sequence; leave candidates at all, or "
+            "evaluate the other split"
+        )
+    known = pl.lit(pl.Series([np.flatnonzero(seen)]).cast(rows.schema["masked"]))
+    return cold.with_columns(pl.col("masked").list.set_union(known))
+
+
 def slices(rows: pl.DataFrame, dataset: Dataset) -> dict[str, NDArray[np.bool_]]:
     """Boolean masks over held-out rows, in the order of the report; a mask may be empty.
 
@@ -39,7 +69,6 @@ def slices(rows: pl.DataFrame, dataset: Dataset) -> dict[str, NDArray[np.bool_]]
     target = rows["target"].to_numpy()
     history = rows["history"].list.len().fill_null(0).to_numpy()
     head_items = tie_order(dataset.items["train_count"].to_numpy())[: int(np.ceil(HEAD_SHARE * dataset.n_items))]
-    seen = np.bincount(flatten(dataset.train["items"])[0], minlength=dataset.n_items) > 0
     head = np.isin(target, head_items) & (dataset.items["train_count"].to_numpy()[target] > 0)
     contains = rows.select(pl.col("history").list.contains(pl.col("target")).fill_null(False).alias("repeat"))
     repeat = contains["repeat"].to_numpy()
@@ -47,7 +76,7 @@ def slices(rows: pl.DataFrame, dataset: Dataset) -> dict[str, NDArray[np.bool_]]
     result = {
         "head": head,
         "tail": ~head,
-        "cold": ~seen[target],
+        "cold": ~in_train(dataset)[target],
         "repeat": repeat,
         "new to user": ~repeat,
         "same time": same_time,

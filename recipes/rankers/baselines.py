@@ -96,7 +96,7 @@ def _rank_sparse(
     return np.concatenate(parts) if parts else np.empty((0, k), dtype=np.int32)
 
 
-def _history_weights(rows: pl.DataFrame, n_items: int, last: int | None, *, decay: bool) -> sparse.csr_array:
+def history_weights(rows: pl.DataFrame, n_items: int, last: int | None, *, decay: bool) -> sparse.csr_array:
     """Weights of the history items (rows, n_items): 1/(d+1) for the item d places before the end, or 1."""
     items, row, lengths = flatten(rows["history"])
     ends = np.cumsum(lengths)
@@ -136,6 +136,32 @@ class Popularity:
     def score(self, rows: pl.DataFrame, items: NDArray[np.integer]) -> NDArray[np.float64]:
         """See `Ranker`."""
         return self.counts[items]
+
+
+@dataclass
+class RandomOrder:
+    """Another order for each case, drawn by chance: where nothing is known of any candidate, the row to compare with.
+
+    Attributes:
+        n_items: Size of the catalogue.
+        seed: Seed of the orders.
+        name: Name in the table.
+    """
+
+    n_items: int
+    seed: int = 0
+    name: str = "random order"
+
+    def _scores(self, rows: pl.DataFrame) -> NDArray[np.float64]:
+        return np.stack([np.random.default_rng((self.seed, row)).random(self.n_items) for row in rows["row"]])
+
+    def rank(self, rows: pl.DataFrame, k: int) -> NDArray[np.int32]:
+        """See `Ranker`."""
+        return top_k(self._scores(rows), k, np.zeros(self.n_items), rows["masked"])
+
+    def score(self, rows: pl.DataFrame, items: NDArray[np.integer]) -> NDArray[np.float64]:
+        """See `Ranker`."""
+        return np.take_along_axis(self._scores(rows), items.astype(np.int64), axis=1)
 
 
 @dataclass
@@ -191,7 +217,7 @@ class Markov(_Sparse):
 
     def scores(self, rows: pl.DataFrame) -> sparse.csr_array:
         """How often each item followed the last one (rows, n_items)."""
-        return (_history_weights(rows, self.log.n_items, 1, decay=False) @ self._transitions).tocsr()
+        return (history_weights(rows, self.log.n_items, 1, decay=False) @ self._transitions).tocsr()
 
 
 @dataclass
@@ -246,7 +272,7 @@ class CoVisitation(_Sparse):
     def scores(self, rows: pl.DataFrame, exponent: float | None = None) -> sparse.csr_array:
         """Scores of the items that have one (rows, n_items)."""
         frequency = np.maximum(self.log.counts, 1).astype(np.float64)
-        weights = _history_weights(rows, self.log.n_items, None if self.baskets else self.last, decay=not self.baskets)
+        weights = history_weights(rows, self.log.n_items, None if self.baskets else self.last, decay=not self.baskets)
         history = sparse.diags_array(frequency**-self.history_exponent)
         candidate = sparse.diags_array(frequency ** -(self.exponent if exponent is None else exponent))
         return (weights @ history @ self._together @ candidate).tocsr()

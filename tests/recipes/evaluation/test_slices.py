@@ -8,7 +8,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from reasonrec.recipes.evaluation.slices import slices
+from reasonrec.recipes.evaluation.slices import among_cold, in_train, slices
+from reasonrec.tokenizers.errors import UserError
 
 
 @pytest.fixture
@@ -47,3 +48,17 @@ def test_history_bins_cover_every_row_once(dataset: Any) -> None:
     )
     bins = [mask.astype(int) for name, mask in slices(rows, dataset).items() if name.startswith("history")]
     assert (sum(bins) == 1).all()
+
+
+def test_cold_cases_have_cold_items_left_only(dataset: Any) -> None:
+    rows = pl.DataFrame(
+        {"target": [0, 2, 5, 4], "masked": [[], [1, 3], [], []]},
+        schema={"target": pl.Int32, "masked": pl.List(pl.Int32)},
+    )
+    assert in_train(dataset).tolist() == [True, True, False, False, False, True]
+    found = among_cold(rows, dataset)
+    assert found["target"].to_list() == [2, 4]
+    assert [sorted(masked) for masked in found["masked"].to_list()] == [[0, 1, 3, 5], [0, 1, 5]]
+    assert found.schema == rows.schema
+    with pytest.raises(UserError, match="candidates=cold: every target"):
+        among_cold(rows.head(1), dataset)
