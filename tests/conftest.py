@@ -46,7 +46,7 @@ def pytest_configure() -> None:
     from reasonrec.tokenizers.environment import wait_passively
 
     # The same examples every time; HYPOTHESIS_PROFILE=default looks for new ones.
-    settings.register_profile("same", derandomize=True)
+    settings.register_profile("same", derandomize=True, deadline=None)
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
     wait_passively()  # threads that spin at barriers starve the other workers
     # What a launcher or a user left behind would turn tests into something else.

@@ -1,4 +1,4 @@
-"""Attention for the item search on a CPU: many short branches that share their keys.
+"""Attention on a CPU, for the item search and for training: short sequences, or short branches that share their keys.
 
 PyTorch's fused attention is made for long sequences of one history each. In the search a row has a few dozen new
 tokens and not many more keys, and on a CPU the fused kernel then costs several times its matrix products, after keys
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,6 +81,7 @@ def as_taken(model: PreTrainedModel, seen: Tensor) -> Tensor:
 
 
 AttentionInterface.register(BRANCHES, branch_attention)
+AttentionMaskInterface.register(BRANCHES, eager_mask)  # where no mask of one's own is given
 
 
 @contextmanager

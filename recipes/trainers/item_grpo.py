@@ -41,9 +41,9 @@ from reasonrec.recipes.trainers.divergence import from_all
 from reasonrec.recipes.trainers.groups import Pool, alive, choose, telemetry
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, save_weights
 from reasonrec.recipes.trainers.keys import check_reports, prepare_arguments
+from reasonrec.recipes.trainers.quick import QuickTrainer
 from reasonrec.recipes.trainers.refresh import KeepFresh
 from reasonrec.recipes.trainers.scoring import Scorer
-from reasonrec.recipes.trainers.watched import WatchedTrainer
 from reasonrec.tokenizers.errors import UserError
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class RolloutSettings:
 Probe = Callable[["PreTrainedModel", int, int], Sequence[dict[str, float]]]
 
 
-class ItemGRPOTrainer(WatchedTrainer, GRPOTrainer):
+class ItemGRPOTrainer(QuickTrainer, GRPOTrainer):
     """Reinforcement learning of item recommendations.
 
     Args:

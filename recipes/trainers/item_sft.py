@@ -17,8 +17,8 @@ from reasonrec.recipes.policies.base import Policy, install
 from reasonrec.recipes.policies.loading import causal_lm
 from reasonrec.recipes.trainers.divergence import check_trained
 from reasonrec.recipes.trainers.keys import check_reports, prepare_arguments
+from reasonrec.recipes.trainers.quick import QuickTrainer
 from reasonrec.recipes.trainers.refresh import KeepFresh
-from reasonrec.recipes.trainers.watched import WatchedTrainer
 from reasonrec.tokenizers.errors import UserError
 
 
@@ -55,7 +55,7 @@ class SftArguments(SFTConfig):
         check_reports(self.report_to)
 
 
-class ItemSFTTrainer(WatchedTrainer, SFTTrainer):
+class ItemSFTTrainer(QuickTrainer, SFTTrainer):
     """Trains on plan lines in their order.
 
     Args:

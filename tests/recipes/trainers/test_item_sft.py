@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import gc
+import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset as HfDataset
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 from trl import SFTConfig
 
+from reasonrec.recipes.decoding import attention
 from reasonrec.recipes.models.load import LoraSettings, add_adapter, add_code_rows, load_base, load_tokenizer
+from reasonrec.recipes.models.precision import choose
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, save_weights
+from reasonrec.recipes.trainers.quick import QuickTrainer
 from reasonrec.recipes.trainers.resume import last_checkpoint
+from reasonrec.recipes.trainers.watched import WatchedTrainer
 from reasonrec.tokenizers.vocabulary import Vocabulary
 
 SIZES = (3, 4, 2)
@@ -250,3 +257,34 @@ def test_what_is_saved_is_the_adapter_in_safetensors(make_trainer, base, tmp_pat
         tensors = [stored.get_tensor(name) for name in stored.keys()]  # noqa: SIM118
     assert sorted(float(t.double().sum()) for t in tensors) == sorted(float(p.double().sum()) for p in trained)
     assert {t.dtype for t in tensors} == {torch.float32}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_quick_way_to_the_loss_has_the_same_gradients(
+    make_trainer, tiny_base, tmp_path, monkeypatch, precision, checkpointing
+):
+    monkeypatch.setattr(attention, "_FEWEST", 1)
+    chosen = partial(load_base, precision=choose(precision, "cpu"))
+    monkeypatch.setattr(sys.modules[__name__], "load_base", chosen)
+    ours = QuickTrainer.compute_loss_context_manager
+    products, plain = [], attention.torch.bmm
+    monkeypatch.setattr(attention.torch, "bmm", lambda *a: (products.append(a[0].dtype), plain(*a))[1])
+
+    def gradients(way) -> torch.Tensor:
+        monkeypatch.setattr(QuickTrainer, "compute_loss_context_manager", way)
+        options = {"bf16": precision == "bf16", "gradient_checkpointing": checkpointing, "max_steps": 1}
+        trainer = make_trainer(tiny_base, tmp_path, "lora", max_grad_norm=0.0, optim="sgd", **options)
+        before, _ = snapshot(trainer)
+        trainer.train()
+        now = dict(trainer.model.named_parameters())
+        assert trainer.model.config._attn_implementation == "sdpa", "as it was"
+        assert all(m.cast_input_dtype_enabled for m in trainer.model.modules() if isinstance(m, LoraLayer))
+        return torch.cat([(now[name].detach() - old).flatten() for name, old in before.items()])
+
+    expected = gradients(WatchedTrainer.compute_loss_context_manager)
+    assert not products
+    found = gradients(ours)
+    assert checkpointing or set(products) == {torch.bfloat16 if precision == "bf16" else torch.float32}
+    assert expected.norm() > 0.01
+    assert float((found - expected).norm() / expected.norm()) < (1e-5 if precision == "fp32" else 0.03)

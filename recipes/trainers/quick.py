@@ -1,0 +1,44 @@
+"""A trainer that leaves out what costs time on the way to the loss, and changes nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from peft.tuners.lora import LoraLayer
+
+from reasonrec.recipes.decoding.attention import branches
+from reasonrec.recipes.policies.loading import causal_lm
+from reasonrec.recipes.trainers.watched import WatchedTrainer
+
+
+class QuickTrainer(WatchedTrainer):
+    """To be put in front of another trainer. On two CPU cores, a step of the demo takes a fifth less time."""
+
+    def compute_loss_context_manager(self) -> ExitStack:
+        """Attend by products where that is faster, and let autocast alone cast what LoRA reads."""
+        stack = super().compute_loss_context_manager()
+        if not self.args.gradient_checkpointing:  # activations are computed again behind it, and have to be the same
+            stack.enter_context(branches(causal_lm(self.model)))
+        if self.accelerator.mixed_precision != "no":
+            stack.enter_context(self.accelerator.autocast())
+            stack.enter_context(cast_by_autocast(self.model))
+        return stack
+
+
+@contextmanager
+def cast_by_autocast(model: torch.nn.Module) -> Iterator[None]:
+    """For use under autocast: LoRA's layers do not cast.
+
+    They would cast what they read to float32, the dtype of their weights, and autocast would cast it back at once.
+    `peft.helpers.disable_input_dtype_casting` does the same for models that have no layers but LoRA's.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.cast_input_dtype_enabled = True
