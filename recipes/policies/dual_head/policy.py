@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from reasonrec.data_gen.tasks.prompts import Example, Items, Prompter, Prompts, check_prompt
 from reasonrec.recipes.decoding.sample import Rollouts
@@ -40,6 +41,8 @@ class DualHeadOptions:
     Attributes:
         temperature: τ that similarities are divided by; R2ec's code has 0.02 for the cosine.
         similarity: `cosine` or `dot`.
+        centre: Take the catalogue's mean vector away before vectors are compared.
+        popularity_prior: Add the log of an item's train count to its score.
         over: What the supervised loss normalises over: `catalogue`, or `batch` for large ones.
         fresh_items: Targets of a batch that are read with gradient, at most.
         refresh_steps: Read the whole catalogue again every so many steps.
@@ -50,6 +53,8 @@ class DualHeadOptions:
 
     temperature: float = 0.02
     similarity: Similarity = "cosine"
+    centre: bool = False
+    popularity_prior: bool = False
     over: Literal["catalogue", "batch"] = "catalogue"
     fresh_items: int = 64
     refresh_steps: int = 100
@@ -149,6 +154,8 @@ class DualHead(Policy):
             catalogue.items["train_count"].to_numpy(),
             temperature=options.temperature,
             similarity=options.similarity,
+            centre=options.centre,
+            popularity_prior=options.popularity_prior,
             over=options.over,
             fresh_items=options.fresh_items,
         )
@@ -162,7 +169,7 @@ class DualHead(Policy):
             return
         training = model.training
         model.eval()
-        self.answers.table = self.answers.encode_all(model)
+        self.answers.read_all(model)
         model.train(training)
 
     def save(self, folder: Path, *, current: bool = True) -> dict[str, Any]:
@@ -170,27 +177,32 @@ class DualHead(Policy):
         facts = super().save(folder, current=current)
         if current and self.answers.table is not None:
             table = {"items": self.answers.table.cpu().contiguous()}
+            if self.answers.mean is not None:
+                table["mean"] = self.answers.mean.cpu().contiguous()
             save_file(table, folder / TABLE_FILE, metadata={"weights": _weights(folder)})
         return facts
 
     def load(self, folder: Path, manifest: Manifest, model: PreTrainedModel) -> None:
         """Read the table, or make it anew where there is none of these weights."""
-        file, found = folder / TABLE_FILE, None
+        answers, file, found = self.answers, folder / TABLE_FILE, dict[str, Tensor]()
         if file.is_file():
             from safetensors import safe_open
 
             with safe_open(file, framework="pt") as opened:
                 written = (opened.metadata() or {}).get("weights")
             if written == _weights(folder):
-                found = load_file(file).get("items")
+                found = load_file(file)
             else:
                 say(f"{file} is of other weights than those beside it: the items are read anew")
-        shape = (self.answers.n_items, model.config.get_text_config().hidden_size)
-        if found is None or tuple(found.shape) != shape or not bool(torch.isfinite(found).all()):
-            say(f"reading {self.answers.n_items:,} items …")
+        width = model.config.get_text_config().hidden_size
+        shapes = {"items": (answers.n_items, width)} | ({"mean": (width,)} if answers.centre else {})
+        sound = {name: tuple(value.shape) for name, value in found.items() if bool(torch.isfinite(value).all())}
+        if sound != shapes:
+            say(f"reading {answers.n_items:,} items …")
             self.refresh(model)
-        else:
-            self.answers.table = found.float()
+            return
+        answers.table = found["items"].float()
+        answers.mean = found["mean"].float() if answers.centre else None
 
     def measured(self) -> dict[str, float]:
         """Tokens of item prompts that were read: no batch of the trainer holds them."""

@@ -11,9 +11,12 @@ from reasonrec.recipes.policies.base import install
 from reasonrec.recipes.policies.dual_head.answers import ITEM_BASE
 from reasonrec.recipes.policies.inference import Ranking, rank, score
 
+COUNTS = [3, 9, 1, 4, 4, 2, 7]  # as in `make_head`
 HISTORIES = [[0, 3, 5, 1], [2], [6, 4, 4]]
 TARGETS = [2, 6, 0]
 CLOSE = 1e-5
+centred = pytest.mark.parametrize("centre", [False, True])
+prior = pytest.mark.parametrize("popularity_prior", [False, True])
 
 
 def fused(made, examples):
@@ -27,9 +30,10 @@ def fused(made, examples):
 
 
 def vectors(made, prompts):
-    """The last hidden state of each prompt read by itself, of length 1."""
+    """The last hidden state of each prompt read by itself, without the catalogue's mean if so set, of length 1."""
     rows = [made.base.base_model(input_ids=torch.tensor([p])).last_hidden_state[0, -1] for p in prompts]
-    return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
+    mean = made.policy.answers.mean
+    return torch.nn.functional.normalize(torch.stack(rows) - (0 if mean is None else mean), dim=-1)
 
 
 @pytest.mark.parametrize("history_prompt", ["History:{history}", "Seen:{history}\nNext:"])
@@ -51,8 +55,10 @@ def test_every_position_of_a_history_is_read_as_at_inference(make_head, method, 
     assert float(out.loss) == pytest.approx(-expected.mean(), abs=1e-4)
 
 
-def test_the_loss_over_the_catalogue_by_hand(make_head):
-    made = make_head(temperature=0.1)
+@prior
+@centred
+def test_the_loss_over_the_catalogue_by_hand(make_head, centre, popularity_prior):
+    made = make_head(temperature=0.1, centre=centre, popularity_prior=popularity_prior)
     install(made.base, made.policy.answers)
     examples = [
         (made.policy.prompts.direct(h) + made.policy.prompts.answer(t),
@@ -62,13 +68,15 @@ def test_the_loss_over_the_catalogue_by_hand(make_head):
     out = fused(made, examples)
     queries = vectors(made, [made.policy.prompts.direct(h) for h in HISTORIES])
     items = vectors(made, made.policy.answers.item_prompts)
-    logits = queries.double() @ items.double().T / 0.1
+    logits = queries.double() @ items.double().T / 0.1 + popularity_prior * torch.tensor(COUNTS).double().log1p()
     expected = logits.log_softmax(1)[torch.arange(3), TARGETS]
     assert float(out.loss) == pytest.approx(-float(expected.mean().detach()), abs=1e-4)
 
 
-def test_the_loss_in_the_batch_by_hand(make_head):
-    made = make_head(temperature=0.1, over="batch")
+@prior
+@centred
+def test_the_loss_in_the_batch_by_hand(make_head, centre, popularity_prior):
+    made = make_head(temperature=0.1, over="batch", centre=centre, popularity_prior=popularity_prior)
     install(made.base, made.policy.answers)
     histories, targets = [*HISTORIES, [1, 2]], [2, 6, 0, 6]  # an item that is the target twice is one candidate
     prompts = [made.policy.prompts.direct(h) for h in histories]
@@ -77,14 +85,16 @@ def test_the_loss_in_the_batch_by_hand(make_head):
     ]
     out = fused(made, examples)
     items = vectors(made, [made.policy.answers.item_prompts[i] for i in (0, 2, 6)])
-    logits = vectors(made, prompts) @ items.T / 0.1
+    often = torch.tensor([1.0 + COUNTS[i] for i in (0, 2, 6)]).log()  # popular items are rivals more often
+    logits = vectors(made, prompts) @ items.T / 0.1 + popularity_prior * often - often
     expected = logits.log_softmax(1)[torch.arange(4), [1, 2, 0, 2]]
     assert float(out.loss) == pytest.approx(-float(expected.mean()), abs=1e-4)
 
 
-def test_the_gradient_goes_into_the_history_and_into_reading_the_targets(make_head):
-    """The whole gradient is that of the loss with all target vectors read, and the others of the table fixed."""
-    made = make_head(temperature=0.1)
+@centred
+def test_the_gradient_goes_into_the_history_and_into_reading_the_targets(make_head, centre):
+    """The whole gradient is that of the loss with all target vectors read; the others, and the mean, are fixed."""
+    made = make_head(temperature=0.1, centre=centre)
     install(made.base, made.policy.answers)
     prompts = [made.policy.prompts.direct(h) for h in HISTORIES]
     examples = [
@@ -111,6 +121,21 @@ def test_the_gradient_goes_into_the_history_and_into_reading_the_targets(make_he
     assert not made.policy.answers.table.requires_grad
 
 
+def test_the_mean_is_that_of_all_items_and_apart_from_it_they_point_everywhere(make_head):
+    plain, apart = make_head(), make_head(centre=True)
+    read = [
+        plain.base.base_model(input_ids=torch.tensor([p])).last_hidden_state[0, -1]
+        for p in plain.policy.answers.item_prompts
+    ]
+    torch.testing.assert_close(apart.policy.answers.mean, torch.stack(read).mean(0), atol=CLOSE, rtol=0)
+    assert plain.policy.answers.mean is None
+
+    def alike(made):
+        return float((made.policy.answers.table @ made.policy.answers.table.T).mean())
+
+    assert alike(plain) > 0.5 > 0.2 > alike(apart)
+
+
 @pytest.mark.parametrize("over", ["catalogue", "batch"])
 def test_the_loss_is_float32_under_autocast(make_head, monkeypatch, over):
     """Hidden states are whatever autocast makes of them; their products are not."""
@@ -122,6 +147,25 @@ def test_the_loss_is_float32_under_autocast(make_head, monkeypatch, over):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         fused(made, [made.policy.prompts.sequence(h, t) for h, t in zip(HISTORIES, TARGETS, strict=True)])
     assert seen == [torch.float32]
+
+
+@pytest.mark.parametrize(
+    ("over", "fresh", "moved"), [("catalogue", 2, False), ("batch", 1, False), ("batch", 7, True)]
+)
+def test_what_moved_since_the_table_was_made_is_no_advantage(make_head, over, fresh, moved):
+    """Targets that are read beside rows of an older table would be told apart by that alone."""
+    made = make_head(over=over, fresh_items=fresh)
+    install(made.base, made.policy.answers)
+    made.policy.answers.table = made.policy.answers.table.roll(1, 0)
+    table = made.policy.answers.table.clone()
+    examples = [made.policy.prompts.sequence(h, t) for h, t in zip(HISTORIES, TARGETS, strict=True)]
+    found = fused(made, examples).loss
+    with torch.no_grad():
+        by_the_table = float(fused(made, examples).loss)
+    assert (abs(float(found) - by_the_table) > 1e-3) is moved
+    found.backward()
+    assert made.base.base_model.layers[0].mlp.up_proj.weight.grad.abs().max() > 0
+    assert torch.equal(made.policy.answers.table, table)
 
 
 def test_at_most_so_many_targets_are_read(make_head, monkeypatch):
@@ -138,9 +182,10 @@ def test_at_most_so_many_targets_are_read(make_head, monkeypatch):
     assert read == [1], "without a gradient the table is enough"
 
 
+@prior
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
-def test_lists_are_those_of_reading_everything(make_head, similarity):
-    made = make_head(similarity=similarity, temperature=0.3)
+def test_lists_are_those_of_reading_everything(make_head, similarity, popularity_prior):
+    made = make_head(similarity=similarity, temperature=0.3, popularity_prior=popularity_prior)
     prompts = [made.policy.prompts.direct(h) for h in HISTORIES]
     found = rank(made.policy, made.base, prompts, Ranking(7, 7), exclude=[[1, 2], [], [0]])
     queries = [made.base.base_model(input_ids=torch.tensor([p])).last_hidden_state[0, -1] for p in prompts]
@@ -151,7 +196,8 @@ def test_lists_are_those_of_reading_everything(make_head, similarity):
     h, v = torch.stack(queries), torch.stack(items)
     if similarity == "cosine":
         h, v = torch.nn.functional.normalize(h, dim=-1), torch.nn.functional.normalize(v, dim=-1)
-    log_probs = (h @ v.T / 0.3).log_softmax(1).detach()
+    often = popularity_prior * torch.tensor(COUNTS).log1p()
+    log_probs = (h @ v.T / 0.3 + often).log_softmax(1).detach()
     for user, excluded in enumerate([[1, 2], [], [0]]):
         allowed = [i for i in log_probs[user].argsort(descending=True).tolist() if i not in excluded]
         assert found.items[user].tolist() == [*allowed, *[-1] * len(excluded)]
@@ -227,3 +273,19 @@ def test_rollouts_end_with_the_best_item_and_are_scored_as_they_were_drawn(make_
         for at in range(place):
             if chosen[at]:
                 assert float(found[row, at]) == pytest.approx(recorded[at], abs=1e-4)
+
+
+def test_the_mean_is_saved_with_the_table(make_head, tmp_path):
+    made, other = make_head(centre=True), make_head(centre=True)
+    made.model.save_pretrained(tmp_path)
+    made.policy.save(tmp_path)
+    other.policy.answers.mean, other.policy.answers.table = None, torch.zeros_like(made.policy.answers.table)
+    read = other.policy.answers.tokens_read
+    other.policy.load(tmp_path, None, other.base)
+    assert torch.equal(other.policy.answers.table, made.policy.answers.table)
+    assert torch.equal(other.policy.answers.mean, made.policy.answers.mean)
+    assert other.policy.answers.tokens_read == read
+    plain = make_head()
+    plain.policy.load(tmp_path, None, plain.base)
+    assert plain.policy.answers.mean is None, "a table without a mean is another one, and read anew"
+    assert plain.policy.answers.tokens_read == 2 * read

@@ -39,7 +39,8 @@ def trained(stage, flags, tmp_path_factory) -> Path:
           "--label_field", "category", "--output_dir", str(root / "traces"))  # fmt: skip
     stage("sft", *flags, "--tasks", "{seqrec: 1, reason: 0.5}", "--traces", str(root / "traces"),
           "--mention", "titles", "--num_train_epochs", "1", "--per_device_train_batch_size", "16",
-          "--policy_options", "{refresh_steps: 4, item_tokens: 12}", "--output_dir", str(root / "sft"))  # fmt: skip
+          "--policy_options", "{refresh_steps: 4, item_tokens: 12}",
+          "--output_dir", str(root / "sft"))  # fmt: skip
     return root / "sft"
 
 
