@@ -4,8 +4,9 @@ python tests/benchmarks/precision.py
 python tests/benchmarks/precision.py --sections neighbour
 
 The steps are those of the demo's `sft` (its model, batches and learning rates), every method and precision in turn and
-then in reverse, so that all meet the same machine; read the ratios. `neighbour` times a loop of matrix products beside
-a busy process, with OpenMP's threads spinning and sleeping at their barriers. Writes `runs/bench/precision.json`
+then in reverse, so that all meet the same machine; read the ratios. `quick` compares them with a trainer that leaves
+nothing out (`trainers/quick.py`). `neighbour` times a loop of matrix products beside a busy process, with OpenMP's
+threads spinning and sleeping at their barriers. Writes `runs/bench/precision.json`
 section by section, and makes the demo's dataset and index if they are not there.
 """
 
@@ -43,11 +44,12 @@ from reasonrec.recipes.policies.base import Policy, build_policy
 from reasonrec.recipes.policies.loading import load_fresh
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments
+from reasonrec.recipes.trainers.watched import WatchedTrainer
 from reasonrec.tokenizers.artefact import write_json
 from reasonrec.tokenizers.environment import SPINS, keep_freed_memory
 from reasonrec.tokenizers.index import ItemIndex
 
-SECTIONS = ("steps", "search", "neighbour")
+SECTIONS = ("steps", "quick", "search", "neighbour")
 METHODS = ("full", "lora", "qlora")
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs" / "demo"
 # The loop of the neighbour section, in a process of its own: OpenMP reads its policy when it is loaded.
@@ -103,37 +105,52 @@ def load(options: argparse.Namespace, policy: Policy, method: Any, asked: Precis
     return load_fresh(setting, policy, choose(asked))[0]
 
 
-def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of a training step, by method and precision."""
+class Plainly(ItemSFTTrainer):
+    """Without what `QuickTrainer` leaves out."""
+
+    compute_loss_context_manager = WatchedTrainer.compute_loss_context_manager
+
+
+def time_steps(
+    options: argparse.Namespace,
+    method: Any,
+    asked: PrecisionName,
+    trainer_class: type[ItemSFTTrainer] = ItemSFTTrainer,
+) -> list[float]:
+    """Seconds of the demo's training steps."""
     policy = demo(options)
     examples = policy.examples(Dataset.load(options.dataset).train, one_per_prefix=False)
     plan = TaskChoice(max_history=15).plan(examples, set_order=False, passes=0.1, batch_size=8, seed=0)
+    model = load(options, policy, method, asked)
+    if method != "full":
+        model = add_adapter(model, policy.new_tokens, LoraSettings(16, 32, 0.0, "all-linear"))
+    clock = Clock(options.budget)
+    with tempfile.TemporaryDirectory() as folder:
+        args = SftArguments(
+            output_dir=folder, precision=asked, per_device_train_batch_size=8, learning_rate=1e-4,
+            num_train_epochs=1, activation_checkpointing=False, report_to="none", disable_tqdm=True,
+            save_strategy="no",
+        )  # fmt: skip
+        trainer_class(
+            policy=policy,
+            model=model,
+            args=args,
+            train_dataset=HfDataset(plan.to_arrow()).with_transform(examples),
+            processing_class=policy.tokenizer,
+            callbacks=[clock],
+        ).train()
+    print(f"  {method} {asked} {trainer_class.__name__}: {np.median(clock.times[1:]):.2f} s", flush=True)
+    del model
+    gc.collect()
+    return clock.times[1:]  # the first one warms up
+
+
+def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of a training step, by method and precision."""
     ways = list(itertools.product(METHODS, precisions()))
     clocks: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
-    with tempfile.TemporaryDirectory() as folder:
-        for method, asked in [*ways, *reversed(ways)]:
-            model = load(options, policy, method, asked)
-            if method != "full":
-                model = add_adapter(model, policy.new_tokens, LoraSettings(16, 32, 0.0, "all-linear"))
-            args = SftArguments(
-                output_dir=folder, precision=asked, per_device_train_batch_size=8, learning_rate=1e-4,
-                num_train_epochs=1, activation_checkpointing=False, report_to="none", disable_tqdm=True,
-                save_strategy="no",
-            )  # fmt: skip
-            clock = Clock(options.budget)
-            trainer = ItemSFTTrainer(
-                policy=policy,
-                model=model,
-                args=args,
-                train_dataset=HfDataset(plan.to_arrow()).with_transform(examples),
-                processing_class=policy.tokenizer,
-                callbacks=[clock],
-            )
-            trainer.train()
-            clocks[method, asked] += clock.times[1:]  # the first one warms up
-            print(f"  {method} {asked}: {np.median(clock.times[1:]):.2f} s", flush=True)
-            del model, trainer
-            gc.collect()
+    for method, asked in [*ways, *reversed(ways)]:
+        clocks[method, asked] += time_steps(options, method, asked)
     taken = {way: float(np.median(times)) for way, times in clocks.items()}
     rows = []
     for method, asked in ways:
@@ -143,6 +160,18 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
         if method == "qlora":
             row["of_lora"] = taken[method, asked] / taken["lora", asked]
         rows.append(row)
+    return {"batch": 8, "rows": rows}
+
+
+def measure_quick(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of a training step as it is, in multiples of what transformers, TRL and PEFT would make of it."""
+    rows = []
+    for method in METHODS:
+        times: dict[type[ItemSFTTrainer], list[float]] = {ItemSFTTrainer: [], Plainly: []}
+        for trainer_class in [*times, *reversed(times)] * 2:
+            times[trainer_class] += time_steps(options, method, "auto", trainer_class)
+        quick, plain = (float(np.median(taken)) for taken in times.values())
+        rows.append({"name": method, "s_per_step": quick, "plain_s_per_step": plain, "ratio": quick / plain})
     return {"batch": 8, "rows": rows}
 
 
@@ -226,7 +255,12 @@ def main() -> None:
         "auto": str(choose("auto")),
     }
     print("\n".join(about.values()))
-    measures = {"steps": measure_steps, "search": measure_search, "neighbour": measure_neighbour}
+    measures = {
+        "steps": measure_steps,
+        "quick": measure_quick,
+        "search": measure_search,
+        "neighbour": measure_neighbour,
+    }
     for section in options.sections:
         result[section] = about | measures[section](options)
         write_json(out, result)
