@@ -79,6 +79,10 @@ class EvalConfig:
     sasrec_trials: int = field(
         default=0, metadata={"help": "SASRec configurations tried on validation; 0 leaves it out", "at_least": 0}
     )
+    fuse: bool = field(
+        default=False,
+        metadata={"help": "also fuse co-visitation, text neighbours and SASRec, without and with each model"},
+    )
     sid_file: str | None = field(
         default=None, metadata={"help": "published semantic IDs (JSON) for a column that counts IDs", "path": "name"}
     )
@@ -100,6 +104,10 @@ class EvalConfig:
             raise UserError(f"num_beams={self.num_beams} has to be at least {max(KS)}, the longest list reported")
         if not (self.models or self.reasoning_models or self.baselines or self.sasrec_trials or self.embedding_model):
             raise UserError("nothing to evaluate: give models, or leave baselines on")
+        if self.fuse and not (self.baselines or self.sasrec_trials or self.embedding_model):
+            raise UserError(
+                "fuse=true has nothing to fuse: leave baselines on, or set embedding_model or sasrec_trials"
+            )
 
 
 @releasing_outputs()

@@ -15,6 +15,7 @@ from reasonrec.recipes.keys import PrecisionName
 from reasonrec.recipes.models.precision import of_encoder
 from reasonrec.recipes.rankers import baselines, sasrec
 from reasonrec.recipes.rankers.base import Controlled, Ranker, Thinks
+from reasonrec.recipes.rankers.fused import Fused
 from reasonrec.recipes.rankers.model import ModelRanker
 from reasonrec.recipes.rankers.reasoning import Reasoner, ReasoningRanker, Thinking
 from reasonrec.recipes.rankers.text import TextNeighbours
@@ -36,6 +37,7 @@ class RankingOptions(Protocol):
     candidates: Literal["all", "cold"]
     window: int
     embedding_model: str | None
+    fuse: bool
     sasrec_trials: int
     base_model: str | None
     precision: PrecisionName
@@ -63,6 +65,8 @@ class Table:
         self.rows: list[Row] = []
         self.claims: list[tuple[str, str]] = []
         self.thoughts: dict[str, list[str]] = {}
+        self._experts: list[Ranker] = []  # what is fused
+        self._fused: Fused | None = None
         self._models: set[str] = set()  # hashes of those that stand in the table
 
     def add_baselines(self) -> None:
@@ -71,14 +75,26 @@ class Table:
         if options.baselines:
             for baseline, note in baselines.standard(self.dataset, window=options.window):
                 self._add(baseline, BASELINE, note)
+                if isinstance(baseline, baselines.CoVisitation):
+                    self._experts[:1] = [baseline]  # the tuned one comes last
             if options.candidates == "cold":
                 self._add(baselines.RandomOrder(self.dataset.n_items, options.seed), BASELINE, "")
         if options.embedding_model is not None:
             compute = of_encoder(options.precision, options.device)
-            self._add(TextNeighbours.of(self.dataset, options.embedding_model, compute=compute), BASELINE, "untrained")
+            text = TextNeighbours.of(self.dataset, options.embedding_model, compute=compute)
+            self._add(text, BASELINE, "untrained")
+            self._experts.append(text)
         if options.sasrec_trials:
             model, tried = sasrec.tune(self.dataset, options.sasrec_trials, sasrec.SasrecConfig(seed=options.seed))
             self._add(model, BASELINE, f"best of {len(tried)} configurations on validation")
+            self._experts.append(model)
+        if options.fuse:
+            self._fused = self._fuse(self._experts, "fused without an LLM")
+            self._add(self._fused, BASELINE, str(self._fused))
+
+    def _fuse(self, experts: list[Ranker], name: str) -> Fused:
+        popularity = self.dataset.items["train_count"].to_numpy()
+        return Fused.fit(experts, self.dataset.rows("valid"), popularity, name, seed=self.options.seed)
 
     def add_model(self, path: str, manifest: Manifest, thinking: Thinking | None = None) -> None:
         """A trained model, compared with those before it that rank at once, and its controls.
@@ -112,6 +128,10 @@ class Table:
                 self.claims.append((ranker.name, control.name))
         if options.baselines and thinking is None:
             self.claims.append((ranker.name, "popularity"))
+        if self._fused is not None and thinking is None:
+            fused = self._fuse([*self._experts, ranker], f"fused with {name}")
+            self._add(fused, DIRECT, str(fused))
+            self.claims += [(fused.name, self._fused.name), (fused.name, ranker.name)]
 
     def _direct(self, recommender: Recommender, name: str) -> ModelRanker:
         options = self.options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -120,6 +121,19 @@ def test_a_sample_of_the_cases(evaluate: Evaluate) -> None:
     assert any("Only 7 cases" in note for note in few["protocol"]["notes"])
 
 
+def test_what_is_fused_stands_beside_what_it_is_fused_of(evaluate: Evaluate, tiny_dataset: Path) -> None:
+    metrics = evaluate("--fuse", "--sasrec_trials", "1", "--num_beams", "48", "--no_control")
+    rows = {row["name"]: row for row in metrics["rows"]}
+    assert rows["fused without an LLM"]["mode"] == "baseline"
+    assert rows["fused with lora"]["mode"] == "direct"
+    note = rows["fused with lora"]["note"]
+    assert all(expert in note for expert in ("co-visitation, tuned", "SASRec", "lora, exhaustive"))
+    assert sum(float(weight) for weight in re.findall(r"([\d.]+) ×", note)) == pytest.approx(1)
+    claims = {(pair["a"], pair["b"]) for pair in metrics["paired"]}
+    assert {("fused with lora", "fused without an LLM"), ("fused with lora", "lora, exhaustive")} <= claims
+    assert all(row["valid_ratio"] == 1 for row in rows.values())
+
+
 def test_a_model_that_goes_on_from_another_one_needs_no_control_of_its_own(
     evaluate: Evaluate, adapter: Path, tmp_path: Path, edit_manifest: Callable[..., None]
 ) -> None:
@@ -167,6 +181,8 @@ def test_the_control_keeps_the_lengths(tiny_dataset: Path) -> None:
         (["--split", "tests"], ["tests", "valid", "test"]),
         (["--model", "x"], ["unknown flag --model;", "'models'"]),
         (["--models", "nowhere"], ["nowhere", "run its stage"]),
+        (["--fuse", "--no_baselines"], ["fuse=true", "leave baselines on"]),
+        (["--candidates", "cold"], ["candidates=cold", "every target"]),
     ],
 )
 def test_mistakes_are_named(
