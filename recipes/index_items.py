@@ -72,6 +72,10 @@ class IndexConfig:
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, …; found out by default"})
     precision: PrecisionName = field(default="auto", metadata={"help": PRECISION_HELP})
     trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
+    collaboration: float = field(
+        default=0.0,
+        metadata={"help": "train occurrences at which text and company weigh alike; 0: text alone", "at_least": 0},
+    )
     embeddings_from: str | None = field(
         default=None,
         metadata={"help": "index of the same dataset and text settings: take its embeddings", "path": "name"},
@@ -96,10 +100,7 @@ class IndexConfig:
 
 
 def item_embeddings(config: IndexConfig, dataset: Dataset) -> np.ndarray:
-    """Embed the items, or take the embeddings of another index of the same dataset and text settings.
-
-    Returns:
-        float32 (items, dim).
+    """float32 (items, dim): of the encoder, or of another index of the same dataset and text settings.
 
     Raises:
         UserError: If that index belongs to another dataset or was made with other text settings.
@@ -121,31 +122,24 @@ def item_embeddings(config: IndexConfig, dataset: Dataset) -> np.ndarray:
         )
     made = read_manifest(config.embeddings_from, "index")
     check_input(made, "dataset", dataset.manifest, REMEDY)
-    mine = recorded(config, config.embeddings_from)  # a folder of the encoder as seen from there
-    for key in _TEXT_KEYS:
-        if made.config.get(key) != mine[key]:
+    # A folder of the encoder is as seen from there; company came later than text, and is not in its vectors.
+    mine = recorded(config, config.embeddings_from) | {"collaboration": 0.0}
+    theirs = {"collaboration": 0.0} | made.config
+    for key in (*_TEXT_KEYS, "collaboration"):
+        if (made_with := theirs.get(key)) != mine[key]:
             raise UserError(
-                f"embeddings_from={config.embeddings_from} was made with {key}={made.config.get(key)!r}, not "
-                f"{getattr(config, key)!r}: set it likewise, or embed the items again without embeddings_from"
+                f"embeddings_from={config.embeddings_from} was made with {key}={made_with!r}, not {mine[key]!r}: name "
+                "an index that has it so, or leave embeddings_from out"
             )
     return load_embeddings(config.embeddings_from)
 
 
-def neighbours(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Train items and what follows them in the same history, both (pairs,)."""
-    items = dataset.train["items"].explode().drop_nulls().to_numpy()
-    ends = np.cumsum(dataset.train["items"].list.len().to_numpy().astype(np.int64))
-    inside = np.ones(max(len(items) - 1, 0), dtype=bool)
-    inside[ends[(ends > 0) & (ends < len(items))] - 1] = False
-    return items[:-1][inside], items[1:][inside]
-
-
 def build(config: IndexConfig, dataset: Dataset, folder: Path) -> tuple[ItemIndex, dict[str, object]]:
-    """Make the index and write everything but the manifest.
+    """Make the index and its health report, and write everything but the manifest."""
+    from reasonrec.recipes.rankers.baselines import CoVisitation, TrainLog
+    from reasonrec.tokenizers.collaborative import blended
 
-    Returns:
-        The index and its health report.
-    """
+    log = TrainLog.of(dataset)
     embeddings: np.ndarray | None = None
     codebooks: list[np.ndarray] | None = None
     if config.external_index is not None:
@@ -153,6 +147,9 @@ def build(config: IndexConfig, dataset: Dataset, folder: Path) -> tuple[ItemInde
     else:
         embeddings = item_embeddings(config, dataset)
         quantizer = config.build_quantizer()
+        if config.collaboration:
+            together = CoVisitation(log, baskets=dataset.facts.get("order") == "set").together
+            embeddings = blended(together, log.counts, embeddings, config.collaboration, seed=config.seed)
         index = build_index(quantizer.fit_encode(embeddings), config.codebook_sizes)
         codebooks = quantizer.codebooks
         save_quantizer(folder, codebooks, embeddings)
@@ -163,7 +160,7 @@ def build(config: IndexConfig, dataset: Dataset, folder: Path) -> tuple[ItemInde
         train_count=items["train_count"].to_numpy(),
         category=items["category"].to_list(),
         brand=items["brand"].to_list(),
-        neighbours=neighbours(dataset),
+        neighbours=log.pairs(1),
         embeddings=embeddings,
         codebooks=codebooks,
         seed=config.seed,

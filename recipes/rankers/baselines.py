@@ -269,6 +269,11 @@ class CoVisitation(_Sparse):
             self._together = (forward + forward.T).tocsr()
         self._together.eliminate_zeros()
 
+    @property
+    def together(self) -> sparse.csr_array:
+        """C, the weights of all pairs (n_items, n_items)."""
+        return self._together
+
     def scores(self, rows: pl.DataFrame, exponent: float | None = None) -> sparse.csr_array:
         """Scores of the items that have one (rows, n_items)."""
         frequency = np.maximum(self.log.counts, 1).astype(np.float64)

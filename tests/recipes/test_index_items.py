@@ -10,7 +10,7 @@ import pytest
 from reasonrec.data_gen.schema import ROWS, Dataset, Tables, write_dataset
 from reasonrec.recipes import index_items
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.index_items import IndexConfig, neighbours
+from reasonrec.recipes.index_items import IndexConfig
 from reasonrec.tokenizers.artefact import read_manifest, staged, write_manifest
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex, load_codebooks, load_embeddings, save_quantizer
@@ -141,6 +141,21 @@ def test_embeddings_are_used_again_only_where_they_fit(tmp_path, monkeypatch, fl
         stage(monkeypatch, *flags, *source, "--output_dir", str(tmp_path / "third"), "--dataset", str(other))
 
 
+def test_company_moves_items_to_other_codes(tmp_path, monkeypatch, flags):
+    """Items 0 to 3 are of four kinds, and stand together; so do 4 to 7."""
+    train = [np.roll(four, n).tolist() for four in ([0, 1, 2, 3], [4, 5, 6, 7]) for n in range(20)]
+    together = make_dataset(tmp_path / "together", train=[*train, [8, 12], [9, 13]])
+    stage(monkeypatch, *flags, "--dataset", str(together), "--output_dir", str(tmp_path / "text"))
+    company = ["--dataset", str(together), "--collaboration", "2", "--output_dir", str(tmp_path / "company")]
+    stage(monkeypatch, *flags, *company, "--embeddings_from", str(tmp_path / "text"))
+    text, codes = (ItemIndex.load(tmp_path / name).codes[:, 0] for name in ("text", "company"))
+    assert len(set(text[:4])) == 4
+    assert len(set(codes[:4])) == len(set(codes[4:8])) == 1
+    with pytest.raises(UserError, match=r"made with collaboration=2\.0, not 0\.0"):
+        stage(monkeypatch, *flags, "--dataset", str(together), "--output_dir", str(tmp_path / "third"),
+              "--embeddings_from", str(tmp_path / "company"))  # fmt: skip
+
+
 def test_embeddings_taken_over_that_cannot_be_compared_are_refused(tmp_path, monkeypatch, flags):
     stage(monkeypatch, *flags)
     made = read_manifest(tmp_path / "index")
@@ -198,12 +213,6 @@ def test_only_the_first_process_works(tmp_path, monkeypatch, flags):
     monkeypatch.setenv("RANK", "1")
     stage(monkeypatch, *flags)
     assert not (tmp_path / "index").exists()
-
-
-def test_neighbours_stay_inside_a_history(tmp_path):
-    dataset = Dataset.load(make_dataset(tmp_path / "dataset", train=[[3], [0, 4, 8], [7], [1, 5]]))
-    first, second = neighbours(dataset)
-    assert list(zip(first.tolist(), second.tolist(), strict=True)) == [(0, 4), (4, 8), (1, 5)]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)
