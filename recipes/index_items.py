@@ -9,7 +9,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -72,7 +72,7 @@ class IndexConfig:
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, …; found out by default"})
     precision: PrecisionName = field(default="auto", metadata={"help": PRECISION_HELP})
     trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
-    collaboration: float = field(
+    collaboration: float | Literal["auto"] = field(
         default=0.0,
         metadata={"help": "train occurrences at which text and company weigh alike; 0: text alone", "at_least": 0},
     )
@@ -136,35 +136,35 @@ def item_embeddings(config: IndexConfig, dataset: Dataset) -> np.ndarray:
 
 def build(config: IndexConfig, dataset: Dataset, folder: Path) -> tuple[ItemIndex, dict[str, object]]:
     """Make the index and its health report, and write everything but the manifest."""
-    from reasonrec.recipes.rankers.baselines import CoVisitation, TrainLog
-    from reasonrec.tokenizers.collaborative import blended
+    from reasonrec.recipes.collaboration import embeddings_for  # takes longer to import than `--help` may
+    from reasonrec.recipes.rankers.baselines import TrainLog
 
-    log = TrainLog.of(dataset)
     embeddings: np.ndarray | None = None
     codebooks: list[np.ndarray] | None = None
+    tried: dict[str, Any] = {}
     if config.external_index is not None:
         index = external_index(config.external_index, dataset.n_items)
     else:
         embeddings = item_embeddings(config, dataset)
         quantizer = config.build_quantizer()
-        if config.collaboration:
-            together = CoVisitation(log, baskets=dataset.facts.get("order") == "set").together
-            embeddings = blended(together, log.counts, embeddings, config.collaboration, seed=config.seed)
+        embeddings, tried = embeddings_for(
+            dataset, embeddings, config.collaboration, quantizer, config.codebook_sizes, seed=config.seed
+        )
         index = build_index(quantizer.fit_encode(embeddings), config.codebook_sizes)
         codebooks = quantizer.codebooks
         save_quantizer(folder, codebooks, embeddings)
     index.save(folder)
-    items = dataset.items
     report = health_report(
         index,
-        train_count=items["train_count"].to_numpy(),
-        category=items["category"].to_list(),
-        brand=items["brand"].to_list(),
-        neighbours=log.pairs(1),
+        train_count=dataset.items["train_count"].to_numpy(),
+        category=dataset.items["category"].to_list(),
+        brand=dataset.items["brand"].to_list(),
+        neighbours=TrainLog.of(dataset).pairs(1),
         embeddings=embeddings,
         codebooks=codebooks,
         seed=config.seed,
     )
+    report |= {"collaboration": tried} if tried else {}
     write_json(folder / "health.json", report)
     heading = f"{dataset.facts.get('name', dataset.path)}: {config.quantizer}, sizes {list(index.level_sizes)}"
     plot_report(report, index, embeddings, heading).savefig(folder / "health.png", dpi=110)

@@ -1,0 +1,145 @@
+"""Whether codes are made of text alone, or of text and what is used together: asked of validation, or told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from reasonrec.data_gen.schema import Dataset
+from reasonrec.recipes.evaluation.intervals import bootstrap_means, percentile_interval
+from reasonrec.recipes.rankers.baselines import CoVisitation, TrainLog
+from reasonrec.tokenizers.collaborative import blended
+from reasonrec.tokenizers.count_model import Counted, losses
+from reasonrec.tokenizers.index import build_index
+from reasonrec.tokenizers.quantizers.base import Quantizer
+from reasonrec.tokenizers.terminal import say
+
+KS = (2.0, 10.0, 50.0)  # train occurrences at which text and company weigh alike
+MOST_ROWS = 4000
+Codes = NDArray[np.integer]
+Embeddings = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Codes that were judged.
+
+    Attributes:
+        collaboration: k, 0 for text.
+        loss: Nats for an item of the validation rows that were not fitted, by `tokenizers/count_model.py`.
+        difference: To text, on the same rows.
+        ci95: Its interval over users.
+        train_loss: Of the last items of train sequences: they had a say in these codes.
+        permuted_loss: With items' codes exchanged within tenths of popularity: what their skew alone is worth.
+    """
+
+    collaboration: float
+    loss: float
+    difference: float
+    ci95: tuple[float, float]
+    train_loss: float
+    permuted_loss: float
+
+
+def embeddings_for(
+    dataset: Dataset,
+    text: Embeddings,
+    asked: float | Literal["auto"],
+    quantizer: Quantizer,
+    sizes: Sequence[int],
+    *,
+    seed: int = 0,
+) -> tuple[Embeddings, dict[str, Any]]:
+    """What the codes of a dataset are made of.
+
+    `auto` tries `KS`, and takes the best of them only if its loss is below that of text by a paired interval.
+
+    Args:
+        dataset: The dataset.
+        text: (items, dim) vectors of the items' text.
+        asked: k, 0 for text alone, or `auto`.
+        quantizer: What makes codes of embeddings.
+        sizes: Codes of each level.
+        seed: Of decomposition, halves and intervals.
+
+    Returns:
+        The embeddings, and for the health report what was chosen and what was tried.
+
+    Raises:
+        UserError: If k is given and no two items stand together in train.
+    """
+    if not asked:
+        return text, {}
+    log = TrainLog.of(dataset)
+    together = CoVisitation(log, baskets=dataset.facts.get("order") == "set").together
+
+    def made(k: float) -> Embeddings:
+        return blended(together, log.counts, text, k, seed=seed) if k else text
+
+    def codes(vectors: Embeddings) -> Codes:
+        return build_index(quantizer.fit_encode(vectors), sizes).codes
+
+    if asked != "auto":
+        return made(asked), {"chosen": asked}
+    rows = dataset.rows("valid")
+    if rows.height < 2 or not together.nnz:
+        say("collaboration: auto has no validation rows or no pairs to judge by; codes are made of text alone")
+        return text, {"chosen": 0.0}
+    if rows.height > MOST_ROWS:
+        rows = rows.sample(MOST_ROWS, seed=seed)
+    judge = _Judge(dataset, log, rows, seed)
+    base = codes(text)
+    tried = [judge(0.0, base, base)] + [judge(k, codes(made(k)), base) for k in KS]
+    best = min(tried[1:], key=lambda one: one.loss)
+    chosen = best.collaboration if best.ci95[1] < 0 else 0.0
+    for one in tried:
+        low, high = one.ci95
+        what = f"k = {one.collaboration:g}" if one.collaboration else "text alone"
+        versus = f", {one.difference:+.3f} [{low:+.3f}, {high:+.3f}] against text" if one.collaboration else ""
+        say(f"codes of {what}: {one.loss:.3f} nats for a validation item{versus}")
+    say(f"collaboration: auto chose {f'k = {chosen:g}' if chosen else 'text alone'}")
+    return made(chosen), {"chosen": chosen, "tried": [asdict(one) for one in tried]}
+
+
+class _Judge:
+    """Judges codes on the same halves of the same validation rows."""
+
+    def __init__(self, dataset: Dataset, log: TrainLog, rows: pl.DataFrame, seed: int) -> None:
+        self.train = Counted(log.popularity, log.pairs(1))
+        self.rows, self.seed = rows, seed
+        users = rows["user"].unique().sort().to_numpy()
+        drawn = np.random.default_rng(seed).permutation(users)[: len(users) // 2]
+        self.fitted = np.isin(rows["user"].to_numpy(), drawn)
+        tails = dataset.train.filter(pl.col("items").list.len() > 1).sample(fraction=1, shuffle=True, seed=seed)
+        before = pl.col("items").list.head(pl.col("items").list.len() - 1)
+        self.tails = tails.head(rows.height).select(
+            before.alias("history"),
+            pl.col("items").list.last().alias("target"),
+            (before if dataset.facts.get("mask_history") else before.list.head(0)).alias("masked"),
+        )
+        order = np.random.default_rng(seed).permutation(len(log.popularity))
+        by_popularity = order[np.argsort(log.popularity[order], kind="stable")]
+        self.exchanged = np.empty(len(order), dtype=np.int64)
+        for tenth in np.array_split(by_popularity, 10):
+            self.exchanged[tenth] = np.roll(tenth, 1)
+
+    def __call__(self, k: float, codes: Codes, text: Codes) -> Tried:
+        judged = ~self.fitted
+        mine = losses(codes, self.train, self.rows, self.fitted)
+        difference = (mine - losses(text, self.train, self.rows, self.fitted))[judged]
+        users = self.rows["user"].to_numpy()[judged]
+        drawn = bootstrap_means(users, difference[:, None], seed=self.seed)[:, 0]
+        everywhere = np.ones(self.tails.height, dtype=bool)
+        return Tried(
+            k,
+            float(mine[judged].mean()),
+            float(difference.mean()),
+            percentile_interval(drawn),
+            float(losses(codes, self.train, self.tails, everywhere).mean()),
+            float(losses(codes[self.exchanged], self.train, self.rows, self.fitted)[judged].mean()),
+        )
