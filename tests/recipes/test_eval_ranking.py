@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes import eval_ranking
 from reasonrec.recipes.evaluation.controls import other_histories
+from reasonrec.recipes.rankers.model import ModelRanker
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.rewards.metrics import per_row
 from reasonrec.tokenizers.artefact import read_manifest
@@ -119,6 +121,16 @@ def test_a_sample_of_the_cases(evaluate: Evaluate) -> None:
     assert [row["name"] for row in few["rows"]] == ["lora, exhaustive"]
     assert few["paired"] == []
     assert any("Only 7 cases" in note for note in few["protocol"]["notes"])
+
+
+def test_the_whole_catalogue_is_scored_as_item_by_item(tiny_dataset: Path, adapter: Path) -> None:
+    cases = Dataset.load(tiny_dataset).test.head(5)
+    recommender = Recommender.load(adapter, dtype="fp32")
+    everything = np.stack([np.random.default_rng(row).permutation(48) for row in range(5)])
+    found = ModelRanker(recommender, "whole").score(cases, everything)
+    halves = [ModelRanker(recommender, "half").score(cases, half) for half in np.split(everything, 2, axis=1)]
+    np.testing.assert_allclose(found, np.concatenate(halves, axis=1), atol=1e-4)
+    np.testing.assert_allclose(np.exp(found).sum(1), 1, atol=1e-4)
 
 
 def test_what_is_fused_stands_beside_what_it_is_fused_of(evaluate: Evaluate, tiny_dataset: Path) -> None:
