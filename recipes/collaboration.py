@@ -92,9 +92,9 @@ def embeddings_for(
         return text, {"chosen": 0.0}
     if rows.height > MOST_ROWS:
         rows = rows.sample(MOST_ROWS, seed=seed)
-    judge = _Judge(dataset, log, rows, seed)
     base = codes(text)
-    tried = [judge(0.0, base, base)] + [judge(k, codes(made(k)), base) for k in KS]
+    judge = _Judge(dataset, log, rows, base, seed)
+    tried = [judge(0.0, base)] + [judge(k, codes(made(k))) for k in KS]
     best = min(tried[1:], key=lambda one: one.loss)
     chosen = best.collaboration if best.ci95[1] < 0 else 0.0
     for one in tried:
@@ -109,12 +109,13 @@ def embeddings_for(
 class _Judge:
     """Judges codes on the same halves of the same validation rows."""
 
-    def __init__(self, dataset: Dataset, log: TrainLog, rows: pl.DataFrame, seed: int) -> None:
+    def __init__(self, dataset: Dataset, log: TrainLog, rows: pl.DataFrame, text: Codes, seed: int) -> None:
         self.train = Counted(log.popularity, log.pairs(1))
         self.rows, self.seed = rows, seed
         users = rows["user"].unique().sort().to_numpy()
         drawn = np.random.default_rng(seed).permutation(users)[: len(users) // 2]
         self.fitted = np.isin(rows["user"].to_numpy(), drawn)
+        self.of_text = losses(text, self.train, rows, self.fitted)
         tails = dataset.train.filter(pl.col("items").list.len() > 1).sample(fraction=1, shuffle=True, seed=seed)
         before = pl.col("items").list.head(pl.col("items").list.len() - 1)
         self.tails = tails.head(rows.height).select(
@@ -128,10 +129,10 @@ class _Judge:
         for tenth in np.array_split(by_popularity, 10):
             self.exchanged[tenth] = np.roll(tenth, 1)
 
-    def __call__(self, k: float, codes: Codes, text: Codes) -> Tried:
+    def __call__(self, k: float, codes: Codes) -> Tried:
         judged = ~self.fitted
-        mine = losses(codes, self.train, self.rows, self.fitted)
-        difference = (mine - losses(text, self.train, self.rows, self.fitted))[judged]
+        mine = losses(codes, self.train, self.rows, self.fitted) if k else self.of_text
+        difference = (mine - self.of_text)[judged]
         users = self.rows["user"].to_numpy()[judged]
         drawn = bootstrap_means(users, difference[:, None], seed=self.seed)[:, 0]
         everywhere = np.ones(self.tails.height, dtype=bool)
