@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from reasonrec.recipes.rankers.base import Ranker
 from reasonrec.recipes.rankers.model import may_repeat
-from reasonrec.recipes.rankers.top_k import chunk_rows, tie_order, top_k
+from reasonrec.recipes.rankers.top_k import rank_rows, tie_order
 from reasonrec.rewards.metrics import flatten, ndcg
 from reasonrec.tokenizers.errors import UserError
 
@@ -97,12 +97,7 @@ class Fused:
 
     def rank(self, rows: pl.DataFrame, k: int) -> NDArray[np.int32]:
         """See `Ranker`."""
-        parts = [np.empty((0, k), dtype=np.int32)]
-        step = 4 * chunk_rows(len(self.popularity))
-        for at in range(0, rows.height, step):
-            block = rows[at : at + step]
-            parts.append(top_k(self._scores(block), k, self.popularity, block["masked"]))
-        return np.concatenate(parts)
+        return rank_rows(self._scores, rows, k, self.popularity)
 
     def score(self, rows: pl.DataFrame, items: NDArray[np.integer]) -> NDArray[np.float32]:
         """See `Ranker`."""

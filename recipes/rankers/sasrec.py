@@ -24,7 +24,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.recipes.rankers.top_k import chunk_rows, top_k
+from reasonrec.recipes.rankers.top_k import rank_rows
 from reasonrec.recipes.trainers.divergence import bad_number, bad_tensor, diverged, overflow_diverges, trained_tensors
 from reasonrec.rewards.metrics import flatten, per_row
 from reasonrec.tokenizers.errors import UserError
@@ -177,12 +177,7 @@ class Sasrec:
 
     def rank(self, rows: pl.DataFrame, k: int) -> NDArray[np.int32]:
         """Rank the catalogue for rows with `history` and `masked`: (rows, k), -1 where a list is shorter."""
-        step = 4 * chunk_rows(len(self.popularity))
-        parts = [np.empty((0, k), dtype=np.int32)]
-        for start in range(0, rows.height, step):
-            block = rows[start : start + step]
-            parts.append(top_k(self.scores(block), k, self.popularity, block["masked"]))
-        return np.concatenate(parts)
+        return rank_rows(self.scores, rows, k, self.popularity)
 
     def score(self, rows: pl.DataFrame, items: NDArray[np.integer]) -> NDArray[np.float32]:
         """See `Ranker`."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from reasonrec.data_gen.schema import ITEM_TEXT, Dataset
 from reasonrec.recipes.rankers.baselines import history_weights
-from reasonrec.recipes.rankers.top_k import chunk_rows, top_k
+from reasonrec.recipes.rankers.top_k import rank_rows
 from reasonrec.tokenizers.embed import JOINED, Compute, embed_items, with_joined
 
 
@@ -53,12 +53,7 @@ class TextNeighbours:
 
     def rank(self, rows: pl.DataFrame, k: int) -> NDArray[np.int32]:
         """See `Ranker`."""
-        queries, step = self._queries(rows), chunk_rows(len(self.vectors))
-        parts = [
-            top_k(queries[at : at + step] @ self.vectors.T, k, self.popularity, rows["masked"][at : at + step])
-            for at in range(0, rows.height, step)
-        ]
-        return np.concatenate(parts) if parts else np.empty((0, k), dtype=np.int32)
+        return rank_rows(lambda block: self._queries(block) @ self.vectors.T, rows, k, self.popularity)
 
     def score(self, rows: pl.DataFrame, items: NDArray[np.integer]) -> NDArray[np.float64]:
         """See `Ranker`."""

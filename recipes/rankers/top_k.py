@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
 from reasonrec.rewards.metrics import Lists, flatten
@@ -65,6 +68,28 @@ def top_k(
         block[hidden_row[here] - start, position[hidden[here]]] = -np.inf
         result[start : start + step, : min(k, block.shape[1])] = _best(block, min(k, block.shape[1]), order)
     return result
+
+
+def rank_rows(
+    scores: Callable[[pl.DataFrame], ArrayLike], rows: pl.DataFrame, k: int, popularity: ArrayLike
+) -> NDArray[np.int32]:
+    """Rank the catalogue for held-out rows, some of them at a time.
+
+    Args:
+        scores: Gives the scores of all items for rows, (rows, n_items).
+        rows: The rows, with `masked`.
+        k: Length of the lists.
+        popularity: Train popularity of each item (n_items,).
+
+    Returns:
+        Item numbers (rows, k), -1 where a list is shorter.
+    """
+    parts = [np.empty((0, k), dtype=np.int32)]
+    step = 4 * chunk_rows(len(np.asarray(popularity)))
+    for start in range(0, rows.height, step):
+        block = rows[start : start + step]
+        parts.append(top_k(scores(block), k, popularity, block["masked"]))
+    return np.concatenate(parts)
 
 
 def _fill(block: NDArray[np.float64]) -> None:
