@@ -5,9 +5,9 @@
 `h` is the last hidden state at the token that opens answers (the end of the sequence, as in embedding models that pool
 the last token), `e(v)` that of an item's prompt; both have length 1 for the cosine. Source: R2ec, arXiv 2505.16994.
 
-Two options are not R2ec's. A language model's hidden states at one token are nearly parallel (cosine .9 and more),
-whatever stands before it: `centre` takes the catalogue's mean vector away from both before they are compared.
-`popularity_prior` adds the log of an item's train count n(v), which would otherwise have to be learned.
+Two options are not R2ec's. A language model's hidden states at one token are nearly parallel, whatever stands before
+it: `centre` takes the catalogue's mean vector away from both before they are compared. `popularity_prior` adds the log
+of an item's train count n(v), which would otherwise have to be learned.
 
 In token ids, an answer is a number behind every vocabulary (`ITEM_BASE` + item). It is never embedded: as a label it
 says which item, and in a rollout it is the action whose log-probability is log π(v).
