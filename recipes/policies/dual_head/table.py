@@ -68,9 +68,9 @@ def best_rows(
         for query, excluded in enumerate(exclude or ()):
             inside = excluded[(excluded >= start) & (excluded < start + block)] - start
             part[query, torch.from_numpy(inside).to(device)] = -torch.inf
-        found = _first(part, min(k, part.shape[1]))
+        values, found = _first(part, min(k, part.shape[1])) if start == 0 else _above(part, scores[:, -1:])
         # What stood before has lower numbers: behind a stable sort it stays in front of its equals.
-        values = torch.cat([scores, part.gather(1, found)], 1)
+        values = torch.cat([scores, values], 1)
         numbers = torch.cat([rows, found + start], 1)
         scores, order = values.sort(dim=1, descending=True, stable=True)
         scores, rows = scores[:, :k], numbers.gather(1, order[:, :k])
@@ -78,8 +78,22 @@ def best_rows(
     return Best(rows, scores - total[:, None])
 
 
-def _first(scores: Tensor, k: int) -> Tensor:
-    """Columns of the largest scores (rows, k), the lower one first where they are equal."""
+def _above(scores: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores above a bound of each row (rows, 1), and their columns, in the order of columns.
+
+    Behind the first block few are, and to look for them costs less than to sort.
+    """
+    row, column = (scores > bound).nonzero(as_tuple=True)
+    counts = row.bincount(minlength=len(scores))
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    shape = (len(scores), int(counts.max()))
+    values, columns = scores.new_full(shape, -torch.inf), row.new_zeros(shape)
+    values[row, place], columns[row, place] = scores[row, column], column
+    return values, columns
+
+
+def _first(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The largest scores (rows, k) and their columns, the lower one first where they are equal."""
     values, columns = scores.topk(k, dim=1)
     last = values[:, -1:]
     # `topk` takes any of those that equal the last one.
@@ -87,4 +101,5 @@ def _first(scores: Tensor, k: int) -> Tensor:
         columns[row] = scores[row].sort(descending=True, stable=True).indices[:k]
     columns = columns.sort(1).values
     order = scores.gather(1, columns).sort(dim=1, descending=True, stable=True).indices
-    return columns.gather(1, order)
+    columns = columns.gather(1, order)
+    return scores.gather(1, columns), columns
