@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.evaluation.intervals import bootstrap_means, percentile_interval
 from reasonrec.recipes.rankers.baselines import CoVisitation, TrainLog
-from reasonrec.tokenizers.collaborative import blended
+from reasonrec.tokenizers.collaborative import Blend
 from reasonrec.tokenizers.count_model import Counted, losses
 from reasonrec.tokenizers.index import build_index
 from reasonrec.tokenizers.quantizers.base import Quantizer
@@ -78,23 +78,21 @@ def embeddings_for(
     log = TrainLog.of(dataset)
     together = CoVisitation(log, baskets=dataset.facts.get("order") == "set").together
 
-    def made(k: float) -> Embeddings:
-        return blended(together, log.counts, text, k, seed=seed) if k else text
-
     def codes(vectors: Embeddings) -> Codes:
         return build_index(quantizer.fit_encode(vectors), sizes).codes
 
     if asked != "auto":
-        return made(asked), {"chosen": asked}
+        return Blend(together, log.counts, text, seed=seed)(asked), {"chosen": asked}
     rows = dataset.rows("valid")
     if rows.height < 2 or not together.nnz:
         say("collaboration: auto has no validation rows or no pairs to judge by; codes are made of text alone")
         return text, {"chosen": 0.0}
     if rows.height > MOST_ROWS:
         rows = rows.sample(MOST_ROWS, seed=seed)
+    blend = Blend(together, log.counts, text, seed=seed)
     base = codes(text)
     judge = _Judge(dataset, log, rows, base, seed)
-    tried = [judge(0.0, base)] + [judge(k, codes(made(k))) for k in KS]
+    tried = [judge(0.0, base)] + [judge(k, codes(blend(k))) for k in KS]
     best = min(tried[1:], key=lambda one: one.loss)
     chosen = best.collaboration if best.ci95[1] < 0 else 0.0
     for one in tried:
@@ -103,7 +101,7 @@ def embeddings_for(
         versus = f", {one.difference:+.3f} [{low:+.3f}, {high:+.3f}] against text" if one.collaboration else ""
         say(f"codes of {what}: {one.loss:.3f} nats for a validation item{versus}")
     say(f"collaboration: auto chose {f'k = {chosen:g}' if chosen else 'text alone'}")
-    return made(chosen), {"chosen": chosen, "tried": [asdict(one) for one in tried]}
+    return blend(chosen) if chosen else text, {"chosen": chosen, "tried": [asdict(one) for one in tried]}
 
 
 class _Judge:

@@ -65,40 +65,40 @@ def company(pairs: sparse.csr_array, *, dimensions: int = DIMENSIONS, seed: int 
     return _unit(left * signs * np.sqrt(np.maximum(sizes, 0)))
 
 
-def blended(
-    pairs: sparse.csr_array, counts: NDArray[np.integer], text: Vectors, k: float, *, seed: int = 0
-) -> Vectors:
-    """What codes are made of: company, and what text says of it.
+class Blend:
+    """What codes are made of: company, and what text says of it; only their shares depend on k.
 
     Args:
         pairs: (items, items) weights of pairs in train, symmetric; the diagonal does not count.
         counts: (items,) how often each item occurs in train.
         text: (items, dim) vectors of the items' text.
-        k: Occurrences at which company and text weigh alike.
         seed: Of where the decomposition starts.
-
-    Returns:
-        (items, dimensions) rows of unit length.
 
     Raises:
         UserError: If no two items stand together in train.
     """
-    from sklearn.linear_model import RidgeCV
 
-    pairs = pairs.tolil()
-    pairs.setdiag(0)
-    pairs = pairs.tocsr()
-    pairs.eliminate_zeros()
-    if not pairs.nnz:
-        raise UserError(
-            "collaboration: no two items stand together in train; set collaboration: 0 for codes from text"
-        )
-    vectors = company(pairs, seed=seed)
-    known = np.asarray(pairs.sum(axis=1)).ravel() > 0
-    ridge = RidgeCV(alphas=RIDGES).fit(text[known], vectors[known])
-    said = _unit(ridge.predict(text).astype(np.float32))
-    share = np.where(known, counts / (counts + k), 0)[:, None]
-    return _unit(share * vectors + (1 - share) * said)
+    def __init__(self, pairs: sparse.csr_array, counts: NDArray[np.integer], text: Vectors, *, seed: int = 0) -> None:
+        from sklearn.linear_model import RidgeCV
+
+        pairs = pairs.tolil()
+        pairs.setdiag(0)
+        pairs = pairs.tocsr()
+        pairs.eliminate_zeros()
+        if not pairs.nnz:
+            raise UserError(
+                "collaboration: no two items stand together in train; set collaboration: 0 for codes from text"
+            )
+        self.counts = counts
+        self.vectors = company(pairs, seed=seed)
+        self.known = np.asarray(pairs.sum(axis=1)).ravel() > 0
+        ridge = RidgeCV(alphas=RIDGES).fit(text[self.known], self.vectors[self.known])
+        self.said = _unit(ridge.predict(text).astype(np.float32))
+
+    def __call__(self, k: float) -> Vectors:
+        """(items, dimensions) rows of unit length; company and text weigh alike at k occurrences."""
+        share = np.where(self.known, self.counts / (self.counts + k), 0)[:, None]
+        return _unit(share * self.vectors + (1 - share) * self.said)
 
 
 def _unit(vectors: NDArray[np.floating]) -> Vectors:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from reasonrec.tokenizers.collaborative import SMOOTHING, blended, company, ppmi
+from reasonrec.tokenizers.collaborative import SMOOTHING, Blend, company, ppmi
 from reasonrec.tokenizers.errors import UserError
 
 
@@ -53,11 +53,11 @@ def test_cold_items_stand_where_text_says_and_popular_ones_with_their_company() 
     pairs[cold, :], pairs[:, cold] = 0, 0
     text[5] = text[20]  # its text is of another group than its company
     counts = np.where(np.isin(np.arange(32), cold), 0, 50)
-    vectors = blended(pairs.tocsr(), counts, text, 5.0)
+    vectors = Blend(pairs.tocsr(), counts, text)(5.0)
     near = vectors @ vectors.T
     np.fill_diagonal(near, -np.inf)
     assert [int(group[near[item].argmax()]) for item in (0, 9, 5)] == [0, 1, 0]
-    by_text = blended(pairs.tocsr(), counts, text, 1e9)
+    by_text = Blend(pairs.tocsr(), counts, text)(1e9)
     near = by_text @ by_text.T
     np.fill_diagonal(near, -np.inf)
     assert int(group[near[5].argmax()]) == 2, "without a share of company, text alone decides"
@@ -66,4 +66,4 @@ def test_cold_items_stand_where_text_says_and_popular_ones_with_their_company() 
 
 def test_what_stands_alone_says_nothing() -> None:
     with pytest.raises(UserError, match="no two items stand together"):
-        blended(sparse.csr_array(np.eye(3)), np.ones(3, dtype=int), np.eye(3, dtype=np.float32), 5.0)
+        Blend(sparse.csr_array(np.eye(3)), np.ones(3, dtype=int), np.eye(3, dtype=np.float32))
