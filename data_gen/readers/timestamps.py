@@ -118,7 +118,7 @@ def _from_numbers(values: pl.Series) -> Timestamps:
             inside = pl.select(pl.when(whole.is_between(first, last)).then(moments)).to_series()
             dates = len(inside) - inside.null_count()
             # 200001070000 is a minute of 2000 and, in milliseconds, of 1976: the latter beside what is no date.
-            if dates == there or (2 * dates >= there and there not in _in_windows(values).values()):
+            if dates == there or (2 * dates >= there and there not in _counts(_windows(values)).values()):
                 return _complete(inside.dt.epoch("ms"), f"dates written as {kind}")
     return _from_spreadsheet(values, there) or _from_epochs(values)
 
@@ -140,14 +140,15 @@ def _windows(values: pl.Series) -> dict[str, pl.Series]:
     return {unit: values.is_between(_FIRST * size, _LAST * size) for unit, size in _PER_SECOND.items()}
 
 
-def _in_windows(values: pl.Series) -> dict[str, int]:
+def _counts(windows: dict[str, pl.Series]) -> dict[str, int]:
     """How many numbers are times of ours in each epoch unit."""
-    return {unit: int(inside.sum()) for unit, inside in _windows(values).items()}
+    return {unit: int(inside.sum()) for unit, inside in windows.items()}
 
 
 def _from_epochs(values: pl.Series) -> Timestamps:
     """Epoch numbers of one unit; small numbers that are no times count as seconds, so that their order stays."""
-    windows, counts = _windows(values), _in_windows(values)
+    windows = _windows(values)
+    counts = _counts(windows)
     found = sorted((unit for unit in counts if counts[unit]), key=counts.__getitem__)
     if found:
         unit = found[-1]

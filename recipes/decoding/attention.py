@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BRANCHES = "reasonrec_branches"  # the name it has in transformers
+TAKE_MASKS = ("sdpa", "eager", BRANCHES)  # what takes attention masks of one's own
 # Attention weights of a layer, all heads together, for which it is worth it: below, calls cost more than products;
 # above, the weights no longer fit into the caches, and the fused kernel never stores them.
 _FEWEST, _MOST = 2**15, 2**22

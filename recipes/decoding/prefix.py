@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from reasonrec.recipes.decoding.attention import BRANCHES, additive, branches
+from reasonrec.recipes.decoding.attention import TAKE_MASKS, additive, branches
 from reasonrec.recipes.decoding.backbone import last_hidden
 from reasonrec.recipes.decoding.cache import SearchCache
 from reasonrec.recipes.decoding.pack import Packing
@@ -218,7 +218,7 @@ def check_architecture(model: PreTrainedModel) -> None:
             f"{config.model_type} models take positions from the place in the sequence, where the item search puts "
             "beams side by side: take a model with rotary or learned positions"
         )
-    if config._attn_implementation not in ("sdpa", "eager", BRANCHES):  # the last while another thread searches
+    if config._attn_implementation not in TAKE_MASKS:
         raise UserError(
             f"attn_implementation={config._attn_implementation} takes no attention masks, which the item search needs "
             "to keep beams apart: load the model with attn_implementation=sdpa"

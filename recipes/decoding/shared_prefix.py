@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from reasonrec.recipes.decoding.attention import BRANCHES, as_taken
+from reasonrec.recipes.decoding.attention import TAKE_MASKS, as_taken
 from reasonrec.recipes.decoding.backbone import last_hidden
 
 if TYPE_CHECKING:
@@ -27,11 +27,7 @@ def can_share(model: PreTrainedModel) -> bool:
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     plain = kinds == {"full_attention"} and getattr(config, "sliding_window", None) is None
-    return (
-        plain
-        and config._attn_implementation in ("sdpa", "eager", BRANCHES)
-        and not getattr(model, "_is_stateful", False)
-    )
+    return plain and config._attn_implementation in TAKE_MASKS and not getattr(model, "_is_stateful", False)
 
 
 def shared_hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, first: int) -> Tensor | None:

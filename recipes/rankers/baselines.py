@@ -237,6 +237,7 @@ class CoVisitation(_Sparse):
         last: How many history items count; ignored for baskets.
         baskets: Sequences are sets.
         name: Name in the table.
+        together: C (n_items, n_items).
     """
 
     log: TrainLog
@@ -246,7 +247,7 @@ class CoVisitation(_Sparse):
     last: int = 10
     baskets: bool = False
     name: str = "co-visitation"
-    _together: sparse.csr_array = field(init=False, repr=False)
+    together: sparse.csr_array = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Count the pairs; the normalisation comes with the ranking, so that tuning counts once."""
@@ -259,20 +260,15 @@ class CoVisitation(_Sparse):
             shared = sparse.coo_array((share, place), shape=shape).tocsr()
             together = (shared.T @ once).tolil()
             together.setdiag(0)
-            self._together = together.tocsr()
+            self.together = together.tocsr()
         else:
             gaps = [(gap, *self.log.pairs(gap)) for gap in range(1, self.window + 1)]
             weight = np.concatenate([np.full(len(a), 1.0 / gap) for gap, a, _ in gaps])
             before = np.concatenate([a for _, a, _ in gaps])
             after = np.concatenate([b for _, _, b in gaps])
             forward = sparse.coo_array((weight, (before, after)), shape=(n, n)).tocsr()
-            self._together = (forward + forward.T).tocsr()
-        self._together.eliminate_zeros()
-
-    @property
-    def together(self) -> sparse.csr_array:
-        """C, the weights of all pairs (n_items, n_items)."""
-        return self._together
+            self.together = (forward + forward.T).tocsr()
+        self.together.eliminate_zeros()
 
     def scores(self, rows: pl.DataFrame, exponent: float | None = None) -> sparse.csr_array:
         """Scores of the items that have one (rows, n_items)."""
@@ -280,7 +276,7 @@ class CoVisitation(_Sparse):
         weights = history_weights(rows, self.log.n_items, None if self.baskets else self.last, decay=not self.baskets)
         history = sparse.diags_array(frequency**-self.history_exponent)
         candidate = sparse.diags_array(frequency ** -(self.exponent if exponent is None else exponent))
-        return (weights @ history @ self._together @ candidate).tocsr()
+        return (weights @ history @ self.together @ candidate).tocsr()
 
     def tune(self, rows: pl.DataFrame, exponents: Sequence[float] = EXPONENTS, k: int = 10) -> dict[float, float]:
         """Choose the candidate's exponent by HR@k on validation rows, and keep it.

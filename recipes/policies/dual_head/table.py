@@ -86,7 +86,7 @@ def _above(scores: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
     row, column = (scores > bound).nonzero(as_tuple=True)
     counts = row.bincount(minlength=len(scores))
     place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-    shape = (len(scores), int(counts.max()))
+    shape = (len(scores), max(counts.tolist(), default=0))
     values, columns = scores.new_full(shape, -torch.inf), row.new_zeros(shape)
     values[row, place], columns[row, place] = scores[row, column], column
     return values, columns
