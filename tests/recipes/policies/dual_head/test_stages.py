@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from reasonrec.data_gen.schema import Dataset
+from reasonrec.recipes.args import run
 from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.policies.base import build_policy
 from reasonrec.recipes.policies.dual_head.answers import ITEM_BASE
@@ -148,27 +152,37 @@ def build(base: Path, titles: list[str], **options):
     return build_policy(catalogue, Setting(str(base), "full", "History:{history}", False, None, 5, **chosen))
 
 
-def refused(stage, name: str, *words: str) -> str:
-    return stage(name, *words, status=2).stderr.strip().splitlines()[-1]
+@pytest.fixture
+def refused(monkeypatch, capsys, tmp_path) -> Callable[..., str]:
+    """Run a stage in this process with words that end in status 2; gives the message."""
+
+    def run_stage(name: str, *words: str) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *words, "--output_dir", str(tmp_path / "out")])
+        with pytest.raises(SystemExit) as stopped:
+            run(importlib.import_module(f"reasonrec.recipes.{name}").main)()
+        assert stopped.value.code == 2
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+        return line
+
+    return run_stage
 
 
-def test_mistakes_are_named(trained, adapter, stage, flags, sft_flags, tiny_index, tmp_path):
-    out = ["--output_dir", str(tmp_path / "out")]
+def test_mistakes_are_named(refused, trained, adapter, flags, sft_flags, tiny_index):
     assert "policy 'dual_haed' is unknown (did you mean 'dual_head'?)" in refused(
-        stage, "sft", *flags, "--policy", "dual_haed", *out
+        "sft", *flags, "--policy", "dual_haed"
     )
     assert "the policy dual_head has no option 'tau'; it has temperature, " in refused(
-        stage, "sft", *flags, "--policy_options", "{tau: 1}", *out
+        "sft", *flags, "--policy_options", "{tau: 1}"
     )
     assert "policy=dual_head has no codes: leave it out, or choose one of semantic_id" in refused(
-        stage, "sft", *flags, "--index", str(tiny_index), *out
+        "sft", *flags, "--index", str(tiny_index)
     )
     no_index = [*sft_flags[:2], *sft_flags[4:], *SHORT]
-    assert "policy=semantic_id writes items as codes: set index" in refused(stage, "sft", *no_index, *out)
-    other = refused(stage, "sft", *sft_flags[:4], "--model", str(trained), *LORA, *SHORT, *out)
+    assert "policy=semantic_id writes items as codes: set index" in refused("sft", *no_index)
+    other = refused("sft", *sft_flags[:4], "--model", str(trained), *LORA, *SHORT)
     assert "policy=semantic_id, but model=" in other
     assert "has dual_head" in other
-    codes = refused(stage, "grpo", "--model", str(trained), "--rewards", "{rsvr: 1.0}", *SHORT, *out)
+    codes = refused("grpo", "--model", str(trained), "--rewards", "{rsvr: 1.0}", *SHORT)
     assert "reads predicted_codes, target_codes, depth, which the policy dual_head does not have" in codes
     assert codes.endswith("policies with codes are semantic_id")
 
