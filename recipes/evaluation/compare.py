@@ -114,10 +114,13 @@ def evaluate_rows(
     for name, where in parts.items():
         _add_slice(table, name, where, users, values, [names.index(m) for m in main_names], names, draws, seed)
     best = {metric: _best_baseline(table, metric) for metric in main_names}
+    pairs = list(_paired(rows, claims, best, means, drawn, names))
     paired = [
-        {"a": rows[i].name, "b": rows[j].name, "metric": metric, **difference}
-        for metric, i, j, difference in _paired(rows, claims, best, means, drawn, names)
+        {"a": rows[i].name, "b": rows[j].name, "metric": metric, **difference} for metric, i, j, difference in pairs
     ]
+    for pair, (_, i, j, _) in zip(paired, pairs, strict=True):
+        if pair["metric"].startswith("hr@"):
+            pair["overlap"] = overlap(*(measured[row][pair["metric"]] for row in (i, j)))
     corrected = holm([pair["p"] for pair in paired])
     for pair, p_holm in zip(paired, corrected, strict=True):
         pair["p_holm"] = p_holm
@@ -134,6 +137,21 @@ def evaluate_rows(
             "protocol": _protocol(dataset, cases, split, candidates, ks, main, draws, seed, sid_of_item is not None),
         }
     )
+
+
+def overlap(a: NDArray[np.floating], b: NDArray[np.floating]) -> dict[str, float]:
+    """How far two rows find the same targets, which is what bounds a fusion of them.
+
+    Args:
+        a: Hits of one row (cases,).
+        b: Hits of the other (cases,).
+
+    Returns:
+        `jaccard`, the share of the cases that both hit among those that either hits, and `either`, the share of the
+        cases that either hits: the hit rate of whoever always knew which of the two to ask.
+    """
+    both, either = float(((a > 0) & (b > 0)).mean()), float(((a > 0) | (b > 0)).mean())
+    return {"jaccard": both / either if either else 0.0, "either": either}
 
 
 def verdict(low: float, high: float) -> str:

@@ -30,6 +30,8 @@ def sentence(pair: Mapping[str, Any]) -> str:
     metric, value = pair["metric"].upper(), pair["difference"]
     interval = f"[{signed(pair['ci95'][0])}, {signed(pair['ci95'][1])}]"
     tail = f"(p {pair['p']:.3f}, Holm {pair['p_holm']:.3f}; detectable {number(pair['mde'])})"
+    if (shared := pair.get("overlap")) is not None:
+        tail = f"{tail[:-1]}; hits overlap by {number(shared['jaccard'], 2)}, either hits {number(shared['either'])})"
     if pair["verdict"] == "beats":
         return f"{pair['a']} beats {pair['b']} by {number(value)} {metric} {interval} {tail}"
     if pair["verdict"] == "behind":

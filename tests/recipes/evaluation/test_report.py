@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from reasonrec.recipes.evaluation import report
-from reasonrec.recipes.evaluation.compare import Row, evaluate_rows, verdict
+from reasonrec.recipes.evaluation.compare import Row, evaluate_rows, overlap, verdict
 from reasonrec.tokenizers.errors import UserError
 
 N_ITEMS, N_CASES = 30, 200
@@ -114,6 +114,17 @@ def test_models_meet_the_best_baseline_and_controls_do_not(metrics: dict[str, An
     assert best["verdict"] == "beats"
     assert best["p"] <= best["p_holm"] < 0.05
     assert pairs[f"thinks {EVIL}", "strong", "hr@10"]["verdict"] != "beats"
+    assert by_name["model, beam 20"] <= best["overlap"]["either"] <= by_name["model, beam 20"] + by_name["strong"]
+    assert f"either hits {report.number(best['overlap']['either'])})" in report.sentence(best)
+    assert "overlap" not in pairs["model, beam 20", "strong", "ndcg@10"]
+
+
+def test_overlap_by_hand() -> None:
+    assert overlap(np.array([1.0, 1, 0, 0]), np.array([1.0, 0, 1, 0])) == {
+        "jaccard": pytest.approx(1 / 3),
+        "either": 0.75,
+    }
+    assert overlap(np.zeros(2), np.zeros(2)) == {"jaccard": 0.0, "either": 0.0}
 
 
 def test_slices_are_weighted_means_of_the_whole(metrics: dict[str, Any]) -> None:
