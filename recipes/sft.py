@@ -58,6 +58,10 @@ class SftStage(TaskChoice):
     history_prompt: str = field(default=HISTORY, metadata={"help": "prompt with the place {history}"})
     chat: bool = field(default=False, metadata={"help": "put prompts into the model's chat template"})
     system: str | None = field(default=None, metadata={"help": "system message of the chat template"})
+    layers: int | None = field(
+        default=None,
+        metadata={"help": "use only the first so many layers of the base model; all if unset", "at_least": 1},
+    )
     lora_r: int = field(default=16, metadata={"help": "LoRA rank", "at_least": 1})
     lora_alpha: int = field(default=32, metadata={"help": "LoRA scaling", "at_least": 1})
     lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout", "at_least": 0, "below": 1})
@@ -112,7 +116,7 @@ def main() -> None:
     config = resume.stage_config(stage, args, out)
     asked = Setting(
         stage.model, stage.method, stage.history_prompt, stage.chat, stage.system, stage.max_history,
-        stage.one_per_prefix, policy=stage.policy, policy_options=stage.policy_options,
+        stage.one_per_prefix, policy=stage.policy, policy_options=stage.policy_options, layers=stage.layers,
     )  # fmt: skip
     earlier = earlier_training(stage.model)
     setting, trust = agreed_setting(asked, vars(stage), earlier), args.trust_remote_code
@@ -139,10 +143,10 @@ def main() -> None:
         one_per_prefix=stage.one_per_prefix,
         traces=traces.train if traces else (),
         mention=stage.mention,
+        set_order=dataset.facts["order"] == "set",
     )
     plan = stage.plan(
         examples,
-        set_order=dataset.facts["order"] == "set",
         passes=args.num_train_epochs,
         batch_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * state.num_processes,
         seed=args.data_seed if args.data_seed is not None else args.seed,

@@ -21,7 +21,7 @@ from reasonrec.recipes.rankers.baselines import TrainLog
 from reasonrec.tokenizers.artefact import write_manifest
 from reasonrec.tokenizers.index import ItemIndex
 
-TASKS = {"seqrec": 1.0, "item2index": 1.0, "index2item": 1.0, "fusionseqrec": 1.0}
+TASKS = {"seqrec": 1.0, "item2index": 1.0, "index2item": 1.0, "fusionseqrec": 1.0, "item2item": 1.0}
 
 
 def poison(dataset: Path, folder: Path, how: str) -> Path:

@@ -1,4 +1,4 @@
-"""Item vectors of what is used together, for codes that group what people treat alike.
+"""What is used together: pairs, and item vectors made of them, for codes that group what people treat alike.
 
     z(v) = λ · c(v) + (1 − λ) · ridge(text(v))        λ = n / (n + k)
 
@@ -20,6 +20,56 @@ DIMENSIONS = 128
 SMOOTHING = 0.75  # exponent of the context's probability, as in word2vec: rare companions say less than PMI believes
 RIDGES = tuple(10.0**power for power in range(-2, 4))
 Vectors = NDArray[np.float32]
+
+
+def near_pairs(
+    items: NDArray[np.integer], sequence: NDArray[np.integer], n_items: int, window: int
+) -> sparse.csr_array:
+    """Weights of pairs in sequences: 1/|i − j| for all places i ≠ j at most `window` apart.
+
+    Args:
+        items: Items of all sequences, one after another (n,).
+        sequence: Number of the sequence of each (n,).
+        n_items: Size of the catalogue.
+        window: Largest distance of a pair.
+
+    Returns:
+        (n_items, n_items), symmetric; an item that stands twice in a sequence is a pair with itself.
+    """
+    before, after, weights = [], [], []
+    for gap in range(1, window + 1):
+        same = sequence[gap:] == sequence[:-gap]
+        before.append(items[:-gap][same])
+        after.append(items[gap:][same])
+        weights.append(np.full(len(before[-1]), 1.0 / gap))
+    place = (np.concatenate(before), np.concatenate(after))
+    forward = sparse.coo_array((np.concatenate(weights), place), shape=(n_items, n_items)).tocsr()
+    pairs = (forward + forward.T).tocsr()
+    pairs.eliminate_zeros()
+    return pairs
+
+
+def set_pairs(items: NDArray[np.integer], sequence: NDArray[np.integer], n_items: int) -> sparse.csr_array:
+    """Weights of pairs in sets: an item shares one unit among its companions, whatever the set's size.
+
+    Args:
+        items: Items of all sets, one after another (n,).
+        sequence: Number of the set of each (n,).
+        n_items: Size of the catalogue.
+
+    Returns:
+        (n_items, n_items), zero on the diagonal.
+    """
+    size = np.bincount(sequence)
+    share = 1.0 / np.maximum(size[sequence] - 1, 1)
+    place, shape = (sequence, items), (len(size), n_items)
+    once = sparse.coo_array((np.ones(len(share)), place), shape=shape).tocsr()
+    shared = sparse.coo_array((share, place), shape=shape).tocsr()
+    together = (shared.T @ once).tolil()
+    together.setdiag(0)
+    pairs = together.tocsr()
+    pairs.eliminate_zeros()
+    return pairs
 
 
 def ppmi(pairs: sparse.csr_array) -> sparse.csr_array:

@@ -78,19 +78,18 @@ class TaskChoice:
             )
         return found
 
-    def plan(self, examples: Examples, *, set_order: bool, passes: float, batch_size: int, seed: int) -> pl.DataFrame:
+    def plan(self, examples: Examples, *, passes: float, batch_size: int, seed: int) -> pl.DataFrame:
         """The training examples in the order they are fed.
 
         Args:
             examples: Renders them.
-            set_order: The sequences are sets (baskets).
             passes: Passes over the interactions.
             batch_size: Examples per optimiser step, over all processes.
             seed: Seed of every choice.
         """
         config = PlanConfig(self.tasks, self.max_history, self.one_per_prefix, passes, batch_size, seed)
         lengths = np.array([len(ids) for ids in examples.prompts.item_token_ids])
-        material = Material(examples.sequences, lengths, set_order, examples.chains)
+        material = Material(examples.sequences, lengths, examples.set_order, examples.chains)
         if self.curriculum:
             return make_curriculum(config, parse_phases(self.curriculum), material)
         return make_plan(config, material)

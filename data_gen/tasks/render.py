@@ -17,9 +17,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from scipy import sparse
 
 from reasonrec.data_gen.clean import neutralise
 from reasonrec.data_gen.tasks.prompts import Example, Prompts
+from reasonrec.tokenizers.collaborative import near_pairs, set_pairs
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.registry import Registry
 
@@ -27,8 +29,14 @@ if TYPE_CHECKING:
     from reasonrec.data_gen.reasoning.traces import Trace
 
 TEXT_TOKENS = 24  # rough length of a title, only used to put examples of similar length together
-FAMILIES = ("alignment", "reasoning")  # modules whose tasks register themselves, in the order of their numbers
+FAMILIES = (
+    "alignment",
+    "reasoning",
+    "companions",
+)  # modules whose tasks register themselves, in the order of their numbers
+PAIR_WINDOW, MOST_COMPANIONS = 5, 20  # of items beside items: places apart, and how many are kept
 COLUMNS = ("task", "source", "start", "stop", "shuffle", "variant")
+Companions = tuple[np.ndarray, np.ndarray]  # items, and the chance of each
 Block = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # source, start, stop, and length in tokens
 
 
@@ -143,6 +151,11 @@ class Material:
         """Tokens of each sequence's first 0, 1, … items."""
         return [np.concatenate([[0], np.cumsum(self.item_lengths[s])]) for s in self.sequences]
 
+    @cached_property
+    def companions(self) -> list[Companions]:
+        """What each item stands beside in the sequences."""
+        return companions(self.sequences, len(self.item_lengths), set_order=self.set_order)
+
     def columns(self, numbers: np.ndarray, block: Sequence[np.ndarray], rng: np.random.Generator) -> dict[str, Any]:
         """The columns of a plan from the numbers of tasks, and source, start, stop and length."""
         source, start, stop, length = block
@@ -165,6 +178,32 @@ class Material:
 def text_bytes(text: str) -> int:
     """Bytes of a text as a prompt has it; a token stands for one at least."""
     return len(neutralise(text).encode())
+
+
+def companions(sequences: Sequence[np.ndarray], n_items: int, *, set_order: bool) -> list[Companions]:
+    """For each item its strongest companions: pairs over the root of both items' counts.
+
+    Args:
+        sequences: Items of each training sequence.
+        n_items: Size of the catalogue.
+        set_order: The sequences are sets.
+
+    Returns:
+        Items, the strongest first, and how likely each is drawn; none for an item that stands beside no other.
+    """
+    items = np.concatenate(sequences)
+    sequence = np.repeat(np.arange(len(sequences)), [len(one) for one in sequences])
+    pairs = set_pairs(items, sequence, n_items) if set_order else near_pairs(items, sequence, n_items, PAIR_WINDOW)
+    scale = sparse.diags_array(np.maximum(np.bincount(items, minlength=n_items), 1) ** -0.5)
+    table = (scale @ pairs @ scale).tocsr()
+    found = []
+    for item in range(n_items):
+        row = slice(table.indptr[item], table.indptr[item + 1])
+        others, strength = table.indices[row], table.data[row]
+        others, strength = others[others != item], strength[others != item]
+        strongest = np.lexsort([others, -strength])[:MOST_COMPANIONS]
+        found.append((others[strongest], strength[strongest] / strength[strongest].sum()))
+    return found
 
 
 def rounds(pool: np.ndarray, size: np.ndarray, count: int | None, rng: np.random.Generator) -> Block:
@@ -194,6 +233,7 @@ class Examples:
         one_per_prefix: Put the loss on the answer alone.
         max_text_tokens: Cut for titles and texts, in tokens.
         chains: The reasoning traces, where there are some.
+        set_order: The sequences are sets (baskets).
     """
 
     prompts: Prompts
@@ -203,6 +243,7 @@ class Examples:
     one_per_prefix: bool = False
     max_text_tokens: int = 48
     chains: Any = None
+    set_order: bool = False
 
     def __call__(self, lines: Mapping[str, Sequence[Any]]) -> dict[str, list[list[int]]]:
         """Render a batch of plan lines: `input_ids`, and `labels` with -100 where there is no loss."""
@@ -213,6 +254,11 @@ class Examples:
     def tasks(self) -> list[Task]:
         """The tasks by their numbers."""
         return list(tasks().values())
+
+    @cached_property
+    def companions(self) -> list[Companions]:
+        """What each item stands beside in the sequences."""
+        return companions(self.sequences, len(self.prompts.item_token_ids), set_order=self.set_order)
 
     @cached_property
     def longest_item(self) -> int:

@@ -16,6 +16,7 @@ from reasonrec.tokenizers.terminal import visible
 
 if TYPE_CHECKING:
     from reasonrec.recipes.policies.base import Policy
+    from reasonrec.recipes.rankers.pool import Pool
 
 _TAGS = ("recommender-system", "reasonrec")
 _CARD = """\
@@ -52,7 +53,7 @@ Or with plain PEFT, on the base model with {rows} embedding rows:
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained({base})
+base = AutoModelForCausalLM.from_pretrained({base}{layers})
 base.resize_token_embeddings({rows})
 model = PeftModel.from_pretrained(base, "path/to/this/folder")
 ```
@@ -77,6 +78,27 @@ def as_code(text: str) -> str:
     fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
     room = " " if text[:1] in "` " or text[-1:] in "` " else ""
     return f"{fence}{room}{text}{room}{fence}".replace("|", "\\|")
+
+
+_EXPERTS = """
+## Experts
+
+What the model says of items is pooled with what {names} say: with the kit, `recommend` hears them, and
+`Recommender.load(…, without=[…])` leaves some out. They know which items go together, and hold no interaction and no
+user. Weights at each level of an answer, fitted on validation cases: {weights}.
+"""
+
+
+def add_experts(folder: Path, pool: Pool) -> None:
+    """Say in a card which experts are heard.
+
+    Args:
+        folder: Folder of the card.
+        pool: The experts and their weights.
+    """
+    path = folder / "README.md"
+    text = _EXPERTS.format(names=", ".join(pool.experts), weights=pool)
+    path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
 
 
 def write_card(folder: Path, setting: Setting, policy: Policy, metrics: Mapping[str, Any]) -> None:
@@ -107,7 +129,9 @@ def write_card(folder: Path, setting: Setting, policy: Policy, metrics: Mapping[
         dataset=policy.catalogue.dataset[:12],
         loss=metrics.get("train_loss", float("nan")),
         plain=_PLAIN_ADAPTER.format(
-            rows=policy.new_tokens[-1] + 1, base=json.dumps(base if is_hub_id else "path/to/the/base/model")
+            layers=f", num_hidden_layers={setting.layers}" if setting.layers else "",
+            rows=policy.new_tokens[-1] + 1,
+            base=json.dumps(base if is_hub_id else "path/to/the/base/model"),
         )
         if adapter and policy.new_tokens
         else "",

@@ -38,6 +38,7 @@ class Setting:
         fingerprint: Fingerprint of the base model's weights.
         policy: Name of the policy.
         policy_options: The policy's own options.
+        layers: How many layers of the base model are used, from the first one on; None for all.
     """
 
     base_model: str
@@ -50,6 +51,7 @@ class Setting:
     fingerprint: str = ""
     policy: str = "semantic_id"
     policy_options: dict[str, Any] = field(default_factory=dict)
+    layers: int | None = None
 
     @classmethod
     def stored(cls, manifest: Manifest) -> Setting:

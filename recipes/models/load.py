@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -151,7 +152,12 @@ def load_tokenizer(reference: str, *, trust_remote_code: bool = False) -> PreTra
 
 
 def load_base(
-    reference: str, *, method: Method, precision: Precision | None = None, trust_remote_code: bool = False
+    reference: str,
+    *,
+    method: Method,
+    precision: Precision | None = None,
+    trust_remote_code: bool = False,
+    layers: int | None = None,
 ) -> PreTrainedModel:
     """Load the causal LM.
 
@@ -160,6 +166,10 @@ def load_base(
         method: `qlora` loads NF4 with double quantisation; `full` loads float32 for training.
         precision: What is computed in, and where; as the hardware is if unset.
         trust_remote_code: Run code that comes with the model; off unless the user asks.
+        layers: Only so many of its layers, from the first one on; all by default.
+
+    Raises:
+        UserError: If it cannot be loaded, or does not have as many layers.
     """
     from transformers import AutoModelForCausalLM
 
@@ -171,11 +181,41 @@ def load_base(
         if precision.device.type != "cpu":
             options["device_map"] = {"": precision.device}
     where = resolve_model(reference)
-    model = _from_pretrained(AutoModelForCausalLM, where, trust_remote_code=trust_remote_code, **options)
+    if layers is not None:
+        options["config"] = _cut_config(where, layers, trust_remote_code)
+    with contextlib.nullcontext() if layers is None else _silent():  # of all weights that are not loaded, a line each
+        model = _from_pretrained(AutoModelForCausalLM, where, trust_remote_code=trust_remote_code, **options)
     model.name_or_path = own_name(reference)  # what an adapter remembers, and publishes: no folder of this machine
     if method == "qlora" and (done := prepare_4bit(model, precision)) and os.environ.get("RANK", "0") == "0":
         say(done)
     return model
+
+
+def _cut_config(where: str, layers: int, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    config = _from_pretrained(AutoConfig, where, trust_remote_code=trust_remote_code)
+    text = config.get_text_config()
+    if layers > text.num_hidden_layers:
+        raise UserError(
+            f"layers={layers}, but model={where} has {text.num_hidden_layers}: lower layers, or leave it out"
+        )
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    return config
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _from_pretrained(auto: Any, path: str, *, trust_remote_code: bool, **options: Any) -> Any:

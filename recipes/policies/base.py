@@ -140,7 +140,13 @@ class Policy(ABC):
     # -- training
 
     def examples(
-        self, train: pl.DataFrame, *, one_per_prefix: bool, traces: Sequence[Trace] = (), mention: Mention = "codes"
+        self,
+        train: pl.DataFrame,
+        *,
+        one_per_prefix: bool,
+        traces: Sequence[Trace] = (),
+        mention: Mention = "codes",
+        set_order: bool = False,
     ) -> Examples:
         """What renders training examples.
 
@@ -149,6 +155,7 @@ class Policy(ABC):
             one_per_prefix: Put the loss on answers alone.
             traces: Reasoning traces, for the tasks that are made of them.
             mention: How their chains name items.
+            set_order: The sequences are sets (baskets).
         """
         titles = self.catalogue.titles
         return Examples(
@@ -158,6 +165,7 @@ class Policy(ABC):
             self.catalogue.texts("category", "brand", joined=" "),
             one_per_prefix,
             chains=TraceChains(self.prompts, titles, traces, mention) if traces else None,
+            set_order=set_order,
         )
 
     @abstractmethod

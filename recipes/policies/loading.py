@@ -48,7 +48,11 @@ def load_fresh(
 ) -> tuple[PreTrainedModel, str]:
     """The base model, made ready for a policy, and the fingerprint of its weights."""
     model = load_base(
-        setting.base_model, method=setting.method, precision=precision, trust_remote_code=trust_remote_code
+        setting.base_model,
+        method=setting.method,
+        precision=precision,
+        trust_remote_code=trust_remote_code,
+        layers=setting.layers,
     )
     policy.start(model)
     return model, fingerprint(setting.base_model)
@@ -92,7 +96,11 @@ def load_trained(
         model = load_base(str(path), method=method, precision=precision, trust_remote_code=trust_remote_code)
     else:
         base = load_base(
-            setting.base_model, method=setting.method, precision=precision, trust_remote_code=trust_remote_code
+            setting.base_model,
+            method=setting.method,
+            precision=precision,
+            trust_remote_code=trust_remote_code,
+            layers=setting.layers,
         )
         check_base(manifest, base, setting, trained, trust_remote_code)
         policy.resize(base)

@@ -18,8 +18,9 @@ from scipy import sparse
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.rankers.base import Ranker
-from reasonrec.recipes.rankers.top_k import chunk_rows, top_k
+from reasonrec.recipes.rankers.top_k import rank_rows, top_k
 from reasonrec.rewards.metrics import flatten, per_row
+from reasonrec.tokenizers.collaborative import near_pairs, set_pairs
 
 EXPONENTS = (0.0, 0.25, 0.5, 0.75)
 
@@ -75,7 +76,7 @@ class _Sparse(ABC):
 
     def rank(self, rows: pl.DataFrame, k: int) -> NDArray[np.int32]:
         """See `Ranker`."""
-        return _rank_sparse(self.scores(rows), rows, k, self.log.popularity)
+        return rank_rows(lambda block: _dense(self.scores(block)), rows, k, self.log.popularity, fill=True)
 
     def score(self, rows: pl.DataFrame, items: NDArray[np.integer]) -> NDArray[np.float64]:
         """See `Ranker`."""
@@ -84,16 +85,10 @@ class _Sparse(ABC):
         return np.where(found == 0, -np.inf, found)
 
 
-def _rank_sparse(
-    scores: sparse.csr_array, rows: pl.DataFrame, k: int, popularity: NDArray[np.int64]
-) -> NDArray[np.int32]:
-    parts = []
-    step = chunk_rows(len(popularity))
-    for start in range(0, rows.height, step):
-        dense = scores[start : start + step].toarray()
-        dense[dense == 0] = -np.inf
-        parts.append(top_k(dense, k, popularity, rows["masked"][start : start + step], fill=True))
-    return np.concatenate(parts) if parts else np.empty((0, k), dtype=np.int32)
+def _dense(scores: sparse.csr_array) -> NDArray[np.float64]:
+    dense: NDArray[np.float64] = scores.toarray()
+    dense[dense == 0] = -np.inf
+    return dense
 
 
 def history_weights(rows: pl.DataFrame, n_items: int, last: int | None, *, decay: bool) -> sparse.csr_array:
@@ -251,32 +246,24 @@ class CoVisitation(_Sparse):
 
     def __post_init__(self) -> None:
         """Count the pairs; the normalisation comes with the ranking, so that tuning counts once."""
-        n = self.log.n_items
-        if self.baskets:
-            size = np.bincount(self.log.sequence)
-            share = 1.0 / np.maximum(size[self.log.sequence] - 1, 1)
-            place, shape = (self.log.sequence, self.log.items), (len(size), n)
-            once = sparse.coo_array((np.ones(len(share)), place), shape=shape).tocsr()
-            shared = sparse.coo_array((share, place), shape=shape).tocsr()
-            together = (shared.T @ once).tolil()
-            together.setdiag(0)
-            self.together = together.tocsr()
-        else:
-            gaps = [(gap, *self.log.pairs(gap)) for gap in range(1, self.window + 1)]
-            weight = np.concatenate([np.full(len(a), 1.0 / gap) for gap, a, _ in gaps])
-            before = np.concatenate([a for _, a, _ in gaps])
-            after = np.concatenate([b for _, _, b in gaps])
-            forward = sparse.coo_array((weight, (before, after)), shape=(n, n)).tocsr()
-            self.together = (forward + forward.T).tocsr()
-        self.together.eliminate_zeros()
+        flat = (self.log.items, self.log.sequence, self.log.n_items)
+        self.together = set_pairs(*flat) if self.baskets else near_pairs(*flat, self.window)
 
     def scores(self, rows: pl.DataFrame, exponent: float | None = None) -> sparse.csr_array:
         """Scores of the items that have one (rows, n_items)."""
-        frequency = np.maximum(self.log.counts, 1).astype(np.float64)
         weights = history_weights(rows, self.log.n_items, None if self.baskets else self.last, decay=not self.baskets)
-        history = sparse.diags_array(frequency**-self.history_exponent)
-        candidate = sparse.diags_array(frequency ** -(self.exponent if exponent is None else exponent))
+        history, candidate = self._normalisers(exponent)
         return (weights @ history @ self.together @ candidate).tocsr()
+
+    def table(self) -> sparse.csr_array:
+        """What one item in the history says for another, before the weight of its place (n_items, n_items)."""
+        history, candidate = self._normalisers()
+        return (history @ self.together @ candidate).tocsr()
+
+    def _normalisers(self, exponent: float | None = None) -> tuple[sparse.dia_array, sparse.dia_array]:
+        frequency = np.maximum(self.log.counts, 1).astype(np.float64)
+        chosen = self.exponent if exponent is None else exponent
+        return sparse.diags_array(frequency**-self.history_exponent), sparse.diags_array(frequency**-chosen)
 
     def tune(self, rows: pl.DataFrame, exponents: Sequence[float] = EXPONENTS, k: int = 10) -> dict[float, float]:
         """Choose the candidate's exponent by HR@k on validation rows, and keep it.
@@ -291,7 +278,11 @@ class CoVisitation(_Sparse):
         """
         tried = {}
         for exponent in exponents:
-            ranking = _rank_sparse(self.scores(rows, exponent), rows, k, self.log.popularity)
+
+            def scores(block: pl.DataFrame, exponent: float = exponent) -> NDArray[np.float64]:
+                return _dense(self.scores(block, exponent))
+
+            ranking = rank_rows(scores, rows, k, self.log.popularity, fill=True)
             tried[float(exponent)] = float(per_row(ranking, rows["target"].to_numpy(), (k,))[f"hr@{k}"].mean())
         self.exponent = max(tried, key=lambda exponent: tried[exponent])
         return tried

@@ -46,16 +46,15 @@ class TextNeighbours:
         vectors = embed_items(fields, {JOINED: 1.0}, encoder, compute=compute)
         return cls(vectors, dataset.items["train_count"].to_numpy().astype(np.int64))
 
-    def _queries(self, rows: pl.DataFrame) -> NDArray[np.float32]:
-        """(rows, dim)."""
+    def scores(self, rows: pl.DataFrame) -> NDArray[np.float32]:
+        """Scores of all items (rows, n_items)."""
         weights = history_weights(rows, len(self.vectors), self.last, decay=True)
-        return np.asarray(weights @ self.vectors, dtype=np.float32)
+        return np.asarray(weights @ self.vectors, dtype=np.float32) @ self.vectors.T
 
     def rank(self, rows: pl.DataFrame, k: int) -> NDArray[np.int32]:
         """See `Ranker`."""
-        return rank_rows(lambda block: self._queries(block) @ self.vectors.T, rows, k, self.popularity)
+        return rank_rows(self.scores, rows, k, self.popularity)
 
-    def score(self, rows: pl.DataFrame, items: NDArray[np.integer]) -> NDArray[np.float64]:
+    def score(self, rows: pl.DataFrame, items: NDArray[np.integer]) -> NDArray[np.float32]:
         """See `Ranker`."""
-        scores: NDArray[np.float64] = np.einsum("rd,rnd->rn", self._queries(rows), self.vectors[items])
-        return scores
+        return np.take_along_axis(self.scores(rows), items.astype(np.int64), axis=1)

@@ -71,7 +71,12 @@ def top_k(
 
 
 def rank_rows(
-    scores: Callable[[pl.DataFrame], ArrayLike], rows: pl.DataFrame, k: int, popularity: ArrayLike
+    scores: Callable[[pl.DataFrame], ArrayLike],
+    rows: pl.DataFrame,
+    k: int,
+    popularity: ArrayLike,
+    *,
+    fill: bool = False,
 ) -> NDArray[np.int32]:
     """Rank the catalogue for held-out rows, some of them at a time.
 
@@ -80,6 +85,7 @@ def rank_rows(
         rows: The rows, with `masked`.
         k: Length of the lists.
         popularity: Train popularity of each item (n_items,).
+        fill: See `top_k`.
 
     Returns:
         Item numbers (rows, k), -1 where a list is shorter.
@@ -88,7 +94,7 @@ def rank_rows(
     step = 4 * chunk_rows(len(np.asarray(popularity)))
     for start in range(0, rows.height, step):
         block = rows[start : start + step]
-        parts.append(top_k(scores(block), k, popularity, block["masked"]))
+        parts.append(top_k(scores(block), k, popularity, block["masked"], fill=fill))
     return np.concatenate(parts)
 
 

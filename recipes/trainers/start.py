@@ -19,7 +19,7 @@ from reasonrec.tokenizers.output import MANIFEST
 
 _TRAINED = ("adapter", "model")
 # What a training that goes on cannot change.
-_AGREED = ("method", "history_prompt", "chat", "system", "max_history", "policy", "policy_options")
+_AGREED = ("method", "history_prompt", "chat", "system", "max_history", "policy", "policy_options", "layers")
 _OF_ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 
 

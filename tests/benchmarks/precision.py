@@ -120,7 +120,7 @@ def time_steps(
     """Seconds of the demo's training steps."""
     policy = demo(options)
     examples = policy.examples(Dataset.load(options.dataset).train, one_per_prefix=False)
-    plan = TaskChoice(max_history=15).plan(examples, set_order=False, passes=0.1, batch_size=8, seed=0)
+    plan = TaskChoice(max_history=15).plan(examples, passes=0.1, batch_size=8, seed=0)
     model = load(options, policy, method, asked)
     if method != "full":
         model = add_adapter(model, policy.new_tokens, LoraSettings(16, 32, 0.0, "all-linear"))

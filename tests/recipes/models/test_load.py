@@ -298,3 +298,18 @@ def test_a_model_trained_in_full_is_saved_whole(tiny_base, tmp_path):
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = some_ids(vocabulary)
     assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_the_first_layers_alone(tiny_base: Path, method, capfd: pytest.CaptureFixture[str]) -> None:
+    precision = choose("fp32", "cpu")
+    whole, cut = (load_base(str(tiny_base), method=method, precision=precision, layers=n).eval() for n in (None, 1))
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        states = whole(input_ids=ids, output_hidden_states=True).hidden_states
+        short = cut(input_ids=ids, output_hidden_states=True).hidden_states
+    assert (len(states), len(short), cut.config.num_hidden_layers) == (3, 2, 1)
+    torch.testing.assert_close(short[1], whole.model.norm(states[1]))  # the last one is behind the norm
+    assert "UNEXPECTED" not in "".join(capfd.readouterr())
+    with pytest.raises(UserError, match=r"layers=3, but model=.* has 2: lower layers, or leave it out"):
+        load_base(str(tiny_base), method=method, layers=3)
