@@ -28,6 +28,7 @@ DATASET = runs/demo/dataset/manifest.json
 INDEX = runs/demo/index/manifest.json
 MODEL = runs/demo/sft/manifest.json
 REINFORCED = runs/demo/grpo/manifest.json
+FUSED = runs/demo/fused/manifest.json
 REPORT = runs/demo/report/manifest.json
 TRACES = runs/demo/traces/manifest.json
 REASONING = runs/demo/reason_sft/manifest.json
@@ -50,6 +51,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(REPORT) $(REASONING_REPORT) ## Run every stage on MovieLens-100K (finished stages are kept)
 	$(LAUNCH) recipes/recommend.py --model runs/demo/reason_sft --user $(DEMO_USER) --mode reasoning --max_chain 64
+	$(LAUNCH) recipes/recommend.py --model runs/demo/fused --user $(DEMO_USER)
 	@printf '\nruns/demo/report/report.html compares the models with their baselines,\n'
 	@printf 'runs/demo/reasoning_report/report.html thinking with not thinking\n'
 
@@ -65,7 +67,10 @@ $(MODEL): | $(INDEX)
 $(REINFORCED): | $(MODEL)
 	$(LAUNCH) recipes/grpo.py --config recipes/configs/demo/grpo.yaml
 
-$(REPORT): | $(REINFORCED)
+$(FUSED): | $(REINFORCED)
+	$(LAUNCH) recipes/fuse.py --config recipes/configs/demo/fuse.yaml
+
+$(REPORT): | $(FUSED)
 	$(LAUNCH) recipes/eval_ranking.py --config recipes/configs/demo/eval.yaml
 
 $(TRACES): | $(REPORT)

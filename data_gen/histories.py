@@ -76,6 +76,12 @@ class UserHistory:
                 shown = [*rows["history"][-1].to_list(), rows["target"][-1]]
         return cls.of(shown, [item for items in had for item in items])
 
+    @staticmethod
+    def to_rows(histories: Sequence[UserHistory]) -> pl.DataFrame:
+        """Rows with the `history` of each, the inverse of `of_rows` but for what is masked."""
+        shown = [history.shown.tolist() for history in histories]
+        return pl.DataFrame({"history": shown}, schema={"history": pl.List(pl.Int32)})
+
     def last(self, n: int) -> UserHistory:
         """Show the last `n` items only; what is masked stays."""
         return replace(self, shown=self.shown[-n:])

@@ -59,6 +59,9 @@ class RecommendConfig:
         default=None,
         metadata={"help": "an adapter's base model (Hub id or folder), if it moved since the training", "path": True},
     )
+    without: list[str] = field(
+        default_factory=list, metadata={"help": "experts of the checkpoint (fuse.py) that are not to be heard"}
+    )
     precision: PrecisionName = field(default="auto", metadata={"help": PRECISION_HELP})
     trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
     device: str | None = field(default=None, metadata={"help": "device; the accelerator if there is one"})
@@ -128,8 +131,11 @@ def main() -> None:
         dtype=config.precision,
         device=config.device,
         trust_remote_code=config.trust_remote_code,
+        without=config.without,
     )
     say(recommender.precision)
+    if recommender.pool is not None and config.mode == "direct":
+        say(f"pooled with {', '.join(recommender.pool.experts)}")
     catalogue = recommender.policy.catalogue
     if config.user is not None:
         history = known_history(training_data(read_manifest(config.model), config.model, config.dataset), config.user)

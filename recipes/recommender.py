@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from reasonrec.data_gen.histories import UserHistory
-from reasonrec.recipes.decoding.search import Found, check_width
-from reasonrec.recipes.decoding.session import UserState
+from reasonrec.recipes.decoding.prior import Prior, Priors
+from reasonrec.recipes.decoding.search import check_width
+from reasonrec.recipes.followed_user import FollowedUser
 from reasonrec.recipes.items import History, ItemIds, Items, named
 from reasonrec.recipes.keys import PrecisionName
 from reasonrec.recipes.models.checkpoint import Setting
@@ -28,11 +29,31 @@ from reasonrec.recipes.policies.context import check_context
 from reasonrec.recipes.policies.inference import Ranking, rank, score
 from reasonrec.recipes.policies.loading import causal_lm, load_trained
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.manifest import Manifest
 from reasonrec.tokenizers.terminal import shown
 from reasonrec.tokenizers.whole import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from reasonrec.recipes.rankers.pool import Pool
+
+
+def load_pool(path: Path, manifest: Manifest, policy: Policy, without: Sequence[str] = ()) -> Pool | None:
+    """The experts of a checkpoint, if it has some; only then is what they need imported.
+
+    Args:
+        path: Its folder.
+        manifest: Its manifest.
+        policy: Its policy.
+        without: Experts that are not to be heard.
+    """
+    if "pool" not in manifest.facts and not without:
+        return None
+    from reasonrec.recipes.rankers.pool import Pool
+
+    popularity = policy.catalogue.items["train_count"].to_numpy().astype(np.int64)
+    return Pool.load(path, manifest.facts, popularity, policy.answers.longest, without)
 
 
 class Recommender:
@@ -44,15 +65,22 @@ class Recommender:
         setting: What it was trained with.
         precision: What it computes in, and why; None if the model was not loaded here.
         items: Raw ids to item numbers, and back.
+        pool: Experts that are heard beside the model (`recipes/fuse.py`), if the checkpoint has some.
 
     Raises:
         UserError: If the model does not see a prompt of `max_history` items.
     """
 
     def __init__(
-        self, policy: Policy, model: PreTrainedModel, setting: Setting, precision: Precision | None = None
+        self,
+        policy: Policy,
+        model: PreTrainedModel,
+        setting: Setting,
+        precision: Precision | None = None,
+        pool: Pool | None = None,
     ) -> None:
         self.policy = policy
+        self.pool = pool
         self.setting = setting
         self.precision = precision
         self.model = causal_lm(model)
@@ -70,8 +98,9 @@ class Recommender:
         dtype: torch.dtype | PrecisionName | None = None,
         device: str | None = None,
         trust_remote_code: bool = False,
+        without: Sequence[str] = (),
     ) -> Recommender:
-        """Load what `recipes/sft.py` wrote.
+        """Load what `recipes/sft.py`, `recipes/grpo.py` or `recipes/fuse.py` wrote.
 
         Args:
             path: Folder of the adapter or model.
@@ -80,10 +109,11 @@ class Recommender:
             dtype: A dtype or its name (bf16, fp16, fp32); what the hardware is fast in if unset.
             device: Overrides the device (the accelerator if there is one).
             trust_remote_code: Run code that comes with the model or its base; nothing in the folder turns this on.
+            without: Experts of the checkpoint that are not to be heard.
 
         Raises:
-            UserError: If the base model is not that of the training; the message names the hashes and the command that
-                mends it.
+            UserError: If the base model is not that of the training (the message names the hashes and the command that
+                mends it), or there is no such expert.
         """
         (policy, model, setting, manifest), precision = load_finite(
             lambda chosen: load_trained(
@@ -97,7 +127,7 @@ class Recommender:
         )
         if setting.method != "qlora" or manifest.kind == "model":
             model = model.to(precision.device)
-        return cls(policy, model, setting, precision)
+        return cls(policy, model, setting, precision, load_pool(Path(path), manifest, policy, without))
 
     def prompts(self, histories: Sequence[History]) -> list[list[int]]:
         """Token ids of the prompt of each history, in direct mode."""
@@ -193,6 +223,8 @@ class Recommender:
         batch_size: int = 16,
         strict: bool = False,
         progress: bool = False,
+        pooled: bool = True,
+        heard: Sequence[History] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rank items for each history.
 
@@ -210,6 +242,9 @@ class Recommender:
             batch_size: Histories read at a time; it does not change the result.
             strict: Refuse unknown items and empty histories instead of warning about them.
             progress: Show a progress bar.
+            pooled: Hear the experts of the checkpoint, if it has some. Log-probabilities are then those among the
+                items that may be recommended; the model alone gives some of its probability to the others, too.
+            heard: Histories that the experts are told instead, for a control.
 
         Returns:
             Item numbers (users, k), -1 where fewer are allowed, and their log-probabilities (users, k).
@@ -227,7 +262,8 @@ class Recommender:
         known = self.known(histories, strict=strict)
         excluded = self.excluded(known, repeats, exclude)
         how = Ranking(k, num_beams, exact, batch_size, "recommending" if progress else None)
-        found = rank(self.policy, self.model, self.prompts(known), how, exclude=excluded)
+        priors = self.priors(known if heard is None else self.known(heard), excluded) if pooled else None
+        found = rank(self.policy, self.model, self.prompts(known), how, exclude=excluded, priors=priors)
         unproven = int((~found.proven).sum())
         if exact and unproven:
             warnings.warn(
@@ -237,18 +273,44 @@ class Recommender:
             )
         return found.items, found.scores
 
+    def priors(self, histories: Sequence[UserHistory], exclude: Sequence[np.ndarray] | None) -> Priors | None:
+        """What the checkpoint's experts say to users, by their numbers; None if it has none.
+
+        Args:
+            histories: The users' histories.
+            exclude: For each the items that must not appear.
+        """
+        if (pool := self.pool) is None:
+            return None
+        tree, device = self.policy.answers.tree, self.model.device
+
+        def of(users: NDArray[np.int64]) -> Prior:
+            excluded = None if exclude is None else [exclude[user] for user in users]
+            return pool.prior(tree, UserHistory.to_rows([histories[user] for user in users]), excluded, device)
+
+        return of
+
     def score(
-        self, histories: Sequence[History], items: Sequence[Items] | NDArray[Any], *, batch_size: int = 16
+        self,
+        histories: Sequence[History],
+        items: Sequence[Items] | NDArray[Any],
+        *,
+        repeats: bool | None = None,
+        batch_size: int = 16,
+        pooled: bool = True,
     ) -> NDArray[np.float32]:
-        """Log-probabilities of given items, masked ones included, without a search.
+        """Log-probabilities of given items without a search.
 
         Args:
             histories: Everything each user had, as for `recommend`.
             items: For each history equally many items, raw ids or numbers.
+            repeats: As for `recommend`; of no matter to the model alone, which scores what is masked as well.
             batch_size: Histories read at a time; it does not change the result.
+            pooled: As for `recommend`.
 
         Returns:
-            (users, n) log-probabilities; those of the whole catalogue would sum to one.
+            (users, n) log-probabilities; those of the whole catalogue would sum to one. With experts, what is masked
+            has none (-inf).
 
         Raises:
             UserError: If an item is not in the catalogue, stands twice in a list, or lists and histories do not fit.
@@ -263,7 +325,8 @@ class Recommender:
                 "long, with different items"
             )
         wanted = np.array(given, dtype=np.int64).reshape(len(known), sizes.pop())
-        return score(self.policy, self.model, self.prompts(known), wanted, batch_size=batch_size)
+        priors = self.priors(known, self.excluded(known, repeats, None)) if pooled else None
+        return score(self.policy, self.model, self.prompts(known), wanted, batch_size=batch_size, priors=priors)
 
     def state(self, history: History = (), *, num_beams: int = 50, repeats: bool | None = None) -> FollowedUser:
         """Follow one user: items can be appended without reading the history again.
@@ -283,73 +346,3 @@ class Recommender:
             UserError: If an item is not in the catalogue.
         """
         return FollowedUser(self, self.items.history(history), num_beams=num_beams, masks=self.masks(repeats))
-
-
-class FollowedUser:
-    """A user whose history grows; see `Recommender.state`.
-
-    Args:
-        recommender: Who recommends.
-        history: What the user had so far.
-        num_beams: Width of the widest search.
-        masks: Whether what the user had is never recommended.
-
-    Attributes:
-        history: What the user had, and what of it is shown.
-
-    Raises:
-        UserError: If an item is not in the catalogue.
-    """
-
-    def __init__(self, recommender: Recommender, history: UserHistory, *, num_beams: int, masks: bool) -> None:
-        self._recommender, self._masks = recommender, masks
-        prompts = recommender.policy.prompts
-        head, tail = prompts.direct_parts()
-        self._state = UserState(
-            recommender.model,
-            recommender.policy.answers,
-            head=head,
-            tail=tail,
-            max_history=recommender.setting.max_history,
-            longest_item=max(map(len, prompts.item_token_ids)),
-            num_beams=num_beams,
-        )
-        self.history = UserHistory(history.shown[:0], history.masked)
-        for item in history.shown:
-            self.append(int(item))
-
-    @property
-    def tokens_read(self) -> int:
-        """Tokens of prompts that the model has read for this user."""
-        return self._state.tokens_read
-
-    def append(self, item: int | str) -> None:
-        """Append an item (its number, or its raw id) to the history; it is read at the next search.
-
-        Raises:
-            UserError: If it is not in the catalogue.
-        """
-        policy, given = self._recommender.policy, item
-        n_items = policy.catalogue.n_items
-        item = int(self._recommender.items.find([given])[0])
-        if not 0 <= item < n_items:
-            raise UserError(f"item {named(given)} is not in the catalogue, which has 0..{n_items - 1}")
-        self._state.append(policy.prompts.item_token_ids[item])
-        self.history = self.history.then(item)
-
-    def search(
-        self, *, k: int, num_beams: int | None = None, exclude: Sequence[Items] | None = None, exact: bool = True
-    ) -> Found:
-        """Items for the history so far.
-
-        Args:
-            k: Items to return.
-            num_beams: Width of the search, at most the state's.
-            exclude: One list of further items that must not appear.
-            exact: See `Recommender.recommend`.
-
-        Returns:
-            Items and scores (1, k).
-        """
-        excluded = self._recommender.excluded([self.history], not self._masks, exclude)
-        return self._state.search(k=k, num_beams=num_beams, exclude=excluded, exact=exact)

@@ -53,14 +53,14 @@ KINDS = {
     "traces": Files(("train.parquet", "valid.parquet"), ("report.json",)),
     "adapter": Files(
         ("adapter_config.json", "adapter_model.safetensors", "catalogue.parquet"),
-        ("index.safetensors", "policy.safetensors", *_TOKENIZER, "*.py"),
+        ("index.safetensors", "policy.safetensors", "expert_*.safetensors", *_TOKENIZER, "*.py"),
         ("train_metrics.json",),
     ),
     "model": Files(
         ("config.json", "model.safetensors|model.safetensors.index.json", "catalogue.parquet"),
         (
-            *("index.safetensors", "policy.safetensors", "model-*.safetensors", "generation_config.json"),
-            *(*_TOKENIZER, "*.py"),
+            *("index.safetensors", "policy.safetensors", "expert_*.safetensors", "model-*.safetensors"),
+            *("generation_config.json", *_TOKENIZER, "*.py"),
         ),
         ("train_metrics.json",),
     ),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from reasonrec.recipes.decoding.backbone import last_hidden
 from reasonrec.recipes.decoding.prefix import Prefix, padded, read
+from reasonrec.recipes.decoding.prior import Prior, Tree
 from reasonrec.recipes.decoding.search import Exclude, Found
 from reasonrec.recipes.decoding.shared_prefix import shared_hidden
 
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
     from reasonrec.recipes.decoding.sample import Sampler, Step
 
 Scored = tuple[Tensor, Tensor, Tensor]  # log-probability, entropy, and whether it is the most probable: (n,) each
+
+
+class Choices(NamedTuple):
+    """What an item was chosen from, token by token.
+
+    Attributes:
+        log_probs: (rows, levels, width) of the nodes that could follow; -inf where there is none.
+        node: (rows, levels, width) these nodes, -1 where there is none.
+    """
+
+    log_probs: Tensor
+    node: Tensor
 
 
 class Answers(ABC):
@@ -71,6 +84,7 @@ class Answers(ABC):
         exclude: Exclude | None = None,
         exact: bool = False,
         chains: int = 1,
+        prior: Prior | None = None,
     ) -> Found:
         """The most probable items of the catalogue.
 
@@ -82,19 +96,36 @@ class Answers(ABC):
             exclude: For each user the items that must not appear.
             exact: Search on until the list is proven; of one chain only.
             chains: Chains of each user; an item's score is the log of its mean probability behind them.
+            prior: What the model is pooled with, behind one chain; it knows what is excluded.
         """
 
     @abstractmethod
-    def score(self, model: PreTrainedModel, prefix: Prefix, items: Tensor) -> Tensor:
+    def score(self, model: PreTrainedModel, prefix: Prefix, items: Tensor, prior: Prior | None = None) -> Tensor:
         """Log-probabilities of given items.
 
         Args:
             model: The model that read the prefix.
             prefix: Prompts, with `scored_room` slots left.
             items: (rows, n) item numbers, each at most once per row; -1 is no item.
+            prior: What the model is pooled with; an excluded item then has no probability.
 
         Returns:
             (rows, n) float32, -inf for no item.
+        """
+
+    @property
+    @abstractmethod
+    def tree(self) -> Tree:
+        """The answers of all items, on the model's device."""
+
+    @abstractmethod
+    def choices(self, model: PreTrainedModel, prefix: Prefix, items: Tensor) -> Choices:
+        """What each token of an item's answer was chosen from.
+
+        Args:
+            model: The model that read the prefix.
+            prefix: Prompts, with `scored_room(1)` slots left.
+            items: (rows,) item numbers.
         """
 
     @abstractmethod

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from reasonrec.recipes.decoding.prior import Prior
 from reasonrec.tokenizers.constrain import legal_log_probs
 from reasonrec.tokenizers.trie import Trie
 
@@ -81,6 +82,7 @@ def choose(
     keep: int,
     normaliser: Tensor | None = None,
     excluded: Tensor | None = None,
+    prior: Prior | None = None,
 ) -> Choice:
     """Keep the best among the legal continuations of the prefixes read last, and what waits beside them.
 
@@ -95,12 +97,16 @@ def choose(
         keep: Beams to keep.
         normaliser: (rows, beams) what to subtract from logits; None normalises over the legal codes.
         excluded: What `trie.excluded_ranks` returned.
+        prior: What the model is pooled with; not with a `normaliser`.
     """
     child, column = trie.children(read.node, width)  # (rows, beams, width)
     if normaliser is None:
         gain = legal_log_probs(logits, child, column)
     else:
         gain = (logits.gather(-1, column) - normaliser[..., None]).masked_fill(child < 0, -torch.inf)
+    is_nan = gain.isnan().any()
+    if prior is not None:
+        gain = prior.pooled(gain, child, read.level)
     total = (read.score[..., None] + gain).masked_fill(~trie.allowed(child, excluded), -torch.inf).flatten(1)
     n_new = total.shape[1]
     every = torch.cat([total, waiting.score], 1)
@@ -120,7 +126,7 @@ def choose(
     beams = replace(beams, node=torch.where(real, beams.node, -1), item=torch.where(real, beams.item, -1))
     unfinished = real & (beams.item < 0)
     enough = promised(trie, beams, unfinished, excluded, sums_up=normaliser is None, k=k)
-    return Choice(beams, unfinished & (score >= enough[:, None]), lost, gain.isnan().any())
+    return Choice(beams, unfinished & (score >= enough[:, None]), lost, is_nan)
 
 
 def promised(

@@ -28,6 +28,7 @@ from torch import Tensor
 from reasonrec.recipes.decoding.backbone import all_done
 from reasonrec.recipes.decoding.beams import Beams, choose
 from reasonrec.recipes.decoding.prefix import Prefix, forward, read
+from reasonrec.recipes.decoding.prior import Prior
 from reasonrec.tokenizers.constrain import check_vocabulary
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.rows import code_logits, log_normaliser
@@ -145,6 +146,7 @@ def search(
     excluded: Tensor | None = None,
     exact: bool = False,
     full_vocabulary: bool = False,
+    prior: Prior | None = None,
 ) -> Found:
     """`beam_search` behind what was read before; the prefix can be searched, scored or extended again afterwards.
 
@@ -158,6 +160,7 @@ def search(
         excluded: What `trie.excluded_ranks` returned.
         exact: See `beam_search`.
         full_vocabulary: See `beam_search`.
+        prior: What the model is pooled with; probabilities are then those of the pool, given "not excluded".
     """
     check_vocabulary(trie, vocabulary)
     k, num_beams = check_width(k, num_beams)
@@ -183,6 +186,7 @@ def search(
             keep=num_beams * patience,
             normaliser=log_normaliser(model, hidden) if full_vocabulary else None,
             excluded=excluded,
+            prior=prior,
         )
         lost = lost.maximum(best.lost)
         # The only time a step waits for the device.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from reasonrec.recipes.decoding.prefix import Prefix, check_searchable, extend, read
+from reasonrec.recipes.decoding.prior import Prior
 from reasonrec.recipes.decoding.search import MAX_BEAMS, Exclude, Found, check_width
 from reasonrec.tokenizers.whole import whole
 
@@ -77,7 +78,13 @@ class UserState:
             self._pending.extend(token_ids)
 
     def search(
-        self, *, k: int, num_beams: int | None = None, exclude: Exclude | None = None, exact: bool = True
+        self,
+        *,
+        k: int,
+        num_beams: int | None = None,
+        exclude: Exclude | None = None,
+        exact: bool = True,
+        prior: Prior | None = None,
     ) -> Found:
         """Items for the history so far.
 
@@ -86,6 +93,7 @@ class UserState:
             num_beams: Width of the search, at most the state's.
             exclude: One list of items that must not appear.
             exact: See `Answers.rank`.
+            prior: See `Answers.rank`.
 
         Returns:
             Items and scores (1, k), as for the whole prompt.
@@ -113,7 +121,7 @@ class UserState:
         self._pending = []
         keep = prefix.length - len(self._tail)
         self._stem = Prefix(prefix.cache, prefix.seen[:, :keep], prefix.position - len(self._tail), prefix.hidden)
-        return self._answers.rank(self._model, prefix, k=k, width=beams, exclude=exclude, exact=exact)
+        return self._answers.rank(self._model, prefix, k=k, width=beams, exclude=exclude, exact=exact, prior=prior)
 
     def _ids(self, tokens: Sequence[int]) -> torch.Tensor:
         return torch.tensor([list(tokens)], device=self._model.device)

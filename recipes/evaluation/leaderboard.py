@@ -17,6 +17,8 @@ from reasonrec.recipes.rankers import baselines, sasrec
 from reasonrec.recipes.rankers.base import Controlled, Ranker, Thinks
 from reasonrec.recipes.rankers.fused import Fused
 from reasonrec.recipes.rankers.model import ModelRanker
+from reasonrec.recipes.rankers.pool import ExpertsOnly
+from reasonrec.recipes.rankers.pooled import controls
 from reasonrec.recipes.rankers.reasoning import Reasoner, ReasoningRanker, Thinking
 from reasonrec.recipes.rankers.text import TextNeighbours
 from reasonrec.recipes.rankers.top_k import KS
@@ -100,7 +102,7 @@ class Table:
         """A trained model, compared with those before it that rank at once, and its controls.
 
         Another user's history is left out where the model that this one started from stands in the table: it was asked
-        there.
+        there. One with experts is ranked with them, and, unless that model stands in the table, without.
 
         Args:
             path: Its folder.
@@ -120,6 +122,10 @@ class Table:
             reasoner = Reasoner(recommender, max(KS), options.num_beams, options.batch_size, progress=True)
             ranker = ReasoningRanker(reasoner, thinking, f"{name}, {chains}, beam {options.num_beams}")
             again = False
+        if isinstance(ranker, ModelRanker) and recommender.pool is not None:
+            self._add_pooled(ranker, before)
+            if again:
+                return
         self._add(ranker, DIRECT if thinking is None else REASONING, note)
         self.claims += [(ranker.name, other) for other in before]
         if options.control and not again and isinstance(ranker, Controlled):
@@ -132,6 +138,16 @@ class Table:
             fused = self._fuse([*self._experts, ranker], f"fused with {name}")
             self._add(fused, DIRECT, str(fused))
             self.claims += [(fused.name, self._fused.name), (fused.name, ranker.name)]
+
+    def _add_pooled(self, alone: ModelRanker, before: list[str]) -> None:
+        """A model with its experts, compared with what stands in the table, and with the same without it."""
+        pooled = replace(alone, name=f"{alone.name}, with its experts", pooled=True)
+        self._add(pooled, DIRECT, str(pooled.recommender.pool))
+        self.claims += [(pooled.name, other) for other in before]
+        if self.options.control:
+            for control, what in controls(pooled, self.dataset, seed=self.options.seed):
+                self._add(control, BASELINE if isinstance(control, ExpertsOnly) else CONTROL, what)
+                self.claims.append((pooled.name, control.name))
 
     def _direct(self, recommender: Recommender, name: str) -> ModelRanker:
         options = self.options

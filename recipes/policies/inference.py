@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from reasonrec.recipes.decoding.answers import Choices
 from reasonrec.recipes.decoding.prefix import Prefix
+from reasonrec.recipes.decoding.prior import Priors
 from reasonrec.recipes.decoding.sample import Sampler, noise, write_chains
 from reasonrec.recipes.decoding.search import Exclude
 from reasonrec.recipes.policies.base import Policy
@@ -70,6 +72,7 @@ def rank(
     *,
     exclude: Exclude | None = None,
     chains: int = 1,
+    priors: Priors | None = None,
 ) -> Ranked:
     """Rank the catalogue behind prompts that end with the begin marker.
 
@@ -80,6 +83,7 @@ def rank(
         how: How lists are made.
         exclude: For each user the items that must not appear.
         chains: Prompts of each user, whose judgements are averaged.
+        priors: What the model is pooled with, for the users with given numbers; of one prompt each.
     """
 
     def read(users: NDArray[np.int64]) -> Prefix:
@@ -87,7 +91,7 @@ def rank(
         return policy.answers.read(model, rows, policy.pad_id, policy.answers.room(how.width, chains))
 
     lengths = [len(prompts[i]) for i in range(0, len(prompts), chains)]
-    return _ranked(policy, model, lengths, read, how, exclude, chains)
+    return _ranked(policy, model, lengths, read, how, exclude, chains, priors)
 
 
 def reason(
@@ -146,6 +150,7 @@ def _ranked(
     how: Ranking,
     exclude: Exclude | None,
     chains: int,
+    priors: Priors | None = None,
 ) -> Ranked:
     users = len(lengths)
     found = Ranked(
@@ -162,6 +167,7 @@ def _ranked(
             exclude=None if exclude is None else [exclude[user] for user in chunk],
             exact=how.exact,
             chains=chains,
+            prior=None if priors is None else priors(chunk),
         )
         found.items[chunk] = best.items.cpu().numpy()
         found.scores[chunk] = best.scores.float().cpu().numpy()
@@ -178,6 +184,7 @@ def score(
     *,
     batch_size: int = 16,
     progress: str | None = None,
+    priors: Priors | None = None,
 ) -> NDArray[np.float32]:
     """Log-probabilities of given items behind prompts that end with the begin marker.
 
@@ -188,6 +195,7 @@ def score(
         items: (prompts, n) item numbers, each at most once per row.
         batch_size: Prompts read at a time; it does not change the result.
         progress: What a progress bar says; none without it.
+        priors: What the model is pooled with, for the prompts with given numbers.
 
     Returns:
         (prompts, n).
@@ -197,8 +205,38 @@ def score(
     for chunk in _batches(list(map(len, prompts)), batch_size, progress):
         prefix = policy.answers.read(model, [prompts[row] for row in chunk], policy.pad_id, room)
         wanted = torch.as_tensor(items[chunk].astype(np.int64), device=model.device)
-        scores[chunk] = policy.answers.score(model, prefix, wanted).float().cpu().numpy()
+        prior = None if priors is None else priors(chunk)
+        scores[chunk] = policy.answers.score(model, prefix, wanted, prior).float().cpu().numpy()
     return scores
+
+
+@torch.no_grad()
+def choices(
+    policy: Policy,
+    model: PreTrainedModel,
+    prompts: Sequence[Prompt],
+    items: NDArray[np.integer],
+    *,
+    batch_size: int = 16,
+    progress: str | None = None,
+) -> Iterator[tuple[NDArray[np.int64], Choices]]:
+    """What each token of an item was chosen from, batch by batch.
+
+    Args:
+        policy: How the model reads and answers.
+        model: Causal LM below PEFT's wrapper, in evaluation mode.
+        prompts: Token ids, which end with the begin marker.
+        items: (prompts,) item behind each.
+        batch_size: Prompts read at a time.
+        progress: What a progress bar says; none without it.
+
+    Yields:
+        Numbers of prompts, and their choices.
+    """
+    room = policy.answers.scored_room(1)
+    for chunk in _batches(list(map(len, prompts)), batch_size, progress):
+        prefix = policy.answers.read(model, [prompts[row] for row in chunk], policy.pad_id, room)
+        yield chunk, policy.answers.choices(model, prefix, torch.as_tensor(items[chunk], device=model.device).long())
 
 
 def _batches(lengths: Sequence[int], size: int, progress: str | None) -> tqdm[NDArray[np.int64]]:

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from reasonrec.data_gen.tasks.prompts import Prompter, Prompts
-from reasonrec.recipes.decoding.answers import Answers, Scored
+from reasonrec.recipes.decoding.answers import Answers, Choices, Scored
 from reasonrec.recipes.decoding.backbone import all_done
 from reasonrec.recipes.decoding.merge_chains import chains_room, search_chains
 from reasonrec.recipes.decoding.prefix import Prefix
+from reasonrec.recipes.decoding.prior import Prior, Tree
 from reasonrec.recipes.decoding.sample import Sampler, Step, check_finite, draw
-from reasonrec.recipes.decoding.score import score_items
+from reasonrec.recipes.decoding.score import read_prefixes, score_items
 from reasonrec.recipes.decoding.search import Exclude, Found, search, search_room
 from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.models.load import add_code_rows, resize
@@ -131,10 +132,11 @@ class CodeAnswers(Answers):
     def __init__(self, trie: Trie, vocabulary: Vocabulary) -> None:
         self.trie, self.vocabulary = trie, vocabulary
         self.begin_id, self.longest = vocabulary.begin_id, trie.depth
+        self._tree: Tree | None = None
 
     def to(self, device: torch.device | str) -> None:
         """See `Answers`."""
-        self.trie = self.trie.to(device)
+        self.trie, self._tree = self.trie.to(device), None
 
     def room(self, width: int, chains: int = 1) -> int:
         """Slots for the beams, and behind several chains for scoring what any of them proposed."""
@@ -154,6 +156,7 @@ class CodeAnswers(Answers):
         exclude: Exclude | None = None,
         exact: bool = False,
         chains: int = 1,
+        prior: Prior | None = None,
     ) -> Found:
         """The item search; behind several chains, what each of them finds."""
         if chains > 1 or width < k:  # a list longer than what a chain proposes
@@ -161,11 +164,35 @@ class CodeAnswers(Answers):
                 model, self.trie, self.vocabulary, prefix, chains=chains, k=k, num_beams=width, exclude=exclude
             )
         excluded = None if exclude is None else self.trie.excluded_ranks(exclude)
-        return search(model, self.trie, self.vocabulary, prefix, k=k, num_beams=width, excluded=excluded, exact=exact)
+        return search(
+            model,
+            self.trie,
+            self.vocabulary,
+            prefix,
+            k=k,
+            num_beams=width,
+            excluded=excluded,
+            exact=exact,
+            prior=prior,
+        )
 
-    def score(self, model: PreTrainedModel, prefix: Prefix, items: Tensor) -> Tensor:
+    def score(self, model: PreTrainedModel, prefix: Prefix, items: Tensor, prior: Prior | None = None) -> Tensor:
         """See `Answers`."""
-        return score_items(model, self.trie, self.vocabulary, prefix, items)
+        return score_items(model, self.trie, self.vocabulary, prefix, items, prior=prior)
+
+    @property
+    def tree(self) -> Tree:
+        """The trie without its codes."""
+        if self._tree is None:
+            everything = torch.arange(self.trie.n_items, device=self.trie.offsets.device)
+            self._tree = Tree(self.trie.paths(everything), self.trie.n_nodes)
+        return self._tree
+
+    def choices(self, model: PreTrainedModel, prefix: Prefix, items: Tensor) -> Choices:
+        """See `Answers`; where one item is left, nothing is chosen."""
+        read = read_prefixes(model, self.trie, self.vocabulary, prefix, items[:, None])
+        log_probs = legal_log_probs(code_logits(model, read.hidden, self.vocabulary), read.child, read.column)
+        return Choices(log_probs, read.child)
 
     def write(self, lanes: Lanes, sampler: Sampler, uniform: Tensor | None, steps: list[Step]) -> Tensor:
         """Draw code by code; those without an alternative are nobody's choice."""

@@ -32,6 +32,7 @@ class ModelRanker:
         exhaustive: Score the whole catalogue instead.
         batch_size: Cases read at a time.
         progress: Show a progress bar.
+        pooled: Hear the experts of the checkpoint.
     """
 
     recommender: Recommender
@@ -41,30 +42,43 @@ class ModelRanker:
     exhaustive: bool = False
     batch_size: int = 16
     progress: bool = False
+    pooled: bool = False
 
     def rank(self, rows: pl.DataFrame, k: int) -> NDArray[np.int64]:
         """See `Ranker`."""
-        return self._rank(UserHistory.of_rows(rows), k, repeats=may_repeat(rows))
+        return self.rank_read(UserHistory.of_rows(rows), rows, k)
 
-    def _rank(self, histories: list[UserHistory], k: int, *, repeats: bool) -> NDArray[np.int64]:
+    def rank_read(self, histories: list[UserHistory], rows: pl.DataFrame, k: int) -> NDArray[np.int64]:
+        """`rank`, with what the model is to read in place of the rows' histories; experts hear these."""
         return self.recommender.recommend(
             histories,
             k=k,
             num_beams=self.num_beams,
             exact=self.exact,
             exhaustive=self.exhaustive,
-            repeats=repeats,
+            repeats=may_repeat(rows),
             batch_size=self.batch_size,
             progress=self.progress,
+            pooled=self.pooled,
+            heard=UserHistory.of_rows(rows) if self.pooled else None,
         )[0]
 
     def score(self, rows: pl.DataFrame, items: NDArray[np.integer]) -> NDArray[np.float32]:
         """See `Ranker`: log-probabilities; a whole catalogue is faster to search than to score item by item."""
         users, n_items = UserHistory.of_rows(rows), self.recommender.policy.catalogue.n_items
-        if items.shape[1] < n_items:
-            return self.recommender.score(users, items, batch_size=self.batch_size)
+        if self.pooled or items.shape[1] < n_items:
+            repeats = may_repeat(rows)
+            return self.recommender.score(
+                users, items, repeats=repeats, batch_size=self.batch_size, pooled=self.pooled
+            )
         found, scores = self.recommender.recommend(
-            users, k=n_items, exhaustive=True, repeats=True, batch_size=self.batch_size, progress=self.progress
+            users,
+            k=n_items,
+            exhaustive=True,
+            repeats=True,
+            batch_size=self.batch_size,
+            progress=self.progress,
+            pooled=False,
         )
         everything = np.empty((len(users), n_items), dtype=np.float32)
         np.put_along_axis(everything, found, scores, axis=1)
@@ -94,12 +108,15 @@ class OtherHistory:
 
     def rank(self, rows: pl.DataFrame, k: int) -> NDArray[np.int64]:
         """See `Ranker`."""
-        return self.ranker._rank(self._strangers(rows), k, repeats=may_repeat(rows))
+        return self.ranker.rank_read(strangers(rows, self.seed), rows, k)
 
     def score(self, rows: pl.DataFrame, items: NDArray[np.integer]) -> NDArray[np.float32]:
         """See `Ranker`."""
-        return self.ranker.recommender.score(self._strangers(rows), items, batch_size=self.ranker.batch_size)
+        histories, ranker = strangers(rows, self.seed), self.ranker
+        return ranker.recommender.score(histories, items, batch_size=ranker.batch_size, pooled=False)
 
-    def _strangers(self, rows: pl.DataFrame) -> list[UserHistory]:
-        donors = zip(UserHistory.of_rows(rows), other_histories(rows, self.seed), strict=True)
-        return [replace(own, shown=np.asarray(shown)) for own, shown in donors]
+
+def strangers(rows: pl.DataFrame, seed: int) -> list[UserHistory]:
+    """Another user's history for each case, behind the case's own mask."""
+    donors = zip(UserHistory.of_rows(rows), other_histories(rows, seed), strict=True)
+    return [replace(own, shown=np.asarray(shown)) for own, shown in donors]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -238,6 +238,31 @@ def fit(dataset: Dataset, config: SasrecConfig | None = None, *, device: str = "
     network.requires_grad_(False)
     model.seconds = time.perf_counter() - began
     return model
+
+
+def restore(state: Mapping[str, Tensor], config: SasrecConfig, popularity: NDArray[np.int64]) -> Sasrec:
+    """A model that was trained before.
+
+    Args:
+        state: `Sasrec.network.state_dict()`.
+        config: What it was trained with.
+        popularity: Train popularity of each item (n_items,).
+
+    Raises:
+        ValueError: If a tensor is missing, of another shape, or not finite.
+    """
+    if config.layers > len(state):
+        raise ValueError(f"{config.layers} layers of {len(state)} tensors")
+    try:
+        with torch.device("meta"):  # nothing is allocated that the tensors do not fill
+            network = _Network(len(popularity), config)
+        network.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    if (bad := bad_tensor(trained_tensors(network))) is not None:
+        raise ValueError(bad)
+    network.eval().requires_grad_(False)
+    return Sasrec(network, config, popularity)
 
 
 def tune(

@@ -14,6 +14,7 @@ import pytest
 from reasonrec.data_gen.readers.base import READERS as readers
 from reasonrec.recipes.args import parse
 from reasonrec.recipes.eval_ranking import EvalConfig
+from reasonrec.recipes.fuse import FuseConfig
 from reasonrec.recipes.grpo import GrpoStage
 from reasonrec.recipes.index_items import IndexConfig
 from reasonrec.recipes.keys import RULES, Key, keys_of
@@ -26,7 +27,17 @@ from reasonrec.recipes.trainers.keys import inherited
 from reasonrec.tokenizers.errors import UserError
 
 READERS = tuple(readers.entries().values())  # their options are keys of prepare
-STAGES = (PrepareConfig, *READERS, IndexConfig, SynthesizeConfig, SftStage, GrpoStage, EvalConfig, RecommendConfig)
+STAGES = (
+    PrepareConfig,
+    *READERS,
+    IndexConfig,
+    SynthesizeConfig,
+    SftStage,
+    GrpoStage,
+    FuseConfig,
+    EvalConfig,
+    RecommendConfig,
+)
 
 
 @dataclass
@@ -157,7 +168,7 @@ def test_a_home_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 TEXT = {
     "source", "name", "separator", "quote_char", "valid_from", "test_from", "interaction_columns", "item_columns",
     "tasks", "curriculum", "endpoint", "api_key_env", "device", "history_prompt", "system", "lora_target_modules",
-    "user", "history", "quantizer", "quantizer_options", "policy", "policy_options", "algorithm", "algorithm_options",
+    "experts", "without", "user", "history", "quantizer", "quantizer_options", "policy", "policy_options", "algorithm", "algorithm_options",
     # of TRL and transformers
     "lr_scheduler_type", "lr_scheduler_kwargs", "optim_args", "activation_checkpointing_kwargs",
     "torch_compile_backend", "torch_compile_mode", "liger_kernel_config", "include_num_input_tokens_seen", "log_level",

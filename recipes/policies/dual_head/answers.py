@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from reasonrec.recipes.decoding.answers import Answers, Scored
+from reasonrec.recipes.decoding.answers import Answers, Choices, Scored
 from reasonrec.recipes.decoding.attention import as_taken
 from reasonrec.recipes.decoding.backbone import last_hidden
 from reasonrec.recipes.decoding.merge_chains import log_mean_exp
 from reasonrec.recipes.decoding.prefix import Prefix
+from reasonrec.recipes.decoding.prior import Prior, Tree
 from reasonrec.recipes.decoding.sample import Sampler, Step
 from reasonrec.recipes.decoding.search import Exclude, Found, ranked
 from reasonrec.recipes.decoding.shared_prefix import can_share
@@ -188,17 +189,18 @@ class ItemAnswers(Answers):
         exclude: Exclude | None = None,
         exact: bool = False,
         chains: int = 1,
+        prior: Prior | None = None,
     ) -> Found:
         """One product with the table; always exact. Behind several chains, of their mean probabilities."""
         barred = None
         if exclude is not None:
             place = self.place.cpu().numpy()
             barred = [place[np.asarray(items, dtype=np.int64)] for items in exclude]
-        if chains == 1:
+        if chains == 1 and prior is None:
             best = best_rows(self.rows, self.query(prefix.hidden), k, temperature=self.temperature, exclude=barred)
             rows, scores = best.rows, best.log_probs
         else:
-            merged = log_mean_exp(self._log_probs(prefix).view(-1, chains, self.n_items))
+            merged = log_mean_exp(self._log_probs(prefix, prior).view(-1, chains, self.n_items))
             for user, excluded in enumerate(barred or ()):
                 merged[user, torch.from_numpy(excluded).to(merged.device)] = -torch.inf
             everything = torch.arange(self.n_items, device=merged.device).expand(len(merged), -1)
@@ -208,14 +210,32 @@ class ItemAnswers(Answers):
         return Found(items, scores, torch.ones(len(items), dtype=torch.bool, device=items.device))
 
     @torch.no_grad()
-    def score(self, model: PreTrainedModel, prefix: Prefix, items: Tensor) -> Tensor:
+    def score(self, model: PreTrainedModel, prefix: Prefix, items: Tensor, prior: Prior | None = None) -> Tensor:
         """See `Answers`."""
-        found = self._log_probs(prefix).gather(1, self.place[items.clamp(min=0)])
+        found = self._log_probs(prefix, prior).gather(1, self.place[items.clamp(min=0)])
         return found.masked_fill(items < 0, -torch.inf)
 
-    def _log_probs(self, prefix: Prefix) -> Tensor:
+    @property
+    def tree(self) -> Tree:
+        """Items by their place in the ranking, on one level."""
+        return Tree(self.place[:, None], self.n_items)
+
+    @torch.no_grad()
+    def choices(self, model: PreTrainedModel, prefix: Prefix, items: Tensor) -> Choices:
+        """The whole catalogue."""
+        log_probs = self._log_probs(prefix)[:, None]
+        return Choices(log_probs, self._places(log_probs))
+
+    def _log_probs(self, prefix: Prefix, prior: Prior | None = None) -> Tensor:
         """Those of the whole catalogue, (rows, items) in the order of ranking."""
-        return (products(self.query(prefix.hidden), self.rows) / self.temperature).log_softmax(1)
+        log_probs = (products(self.query(prefix.hidden), self.rows) / self.temperature).log_softmax(1)
+        if prior is None:
+            return log_probs
+        alone = log_probs[:, None]
+        return prior.pooled(alone, self._places(alone), torch.zeros_like(alone[..., 0], dtype=torch.int64))[:, 0]
+
+    def _places(self, log_probs: Tensor) -> Tensor:
+        return torch.arange(self.n_items, device=log_probs.device).expand(log_probs.shape)
 
     def write(self, lanes: Lanes, sampler: Sampler, uniform: Tensor | None, steps: list[Step]) -> Tensor:
         """The best item of the table; what is optimised in its place is the target (`DualHead.optimised`)."""

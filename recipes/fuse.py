@@ -1,0 +1,122 @@
+"""Pool a trained model with experts that count, such as co-visitation and SASRec, and keep them in one checkpoint.
+
+accelerate launch recipes/fuse.py --config recipes/configs/demo/fuse.yaml
+
+The experts learn from the training sequences, and who has how much to say is fitted on validation cases. The folder
+holds the model as before, and beside it what the experts know of items: no interaction, no user.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from typing import Any
+
+from reasonrec.recipes.args import parse, run
+from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName, recorded
+from reasonrec.tokenizers.artefact import adopt, read_manifest, staged
+from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.output import MANIFEST, claim_output, releasing_outputs
+from reasonrec.tokenizers.places import place
+from reasonrec.tokenizers.terminal import say
+
+
+@dataclass
+class FuseConfig:
+    """Configuration of the fusion."""
+
+    model: str = field(metadata={"help": "folder of the trained model (sft.py, grpo.py)", "path": True})
+    output_dir: str = field(metadata={"help": "folder of the model with its experts", "path": "name"})
+    experts: dict[str, Any] = field(
+        default_factory=lambda: {"co_visitation": {}, "sasrec": {}},
+        metadata={"help": "experts by name, each with its options: co_visitation, sasrec, text"},
+    )
+    dataset: str | None = field(
+        default=None, metadata={"help": "its dataset; where its training found it if unset", "path": True}
+    )
+    base_model: str | None = field(
+        default=None,
+        metadata={"help": "its base model (Hub id or folder), if it moved since the training", "path": True},
+    )
+    batch_size: int = field(
+        default=64, metadata={"help": "cases read at a time; changes time, not results", "at_least": 1}
+    )
+    precision: PrecisionName = field(default="auto", metadata={"help": PRECISION_HELP})
+    trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
+    device: str | None = field(default=None, metadata={"help": "device of the model; the accelerator if there is one"})
+    seed: int = field(
+        default=0, metadata={"help": "seed of training, sample and halves", "at_least": 0, "at_most": MAX_SEED}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "move an existing output_dir aside"})
+
+
+@releasing_outputs()
+def main() -> None:
+    """Parse, train the experts, fit the weights, save."""
+    (config,) = parse([FuseConfig])
+
+    # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
+    from accelerate import PartialState
+
+    from reasonrec.recipes.evaluation.intervals import bootstrap_means, percentile_interval
+    from reasonrec.recipes.models.card import add_experts
+    from reasonrec.recipes.models.checkpoint import base_of, training_data
+    from reasonrec.recipes.rankers.experts import build_experts
+    from reasonrec.recipes.rankers.pool import MODEL, Pool
+    from reasonrec.recipes.rankers.pooled import Heard, sampled
+    from reasonrec.recipes.recommender import Recommender
+
+    if not PartialState().is_main_process:  # what is trained here takes a minute
+        return
+    out = claim_output(config.output_dir, overwrite=config.overwrite)
+    start = read_manifest(config.model)
+    if "pool" in start.facts:
+        raise UserError(f"model={config.model} has experts already: give the one that they were added to")
+    dataset = training_data(start, config.model, config.dataset)
+    kept = {"dataset": place(str(dataset.path), out)}
+    if start.kind == "adapter":
+        kept["base_model"] = place(config.base_model or base_of(start, config.model), out)
+    inputs = {name: value for name, value in start.inputs.items() if name in ("dataset", "index")}
+    about = {
+        "kind": start.kind,
+        "config": recorded(config, out) | kept,
+        "seed": config.seed,
+        "inputs": inputs | {"model": start.hash},
+    }
+    if adopt(out, overwrite=config.overwrite, **about):
+        return
+    experts = build_experts(config.experts, dataset, seed=config.seed)
+    recommender = Recommender.load(
+        config.model,
+        base_model=config.base_model,
+        dtype=config.precision,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+    )
+    say(recommender.precision)
+    valid = sampled(dataset.rows("valid"), config.seed)
+    heard = Heard.of(recommender, experts, valid, batch_size=config.batch_size, progress=True)
+    pool = Pool(experts, heard.weights([MODEL, *experts]))
+    users = valid["user"].to_numpy()
+    found = {
+        " + ".join(names): heard.losses(names, config.seed)
+        for names in ([MODEL], *([name] for name in experts), list(experts), [MODEL, *experts])
+    }
+    say(f"\nnats for the next item, {valid.height} validation cases, weights fitted on the other half of the users:")
+    for names, losses in found.items():
+        say(f"    {losses.mean():.3f}  {names}")
+    with_it, without_it = found[" + ".join([MODEL, *experts])], found[" + ".join(experts)]
+    low, high = percentile_interval(bootstrap_means(users, (with_it - without_it)[:, None], seed=config.seed)[:, 0])
+    say(f"the model adds {(with_it - without_it).mean():+.3f} [{low:+.3f}, {high:+.3f}]")
+    say(f"weights at each level of an answer: {pool}")
+    with staged(out, overwrite=config.overwrite, **about) as (folder, facts):
+        shutil.copytree(config.model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, "logs"))
+        facts.update(start.facts)
+        facts.update(pool.save(folder))
+        facts["pool"]["valid_nats"] = {names: round(float(losses.mean()), 4) for names, losses in found.items()}
+        add_experts(folder, pool)
+    say(f"{out} holds the model and {len(experts)} experts")
+
+
+if __name__ == "__main__":
+    run(main)()
