@@ -86,6 +86,7 @@ def test_recommending_needs_no_trl(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "import reasonrec.recipes.recommender, reasonrec.recipes.rankers.reasoning, reasonrec.recipes.recommend\n"
+        "import reasonrec.recipes.rankers.pool\n"
         "print([m for m in ('trl', 'datasets') if m in sys.modules])"
     )
     assert python(code, cwd=tmp_path) == "[]"

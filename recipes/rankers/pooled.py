@@ -54,7 +54,7 @@ class Heard:
         experts: Mapping[str, Expert],
         valid: pl.DataFrame,
         *,
-        read: Sequence[UserHistory] | None = None,
+        prompts: Sequence[Sequence[int]] | None = None,
         batch_size: int = 16,
         progress: bool = False,
     ) -> Heard:
@@ -64,7 +64,7 @@ class Heard:
             recommender: The model.
             experts: The experts.
             valid: Validation rows.
-            read: What the model reads instead of the rows' own histories.
+            prompts: What the model reads, with the begin marker last; the rows' histories by default.
             batch_size: Cases read at a time.
             progress: Show a progress bar.
         """
@@ -72,7 +72,7 @@ class Heard:
         chosen = choices(
             policy,
             recommender.model,
-            recommender.prompts(UserHistory.of_rows(valid) if read is None else read),
+            recommender.prompts(UserHistory.of_rows(valid)) if prompts is None else prompts,
             valid["target"].to_numpy(),
             batch_size=batch_size,
             progress="validation" if progress else None,
@@ -130,7 +130,7 @@ def controls(ranker: ModelRanker, dataset: Dataset, *, seed: int = 0) -> Iterabl
         recommender,
         experts,
         valid,
-        read=strangers(valid, seed),
+        prompts=recommender.prompts(strangers(valid, seed)),
         batch_size=ranker.batch_size,
         progress=ranker.progress,
     )
