@@ -226,7 +226,7 @@ def model_voice(tree: Tree, rows: pl.DataFrame, chosen: Iterable[tuple[NDArray[n
         block = rows[numbers]
         nothing = np.zeros((len(numbers), len(tree.nodes)), dtype=np.float32)
         left = tree.log_mass(torch.from_numpy(without(nothing, _masked(block))).to(tree.nodes.device)) > -torch.inf
-        path = tree.nodes[torch.as_tensor(block["target"].to_numpy(), device=tree.nodes.device).long()]
+        path = tree.nodes[torch.tensor(block["target"].to_list(), device=tree.nodes.device)]
         for level in range(choice.node.shape[1]):
             node = choice.node[:, level]  # (rows, width)
             legal = (node >= 0) & left.gather(1, node.clamp(min=0))
