@@ -50,7 +50,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(REPORT) $(REASONING_REPORT) ## Run every stage on MovieLens-100K (finished stages are kept)
-	$(LAUNCH) recipes/recommend.py --model runs/demo/reason_sft --user $(DEMO_USER) --mode reasoning --max_chain 64
 	$(LAUNCH) recipes/recommend.py --model runs/demo/fused --user $(DEMO_USER)
 	@printf '\nruns/demo/report/report.html compares the models with their baselines,\n'
 	@printf 'runs/demo/reasoning_report/report.html thinking with not thinking\n'
