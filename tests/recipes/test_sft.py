@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes import sft
-from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.resume import last_checkpoint
 from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.output import resume_folder
@@ -115,18 +114,6 @@ def check_only_lora_and_rows(out: Path, rank: int) -> None:
     assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
     assert all(tensor.any() for tensor in lora.values()), "B starts at zero and has to move"
     assert (out / "adapter_model.safetensors").stat().st_size < 150_000, "no embedding matrices on top"
-
-
-def test_a_model_of_its_first_layers(
-    sft_flags: list[str], lora_flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    flags = [*sft_flags, *lora_flags, "--layers", "1", "--num_train_epochs", "0.2", "--output_dir"]
-    here(monkeypatch, *flags, str(tmp_path / "first"))
-    assert all("layers.0" in name or "embed" in name for name in weights(tmp_path / "first"))
-    assert "num_hidden_layers=1)" in (tmp_path / "first" / "README.md").read_text()
-    recommender = Recommender.load(tmp_path / "first", dtype="fp32")
-    assert len(recommender.model.model.layers) == 1
-    assert (recommender.recommend([[1, 2, 3]], k=5)[0] >= 0).all()
 
 
 # --- (b), (c), (d) a kill and what follows ----------------------------------------------------------------------
@@ -271,7 +258,6 @@ from pathlib import Path
 from accelerate import PartialState
 from safetensors.torch import save_file
 from reasonrec.recipes import sft
-from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers import item_sft
 
 class Watched(item_sft.ItemSFTTrainer):
