@@ -210,8 +210,14 @@ def measure_speed(options: argparse.Namespace, *, trained: bool = False) -> dict
             for other in (f"generate with a prefix function, K={k}", f"generate with a dictionary, K={k}"):
                 row[f"times faster than {other.rsplit(',', 1)[0]}"] = round(sum(taken[other]) / sum(times), 1)
         rows.append(row)
-    padded = [int(ids.numel()) for ids, _ in batches]
-    return {"users": options.users, "batch": BATCH, "prompt_tokens": tokens, "padded_tokens": padded, "rows": rows}
+    tokens_padded = [int(ids.numel()) for ids, _ in batches]
+    return {
+        "users": options.users,
+        "batch": BATCH,
+        "prompt_tokens": tokens,
+        "padded_tokens": tokens_padded,
+        "rows": rows,
+    }
 
 
 def measure_latency(options: argparse.Namespace) -> dict[str, Any]:
