@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.recipes.evaluation.intervals import bootstrap_means, percentile_interval
+from reasonrec.recipes.evaluation.intervals import mean_interval
 from reasonrec.recipes.rankers.baselines import CoVisitation, TrainLog
 from reasonrec.tokenizers.collaborative import Blend
 from reasonrec.tokenizers.count_model import Counted, losses
@@ -132,13 +132,12 @@ class _Judge:
         mine = losses(codes, self.train, self.rows, self.fitted) if k else self.of_text
         difference = (mine - self.of_text)[judged]
         users = self.rows["user"].to_numpy()[judged]
-        drawn = bootstrap_means(users, difference[:, None], seed=self.seed)[:, 0]
         everywhere = np.ones(self.tails.height, dtype=bool)
         return Tried(
             k,
             float(mine[judged].mean()),
             float(difference.mean()),
-            percentile_interval(drawn),
+            mean_interval(users, difference, seed=self.seed),
             float(losses(codes, self.train, self.tails, everywhere).mean()),
             float(losses(codes[self.exchanged], self.train, self.rows, self.fitted)[judged].mean()),
         )

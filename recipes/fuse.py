@@ -58,7 +58,7 @@ def main() -> None:
     # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
     from accelerate import PartialState
 
-    from reasonrec.recipes.evaluation.intervals import bootstrap_means, percentile_interval
+    from reasonrec.recipes.evaluation.intervals import mean_interval
     from reasonrec.recipes.models.card import add_experts
     from reasonrec.recipes.models.checkpoint import base_of, training_data
     from reasonrec.recipes.rankers.experts import build_experts
@@ -97,7 +97,6 @@ def main() -> None:
     valid = sampled(dataset.rows("valid"), config.seed)
     heard = Heard.of(recommender, experts, valid, batch_size=config.batch_size, progress=True)
     pool = Pool(experts, heard.weights([MODEL, *experts]))
-    users = valid["user"].to_numpy()
     found = {
         " + ".join(names): heard.losses(names, config.seed)
         for names in ([MODEL], *([name] for name in experts), list(experts), [MODEL, *experts])
@@ -105,9 +104,9 @@ def main() -> None:
     say(f"\nnats for the next item, {valid.height} validation cases, weights fitted on the other half of the users:")
     for names, losses in found.items():
         say(f"    {losses.mean():.3f}  {names}")
-    with_it, without_it = found[" + ".join([MODEL, *experts])], found[" + ".join(experts)]
-    low, high = percentile_interval(bootstrap_means(users, (with_it - without_it)[:, None], seed=config.seed)[:, 0])
-    say(f"the model adds {(with_it - without_it).mean():+.3f} [{low:+.3f}, {high:+.3f}]")
+    added = found[" + ".join([MODEL, *experts])] - found[" + ".join(experts)]
+    low, high = mean_interval(valid["user"].to_numpy(), added, seed=config.seed)
+    say(f"the model adds {added.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
     say(f"weights at each level of an answer: {pool}")
     with staged(out, overwrite=config.overwrite, **about) as (folder, facts):
         shutil.copytree(config.model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, "logs"))

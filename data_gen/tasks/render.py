@@ -29,11 +29,8 @@ if TYPE_CHECKING:
     from reasonrec.data_gen.reasoning.traces import Trace
 
 TEXT_TOKENS = 24  # rough length of a title, only used to put examples of similar length together
-FAMILIES = (
-    "alignment",
-    "reasoning",
-    "companions",
-)  # modules whose tasks register themselves, in the order of their numbers
+# Modules whose tasks register themselves, in the order of their numbers.
+FAMILIES = ("alignment", "reasoning", "companions")
 PAIR_WINDOW, MOST_COMPANIONS = 5, 20  # of items beside items: places apart, and how many are kept
 COLUMNS = ("task", "source", "start", "stop", "shuffle", "variant")
 Companions = tuple[np.ndarray, np.ndarray]  # items, and the chance of each

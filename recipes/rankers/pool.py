@@ -23,7 +23,7 @@ from torch import Tensor
 from reasonrec.recipes.decoding.answers import Choices
 from reasonrec.recipes.decoding.prior import Prior, Tree, without
 from reasonrec.recipes.keys import fit
-from reasonrec.recipes.rankers.experts import CLASSES, Expert
+from reasonrec.recipes.rankers.experts import EXPERTS, Expert
 from reasonrec.recipes.rankers.top_k import rank_rows
 from reasonrec.tokenizers.errors import UserError
 
@@ -111,15 +111,12 @@ class Pool:
             exclude: Items that no user of these is recommended.
             device: Where the search is.
         """
-        depth = torch.zeros(tree.n_nodes, dtype=torch.int64, device=tree.nodes.device)
-        for level, node in enumerate(tree.nodes.T):
-            depth[node[node >= 0]] = level
         total = torch.zeros(rows.height, tree.n_nodes, device=tree.nodes.device)
         barred = torch.zeros_like(total, dtype=torch.bool)
         for name, expert in self.experts.items():
             mass = said(expert, tree, rows, exclude)
             barred |= mass == -torch.inf
-            weight = torch.as_tensor(self.weights[name], dtype=torch.float32, device=total.device)[depth]
+            weight = torch.as_tensor(self.weights[name], dtype=torch.float32, device=total.device)[tree.level]
             total += weight * mass.masked_fill(barred, 0)
         own = self.weights.get(MODEL, np.zeros(tree.levels))
         scores = total.masked_fill(barred, -torch.inf)
@@ -197,7 +194,7 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _restore(folder: Path, name: str, about: Mapping[str, Any], popularity: NDArray[np.int64]) -> Expert:
-    expert = CLASSES[name].restore(load_file(_file(folder, name)), about, popularity)
+    expert = EXPERTS.find(name).expert.restore(load_file(_file(folder, name)), about, popularity)
     expert.temper = fit(float, about["temper"])
     if expert.temper not in expert.tempers:
         raise ValueError(f"a temper of {expert.temper}")

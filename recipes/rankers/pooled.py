@@ -102,9 +102,9 @@ class Heard:
         return np.where(half, two, one)
 
 
-def sampled(valid: pl.DataFrame, seed: int) -> pl.DataFrame:
+def sampled(valid: pl.DataFrame, seed: int, most: int = MOST_ROWS) -> pl.DataFrame:
     """The validation rows that weights are fitted on: all, or a seeded sample."""
-    return valid.sample(MOST_ROWS, seed=seed).sort("row") if valid.height > MOST_ROWS else valid
+    return valid.sample(most, seed=seed).sort("row") if valid.height > most else valid
 
 
 def controls(ranker: ModelRanker, dataset: Dataset, *, seed: int = 0) -> Iterable[tuple[Ranker, str]]:

@@ -19,10 +19,10 @@ from pathlib import Path
 import polars as pl
 
 from reasonrec.data_gen.histories import UserHistory
-from reasonrec.recipes.evaluation.intervals import bootstrap_means, percentile_interval
+from reasonrec.recipes.evaluation.intervals import mean_interval
 from reasonrec.recipes.models.checkpoint import training_data
 from reasonrec.recipes.rankers.pool import MODEL
-from reasonrec.recipes.rankers.pooled import Heard
+from reasonrec.recipes.rankers.pooled import MOST_ROWS, Heard, sampled
 from reasonrec.recipes.rankers.reasoning import Reasoner, Thinking
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.artefact import read_manifest
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["runs/demo/sft", "runs/demo/grpo"])
     parser.add_argument("--reasoning_models", nargs="*", default=[])
     parser.add_argument("--max_chain", type=int, default=64)
-    parser.add_argument("--max_rows", type=int, default=4000)
+    parser.add_argument("--max_rows", type=int, default=MOST_ROWS)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
@@ -55,15 +55,13 @@ def main() -> None:
     asked = [(path, False) for path in options.models] + [(path, True) for path in options.reasoning_models]
     for path, thinks in asked:
         manifest = read_manifest(path)
-        valid = training_data(manifest, path).rows("valid")
-        valid = valid.sample(min(options.max_rows, valid.height), seed=options.seed).sort("row")
+        valid = sampled(training_data(manifest, path).rows("valid"), options.seed, options.max_rows)
         recommender = Recommender.load(path, dtype=options.precision)
         prompts = behind_chains(recommender, valid, options) if thinks else None
         heard = Heard.of(recommender, {}, valid, prompts=prompts, batch_size=options.batch_size)
         losses = heard.losses([MODEL], options.seed)
         first = losses if first is None else first
-        drawn = bootstrap_means(valid["user"].to_numpy(), (losses - first)[:, None], seed=options.seed)[:, 0]
-        low, high = percentile_interval(drawn)
+        low, high = mean_interval(valid["user"].to_numpy(), losses - first, seed=options.seed)
         row = {
             "model": path,
             "thinks": thinks,

@@ -55,11 +55,8 @@ def drawn(n_items: int, n: int, seed: int = 0) -> np.ndarray:
 
 def prior(tree: Tree, experts: np.ndarray, excluded: list[list[int]] | None) -> Prior:
     """(experts, users, items) to what the search takes."""
-    depth = torch.zeros(tree.n_nodes, dtype=torch.int64)
-    for level, node in enumerate(tree.nodes.T):
-        depth[node[node >= 0]] = level
     masses = [tree.log_mass(torch.from_numpy(without(expert, excluded))) for expert in experts]
-    weights = torch.from_numpy(WEIGHTS[1:]).float()[:, depth]
+    weights = torch.from_numpy(WEIGHTS[1:]).float()[:, tree.level]
     gone = masses[0] == -torch.inf
     scores = sum(w * mass.masked_fill(gone, 0) for w, mass in zip(weights, masses, strict=True))
     return Prior(scores.masked_fill(gone, -torch.inf), torch.from_numpy(WEIGHTS[0]).float())

@@ -11,7 +11,7 @@ import pytest
 from scipy import sparse
 
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.recipes.rankers.experts import CLASSES, Company, Expert, Text, build_experts
+from reasonrec.recipes.rankers.experts import EXPERTS, Company, Expert, Text, build_experts
 from reasonrec.recipes.rankers.text import TextNeighbours
 from reasonrec.tokenizers.errors import UserError
 
@@ -40,7 +40,7 @@ def test_company_by_hand(company: Company) -> None:
 
 def test_losses_are_among_what_is_not_masked(company: Company) -> None:
     rows = cases([[3]], masked=[[0, 3]], target=[1])
-    assert company.losses(rows)[0] == pytest.approx(-np.log(0.3 / 0.4))
+    assert company.losses(rows, [company.temper])[0, 0] == pytest.approx(-np.log(0.3 / 0.4))
 
 
 def test_the_temper_is_that_of_the_best_likelihood() -> None:
@@ -60,7 +60,7 @@ def experts(tiny_dataset: Path) -> dict[str, Expert]:
 def test_they_say_the_same_when_they_come_back(experts: dict[str, Expert], tiny_dataset: Path) -> None:
     rows = Dataset.load(tiny_dataset).test
     for name, expert in experts.items():
-        back = CLASSES[name].restore(expert.tensors(), expert.facts(), expert.popularity)
+        back = EXPERTS.find(name).expert.restore(expert.tensors(), expert.facts(), expert.popularity)
         back.temper = expert.temper
         found = expert.log_probs(rows)
         np.testing.assert_allclose(np.exp(found.astype(np.float64)).sum(1), 1, atol=1e-5)
