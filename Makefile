@@ -32,6 +32,7 @@ FUSED = runs/demo/fused/manifest.json
 REPORT = runs/demo/report/manifest.json
 TRACES = runs/demo/traces/manifest.json
 REASONING = runs/demo/reason_sft/manifest.json
+JUDGED = runs/demo/judged/manifest.json
 REASONING_REPORT = runs/demo/reasoning_report/manifest.json
 
 .DEFAULT_GOAL := help
@@ -78,7 +79,10 @@ $(TRACES): | $(REPORT)
 $(REASONING): | $(TRACES)
 	$(LAUNCH) recipes/sft.py --config recipes/configs/demo/reason_sft.yaml
 
-$(REASONING_REPORT): | $(REASONING)
+$(JUDGED): | $(REASONING)
+	$(LAUNCH) recipes/judge_reasoning.py --config recipes/configs/demo/judge_reasoning.yaml
+
+$(REASONING_REPORT): | $(JUDGED)
 	$(LAUNCH) recipes/eval_ranking.py --config recipes/configs/demo/eval_reasoning.yaml
 
 test: $(INSTALLED) ## Run all tests

@@ -19,6 +19,7 @@ STAGES = {
     "synthesize": "synthesize",
     "sft": "sft",
     "grpo": "grpo",
+    "judge": "judge_reasoning",
     "fuse": "fuse",
     "eval": "eval_ranking",
     "recommend": "recommend",

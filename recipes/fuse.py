@@ -8,16 +8,14 @@ holds the model as before, and beside it what the experts know of items: no inte
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field
 from typing import Any
 
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName, recorded
-from reasonrec.tokenizers.artefact import adopt, read_manifest, staged
+from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName
+from reasonrec.tokenizers.artefact import adopt, read_manifest
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.output import MANIFEST, claim_output, releasing_outputs
-from reasonrec.tokenizers.places import place
+from reasonrec.tokenizers.output import claim_output, releasing_outputs
 from reasonrec.tokenizers.terminal import say
 
 
@@ -59,8 +57,9 @@ def main() -> None:
     from accelerate import PartialState
 
     from reasonrec.recipes.evaluation.intervals import mean_interval
+    from reasonrec.recipes.models.amended import about_amended, amended
     from reasonrec.recipes.models.card import add_experts
-    from reasonrec.recipes.models.checkpoint import base_of, training_data
+    from reasonrec.recipes.models.checkpoint import training_data
     from reasonrec.recipes.rankers.experts import build_experts
     from reasonrec.recipes.rankers.pool import MODEL, Pool
     from reasonrec.recipes.rankers.pooled import Heard, sampled
@@ -73,16 +72,7 @@ def main() -> None:
     if "pool" in start.facts:
         raise UserError(f"model={config.model} has experts already: give the one that they were added to")
     dataset = training_data(start, config.model, config.dataset)
-    kept = {"dataset": place(str(dataset.path), out)}
-    if start.kind == "adapter":
-        kept["base_model"] = place(config.base_model or base_of(start, config.model), out)
-    inputs = {name: value for name, value in start.inputs.items() if name in ("dataset", "index")}
-    about = {
-        "kind": start.kind,
-        "config": recorded(config, out) | kept,
-        "seed": config.seed,
-        "inputs": inputs | {"model": start.hash},
-    }
+    about = about_amended(config, start, dataset, out)
     if adopt(out, overwrite=config.overwrite, **about):
         return
     experts = build_experts(config.experts, dataset, seed=config.seed)
@@ -108,9 +98,7 @@ def main() -> None:
     low, high = mean_interval(valid["user"].to_numpy(), added, seed=config.seed)
     say(f"the model adds {added.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
     say(f"weights at each level of an answer: {pool}")
-    with staged(out, overwrite=config.overwrite, **about) as (folder, facts):
-        shutil.copytree(config.model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST, "logs"))
-        facts.update(start.facts)
+    with amended(out, config.model, start, overwrite=config.overwrite, **about) as (folder, facts):
         facts.update(pool.save(folder))
         facts["pool"]["valid_nats"] = {names: round(float(losses.mean()), 4) for names, losses in found.items()}
         add_experts(folder, pool)

@@ -1,7 +1,7 @@
 """Recommend items for one history.
 
 accelerate launch recipes/recommend.py --model runs/demo/sft --history "50,181,172"
-accelerate launch recipes/recommend.py --model runs/demo/reason_sft --history "50,181,172" --mode reasoning
+accelerate launch recipes/recommend.py --model runs/demo/judged --history "50,181,172" --mode reasoning
 accelerate launch recipes/recommend.py --model runs/demo/sft --user 196
 
 `--history` takes raw item ids, oldest first. `--user` takes a user of the model's dataset (their raw id) with all that
@@ -45,6 +45,10 @@ class RecommendConfig:
         default=1, metadata={"help": "chains in reasoning mode: one greedy, or several sampled", "at_least": 1}
     )
     max_chain: int = field(default=128, metadata={"help": "longest chain in tokens", "at_least": 1})
+    unproven: bool = field(
+        default=False,
+        metadata={"help": "in reasoning mode: think even where it was not shown to help (judge_reasoning.py)"},
+    )
     strict: bool = field(
         default=False, metadata={"help": "refuse unknown items and an empty history instead of warning about them"}
     )
@@ -122,6 +126,7 @@ def main() -> None:
     from reasonrec.recipes.models.checkpoint import training_data
     from reasonrec.recipes.rankers.reasoning import Reasoner, Thinking
     from reasonrec.recipes.recommender import Recommender
+    from reasonrec.recipes.verdict import UNMEASURED
 
     if not PartialState().is_main_process:
         return
@@ -134,7 +139,11 @@ def main() -> None:
         without=config.without,
     )
     say(recommender.precision)
-    if recommender.pool is not None and config.mode == "direct":
+    verdict, thinks = recommender.verdict, config.mode == "reasoning"
+    if thinks and not config.unproven and not (verdict and verdict.offered):
+        say(f"{verdict or UNMEASURED}: items at once instead; --unproven true thinks all the same")
+        thinks = False
+    if recommender.pool is not None and not thinks:
         say(f"pooled with {', '.join(recommender.pool.experts)}")
     catalogue = recommender.policy.catalogue
     if config.user is not None:
@@ -142,7 +151,7 @@ def main() -> None:
     else:
         history = UserHistory.of(given_history(catalogue, config.history or "", strict=config.strict))
     beams, thoughts = max(config.num_beams, config.k), []
-    if config.mode == "reasoning":
+    if thinks:
         reasoner, thinking = Reasoner(recommender, config.k, beams), Thinking(config.chains, config.max_chain)
         reasoned = reasoner([history], thinking, repeats=config.repeats, strict=config.strict)
         items, scores = reasoned.items, reasoned.scores

@@ -28,6 +28,7 @@ from reasonrec.recipes.policies.base import Policy
 from reasonrec.recipes.policies.context import check_context
 from reasonrec.recipes.policies.inference import Ranking, rank, score
 from reasonrec.recipes.policies.loading import causal_lm, load_trained
+from reasonrec.recipes.verdict import Verdict
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.manifest import Manifest
 from reasonrec.tokenizers.terminal import shown
@@ -66,6 +67,7 @@ class Recommender:
         precision: What it computes in, and why; None if the model was not loaded here.
         items: Raw ids to item numbers, and back.
         pool: Experts that are heard beside the model (`recipes/fuse.py`), if the checkpoint has some.
+        verdict: Whether thinking pays (`recipes/judge_reasoning.py`), if the checkpoint was judged.
 
     Raises:
         UserError: If the model does not see a prompt of `max_history` items.
@@ -78,9 +80,11 @@ class Recommender:
         setting: Setting,
         precision: Precision | None = None,
         pool: Pool | None = None,
+        verdict: Verdict | None = None,
     ) -> None:
         self.policy = policy
         self.pool = pool
+        self.verdict = verdict
         self.setting = setting
         self.precision = precision
         self.model = causal_lm(model)
@@ -127,7 +131,8 @@ class Recommender:
         )
         if setting.method != "qlora" or manifest.kind == "model":
             model = model.to(precision.device)
-        return cls(policy, model, setting, precision, load_pool(Path(path), manifest, policy, without))
+        pool = load_pool(Path(path), manifest, policy, without)
+        return cls(policy, model, setting, precision, pool, Verdict.stored(manifest))
 
     def prompts(self, histories: Sequence[History]) -> list[list[int]]:
         """Token ids of the prompt of each history, in direct mode."""

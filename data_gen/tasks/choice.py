@@ -95,6 +95,16 @@ class TaskChoice:
         return make_plan(config, material)
 
 
+def validation_sample(valid: pl.DataFrame, n_rows: int) -> pl.DataFrame:
+    """The validation cases that a training looks at: a seeded sample, the same for all trainings of so many.
+
+    Args:
+        valid: The held-out rows.
+        n_rows: How many, at most.
+    """
+    return valid.sample(min(n_rows, valid.height), seed=0)
+
+
 def validation_examples(
     examples: Examples, valid: pl.DataFrame, n_rows: int, max_history: int
 ) -> dict[str, list[list[int]]]:
@@ -106,6 +116,6 @@ def validation_examples(
         n_rows: How many, at most.
         max_history: Longest history in items.
     """
-    rows = valid.sample(min(n_rows, valid.height), seed=0).select("history", "target").iter_rows()
+    rows = validation_sample(valid, n_rows).select("history", "target").iter_rows()
     rendered = [examples.history(history[-max_history:], target, every_item=False) for history, target in rows]
     return {"input_ids": [ids for ids, _ in rendered], "labels": [labels for _, labels in rendered]}

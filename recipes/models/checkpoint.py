@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -102,6 +103,13 @@ def training_data(manifest: Manifest, path: str | Path, dataset: str | Path | No
     data = Dataset.load(dataset)
     check_input(manifest, "dataset", data.manifest, OTHER)
     return data
+
+
+def trained_tokens(path: str | Path) -> int:
+    """How many tokens the last training of a checkpoint processed; 0 if it does not say."""
+    file = Path(path) / "train_metrics.json"
+    log = json.loads(file.read_text(encoding="utf-8"))["log"] if file.exists() else []
+    return int(max((entry.get("num_tokens", 0) for entry in log), default=0))
 
 
 def base_of(manifest: Manifest, folder: str | Path) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from reasonrec.data_gen.histories import UserHistory
+from reasonrec.data_gen.tasks.choice import validation_sample
 from reasonrec.recipes.decoding.sample import Sampler
 from reasonrec.recipes.policies.base import Policy
 from reasonrec.recipes.policies.inference import Ranking, rank, reason
@@ -86,7 +87,7 @@ def build_probe(
     """
     if rows == 0 or valid.height == 0:
         return None
-    sample = valid.sample(min(rows, valid.height), seed=0)
+    sample = validation_sample(valid, rows)
     users, masks = UserHistory.of_rows(sample), policy.catalogue.mask_history
     return RankingProbe(
         policy,

@@ -16,25 +16,13 @@ import argparse
 import json
 from pathlib import Path
 
-import polars as pl
-
-from reasonrec.data_gen.histories import UserHistory
 from reasonrec.recipes.evaluation.intervals import mean_interval
-from reasonrec.recipes.models.checkpoint import training_data
-from reasonrec.recipes.rankers.pool import MODEL
-from reasonrec.recipes.rankers.pooled import MOST_ROWS, Heard, sampled
+from reasonrec.recipes.models.checkpoint import trained_tokens, training_data
+from reasonrec.recipes.rankers.likelihood import nats, thought_nats
+from reasonrec.recipes.rankers.pooled import MOST_ROWS, sampled
 from reasonrec.recipes.rankers.reasoning import Reasoner, Thinking
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.artefact import read_manifest
-
-
-def behind_chains(recommender: Recommender, rows: pl.DataFrame, options: argparse.Namespace) -> list[list[int]]:
-    """Each case's history, a greedy chain, and what opens the answer."""
-    histories = UserHistory.of_rows(rows)
-    written = Reasoner(recommender, batch_size=options.batch_size)(histories, Thinking(1, options.max_chain))
-    behind = recommender.policy.prompts.behind
-    shown = recommender.shown(histories)
-    return [behind(items, chains[0]) for items, chains in zip(shown, written.chains, strict=True)]
 
 
 def main() -> None:
@@ -57,9 +45,11 @@ def main() -> None:
         manifest = read_manifest(path)
         valid = sampled(training_data(manifest, path).rows("valid"), options.seed, options.max_rows)
         recommender = Recommender.load(path, dtype=options.precision)
-        prompts = behind_chains(recommender, valid, options) if thinks else None
-        heard = Heard.of(recommender, {}, valid, prompts=prompts, batch_size=options.batch_size)
-        losses = heard.losses([MODEL], options.seed)
+        if thinks:
+            reasoner = Reasoner(recommender, batch_size=options.batch_size)
+            losses, _ = thought_nats(reasoner, valid, Thinking(1, options.max_chain), seed=options.seed)
+        else:
+            losses = nats(recommender, valid, batch_size=options.batch_size, seed=options.seed)
         first = losses if first is None else first
         low, high = mean_interval(valid["user"].to_numpy(), losses - first, seed=options.seed)
         row = {
@@ -69,12 +59,11 @@ def main() -> None:
             "difference": (losses - first).mean(),
             "ci95": [low, high],
         }
-        tokens = json.loads((Path(path) / "train_metrics.json").read_text())["log"][-2:]
-        row["tokens"] = max((entry.get("num_tokens", 0) for entry in tokens), default=0)
+        row["tokens"] = trained_tokens(path)
         found.append(row)
         print(
             f"{row['nats']:.3f} nats, {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}] against the first, "
-            f"{row['tokens']:.0f} tokens of its last training: {path}{', behind its own chain' if thinks else ''} "
+            f"{row['tokens']} tokens of its last training: {path}{', behind its own chain' if thinks else ''} "
             f"({len(losses)} cases, {recommender.precision})"
         )
     Path(options.out).parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from reasonrec.recipes.eval_ranking import EvalConfig
 from reasonrec.recipes.fuse import FuseConfig
 from reasonrec.recipes.grpo import GrpoStage
 from reasonrec.recipes.index_items import IndexConfig
+from reasonrec.recipes.judge_reasoning import JudgeConfig
 from reasonrec.recipes.keys import RULES, Key, keys_of
 from reasonrec.recipes.models.load import Method
 from reasonrec.recipes.prepare import PrepareConfig
@@ -34,6 +35,7 @@ STAGES = (
     SynthesizeConfig,
     SftStage,
     GrpoStage,
+    JudgeConfig,
     FuseConfig,
     EvalConfig,
     RecommendConfig,

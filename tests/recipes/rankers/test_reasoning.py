@@ -140,7 +140,7 @@ def test_recommend_shows_what_was_thought(stage, adapter):
     flags = ["--model", str(adapter), "--history", "item_1,item_2", "--mode", "reasoning", "--max_chain", "5"]
     ids = Recommender.load(adapter).policy.catalogue.item_ids
     flags[3] = ",".join(ids[:2])
-    done = stage("recommend", *flags)
+    done = stage("recommend", *flags, "--unproven")
     assert done.stdout.count("thought: ") == 1
     assert "log-prob" in done.stdout
     done = stage("recommend", *flags, "--exhaustive", status=2)

@@ -89,7 +89,7 @@ def test_it_recommends_scores_and_follows_a_user(trained, tiny_dataset, stage):
     found = state.search(k=5)
     np.testing.assert_allclose(found.scores[0].numpy(), scores[0, :5], atol=1e-4)
     said = stage("recommend", "--model", str(trained), "--history", recommender.items.ids([3])[0], "--k", "3",
-                 "--mode", "reasoning", "--max_chain", "8").stdout  # fmt: skip
+                 "--mode", "reasoning", "--max_chain", "8", "--unproven").stdout  # fmt: skip
     assert said.count("log-prob") == 3
     assert "thought:" in said
 

@@ -1,0 +1,117 @@
+"""The judgement as a user launches it: what it leaves, what `recommend` makes of it, what it refuses."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reasonrec.data_gen.schema import Dataset
+from reasonrec.data_gen.tasks.choice import validation_sample
+from reasonrec.recipes.args import run
+from reasonrec.recipes.recommender import Recommender
+from reasonrec.recipes.verdict import FACT, UNMEASURED, Verdict
+from reasonrec.tokenizers.artefact import read_manifest
+
+FLAGS = ["--max_chain", "6", "--num_beams", "20", "--precision", "fp32"]
+
+
+@pytest.fixture(scope="module")
+def judged(adapter: Path, stage, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A model that never saw a chain, judged against itself: thinking can only cost it."""
+    out = tmp_path_factory.mktemp("judge") / "judged"
+    return out, stage(
+        "judge_reasoning", "--model", str(adapter), "--direct", str(adapter), *FLAGS, "--output_dir", str(out)
+    ).stdout
+
+
+@pytest.fixture
+def asked(judged: tuple[Path, str], stage) -> Callable[..., str]:
+    ids = Recommender.load(judged[0]).policy.catalogue.item_ids
+
+    def ask(folder: Path, *more: str) -> str:
+        words = ["--model", str(folder), "--history", ids[0], "--k", "3", "--mode", "reasoning", "--max_chain", "5"]
+        return str(stage("recommend", *words, "--precision", "fp32", *more).stdout)
+
+    return ask
+
+
+def test_the_model_stays_as_it_was_and_a_verdict_goes_with_it(
+    judged: tuple[Path, str], adapter: Path, tiny_dataset: Path
+) -> None:
+    manifest, before = read_manifest(judged[0]), read_manifest(adapter)
+    assert manifest.files == before.files
+    assert manifest.inputs == {**before.inputs, "model": before.hash, "direct": before.hash}
+    verdict = Verdict.stored(manifest)
+    assert verdict is not None
+    assert str(verdict) in judged[1]
+    assert verdict.cases == Dataset.load(tiny_dataset).valid.height
+    assert verdict.direct == before.hash
+    assert verdict.tokens[0] == verdict.tokens[1] > 0
+    assert verdict.gain_low <= verdict.gain
+    assert verdict.ndcg_low <= verdict.ndcg
+    assert not verdict.offered
+    assert Recommender.load(judged[0]).verdict == verdict
+    del manifest.facts[FACT]
+    assert manifest.facts == before.facts
+
+
+def test_thinking_that_does_not_pay_is_not_offered(judged: tuple[Path, str], adapter: Path, asked) -> None:
+    said = asked(judged[0])
+    assert "thinking does not pay on" in said
+    assert "thought: " not in said
+    assert said.count("log-prob") == 3
+    assert UNMEASURED in asked(adapter)
+    assert "thought: " in asked(judged[0], "--unproven")
+
+
+def test_thinking_that_pays_is_offered(judged: tuple[Path, str], asked, edit_manifest, tmp_path: Path) -> None:
+    shutil.copytree(judged[0], tmp_path / "pays")
+    lows = {"gain": 0.2, "gain_low": 0.1, "ndcg": 0.01, "ndcg_low": 0.0}
+    edit_manifest(tmp_path / "pays", lambda manifest: manifest.facts[FACT].update(lows))
+    said = asked(tmp_path / "pays")
+    assert "thought: " in said
+    assert "instead" not in said
+
+
+def test_cases_that_a_training_looked_at_are_not_asked_again(
+    adapter: Path, stage, edit_manifest, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """What `valid_rows` of both trainings drew; all but a few are left out here."""
+    shutil.copytree(adapter, tmp_path / "looked")
+    valid = Dataset.load(tiny_dataset).valid
+    edit_manifest(tmp_path / "looked", lambda manifest: manifest.config.update(valid_rows=valid.height - 4))
+    left = valid.height - validation_sample(valid, valid.height - 4).height
+    stage(
+        "judge_reasoning", "--model", str(tmp_path / "looked"), "--direct", str(adapter), *FLAGS,
+        "--output_dir", str(tmp_path / "judged"),
+    )  # fmt: skip
+    verdict = Verdict.stored(read_manifest(tmp_path / "judged"))
+    assert verdict is not None
+    assert verdict.cases == left == 4
+
+
+def test_mistakes_are_named(
+    adapter: Path, other_world: tuple[Path, Path], edit_manifest, monkeypatch, capsys, tmp_path: Path
+) -> None:
+    def refused(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["judge", *words, "--output_dir", str(tmp_path / "out")])
+        with pytest.raises(SystemExit) as stopped:
+            run(importlib.import_module("reasonrec.recipes.judge_reasoning").main)()
+        assert stopped.value.code == 2
+        assert not (tmp_path / "out").exists()
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+        return line
+
+    pair = ["--model", str(adapter), "--direct", str(adapter)]
+    assert "but dataset " in refused(*pair, "--dataset", str(other_world[0]))
+    shutil.copytree(adapter, tmp_path / "all")
+    edit_manifest(tmp_path / "all", lambda manifest: manifest.config.update(valid_rows=10**6))
+    assert "too few to judge by" in refused("--model", str(tmp_path / "all"), "--direct", str(adapter))
+    shutil.copytree(adapter, tmp_path / "fused")
+    edit_manifest(tmp_path / "fused", lambda manifest: manifest.facts.update(pool={}))
+    assert "has experts" in refused("--model", str(tmp_path / "fused"), "--direct", str(adapter))
