@@ -25,6 +25,7 @@ def nats(
     recommender: Recommender,
     rows: pl.DataFrame,
     prompts: Sequence[Sequence[Prompt]] | None = None,
+    log_weights: NDArray[np.floating] | None = None,
     *,
     batch_size: int = 16,
     progress: bool = False,
@@ -36,6 +37,7 @@ def nats(
         recommender: The model; its experts are not heard.
         rows: Cases with `user`, `history`, `masked` and `target`.
         prompts: What is read in each case, the begin marker last, equally many in all; the histories by default.
+        log_weights: Log of the weight of each prompt (rows, prompts); all weigh the same by default.
         batch_size: Prompts read at a time; it does not change the result.
         progress: Show a progress bar.
         seed: Seed of the halves.
@@ -45,7 +47,8 @@ def nats(
     flat = None if prompts is None else [prompt for own in prompts for prompt in own]
     heard = Heard.of(recommender, {}, repeated, prompts=flat, batch_size=batch_size, progress=progress)
     losses = heard.losses([MODEL], seed).reshape(rows.height, n)
-    mean: NDArray[np.float64] = np.log(n) - np.logaddexp.reduce(-losses, axis=1)
+    weighed = np.full(losses.shape, -np.log(n)) if log_weights is None else log_weights
+    mean: NDArray[np.float64] = -np.logaddexp.reduce(weighed - losses, axis=1)
     return mean
 
 
