@@ -212,7 +212,9 @@ def test_the_makefile_finds_its_files(dry_run: Path, hardware: str) -> None:
 
 
 RECIPES = sorted({path.parent for path in CONFIGS})
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "examples").glob("*.md"), *(ROOT / "recipes").rglob("*.md")])
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *(found for room in ("docs", "examples", "recipes") for found in (ROOT / room).rglob("*.md"))]
+)
 PATHS = re.compile(r"(?<![\w./-])(?:recipes|rewards|data_gen|tokenizers|tests|examples)/[\w./<>*-]*")
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)")
 
