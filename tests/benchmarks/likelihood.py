@@ -6,6 +6,9 @@ Nats for the next item among those that are not masked. Each checkpoint has one 
 fitted on one half of the users and judged on the other, both ways round; intervals are over users. Likelihood tells
 arms of a training apart that hit rates of a thousand users cannot.
 
+Of checkpoints with experts (`--fused`), what the model adds to them on the *test* cases, which nothing was chosen on,
+under weights that were fitted on validation cases.
+
 With `--reasoning_models`, also behind a greedy chain of each one's own, which is blind to the target: what thinking is
 worth against the first checkpoint, which had better be one that was trained on as many tokens without chains.
 """
@@ -19,16 +22,43 @@ from pathlib import Path
 from reasonrec.recipes.evaluation.intervals import mean_interval
 from reasonrec.recipes.models.checkpoint import trained_tokens, training_data
 from reasonrec.recipes.rankers.likelihood import nats, thought_nats
-from reasonrec.recipes.rankers.pooled import MOST_ROWS, sampled
+from reasonrec.recipes.rankers.pool import MODEL, losses
+from reasonrec.recipes.rankers.pooled import MOST_ROWS, Heard, sampled
 from reasonrec.recipes.rankers.reasoning import Reasoner, Thinking
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.artefact import read_manifest
+
+
+def added_on_test(path: str, options: argparse.Namespace) -> dict[str, object]:
+    """Nats of the test targets by the model, by its experts, and by both."""
+    manifest = read_manifest(path)
+    dataset = training_data(manifest, path)
+    recommender = Recommender.load(path, dtype=options.precision)
+    assert recommender.pool is not None, f"{path} has no experts"
+    experts, test = recommender.pool.experts, sampled(dataset.rows("test"), options.seed, options.max_rows)
+    valid = sampled(dataset.rows("valid"), options.seed, options.max_rows)
+    fitted, judged = (Heard.of(recommender, experts, rows, batch_size=options.batch_size) for rows in (valid, test))
+    found = {
+        " + ".join(names): losses(judged.levels, judged.voices, fitted.weights(names), test.height)
+        for names in ([MODEL], list(experts), [MODEL, *experts])
+    }
+    _, without, within = found.values()
+    low, high = mean_interval(test["user"].to_numpy(), within - without, seed=options.seed)
+    row = {
+        "model": path,
+        "cases": test.height,
+        "nats": {name: round(float(values.mean()), 4) for name, values in found.items()},
+    }
+    row |= {"added": float((within - without).mean()), "ci95": [low, high]}
+    print(f"test: {row['nats']}, the model adds {row['added']:+.3f} [{low:+.3f}, {high:+.3f}]: {path}")
+    return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=["runs/demo/sft", "runs/demo/grpo"])
     parser.add_argument("--reasoning_models", nargs="*", default=[])
+    parser.add_argument("--fused", nargs="*", default=[])
     parser.add_argument("--max_chain", type=int, default=64)
     parser.add_argument("--max_rows", type=int, default=MOST_ROWS)
     parser.add_argument("--precision", default="auto")
@@ -47,16 +77,16 @@ def main() -> None:
         recommender = Recommender.load(path, dtype=options.precision)
         if thinks:
             reasoner = Reasoner(recommender, batch_size=options.batch_size)
-            losses, _ = thought_nats(reasoner, valid, Thinking(1, options.max_chain), seed=options.seed)
+            own, _ = thought_nats(reasoner, valid, Thinking(1, options.max_chain), seed=options.seed)
         else:
-            losses = nats(recommender, valid, batch_size=options.batch_size, seed=options.seed)
-        first = losses if first is None else first
-        low, high = mean_interval(valid["user"].to_numpy(), losses - first, seed=options.seed)
+            own = nats(recommender, valid, batch_size=options.batch_size, seed=options.seed)
+        first = own if first is None else first
+        low, high = mean_interval(valid["user"].to_numpy(), own - first, seed=options.seed)
         row = {
             "model": path,
             "thinks": thinks,
-            "nats": losses.mean(),
-            "difference": (losses - first).mean(),
+            "nats": own.mean(),
+            "difference": (own - first).mean(),
             "ci95": [low, high],
         }
         row["tokens"] = trained_tokens(path)
@@ -64,8 +94,9 @@ def main() -> None:
         print(
             f"{row['nats']:.3f} nats, {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}] against the first, "
             f"{row['tokens']} tokens of its last training: {path}{', behind its own chain' if thinks else ''} "
-            f"({len(losses)} cases, {recommender.precision})"
+            f"({len(own)} cases, {recommender.precision})"
         )
+    found += [added_on_test(path, options) for path in options.fused]
     Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     Path(options.out).write_text(json.dumps(found, indent=2) + "\n")
 

@@ -1,13 +1,21 @@
-"""A small decoder without pre-training, for benchmarks that need many training runs on two CPU cores."""
+"""A small decoder without pre-training, for benchmarks that need many training runs on two CPU cores.
+
+python tests/benchmarks/scratch_base.py runs/demo/scratch_base --dataset runs/demo/dataset
+
+What it writes is a base model like any other: `sft.py --model runs/demo/scratch_base --method full`.
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from reasonrec.data_gen.schema import Dataset
 
 
 def make_scratch_base(
@@ -68,3 +76,21 @@ def make_scratch_base(
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
+
+
+def main() -> None:
+    """Write one for a dataset."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", nargs="?", default="runs/demo/scratch_base")
+    parser.add_argument("--dataset", default="runs/demo/dataset")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if not Path(options.dataset).exists():
+        print(f"no titles to make a tokenizer of: {options.dataset} is not there (make demo)")
+        return
+    titles = Dataset.load(options.dataset).items["title"].to_list()
+    print(make_scratch_base(Path(options.out), titles, seed=options.seed))
+
+
+if __name__ == "__main__":
+    main()
