@@ -42,8 +42,10 @@ if TYPE_CHECKING:
     from reasonrec.recipes.decoding.sample import Rollouts
 
 TEXT_CHUNK = 1024  # text positions whose full-vocabulary logits exist at a time
+TEACHER_ROWS = "teacher_rows"  # of a batch: the position of a teacher's table that each label stands at, -1 for none
 MODULES = ("semantic_id", "dual_head")
 Parse = Callable[..., Parsed]
+SoftScore = Callable[[Any, Tensor, Tensor, Tensor, Tensor, Tensor], Scored]  # see `policies.soft`
 
 
 class Policy(ABC):
@@ -289,7 +291,14 @@ def text_log_probs(model: PreTrainedModel, hidden: Tensor, label: Tensor, *, tem
     return log_probs, entropy, top
 
 
-def install(model: PreTrainedModel, answers: Answers, *, temperature: float = 1.0, answers_only: bool = False) -> None:
+def install(
+    model: PreTrainedModel,
+    answers: Answers,
+    *,
+    temperature: float = 1.0,
+    answers_only: bool = False,
+    soft: SoftScore | None = None,
+) -> None:
     """Let the model answer `fused_lm_head=True`, by which TRL gets every log-probability, with a policy.
 
     Labels that are part of an answer are scored by the policy, words over the full vocabulary, whose head is computed
@@ -302,6 +311,7 @@ def install(model: PreTrainedModel, answers: Answers, *, temperature: float = 1.
         temperature: What the logits are divided by: that of the sampler whose completions are scored.
         answers_only: The policy of rollouts: an answer is what stands behind the begin marker, and what follows a
             complete one is certain: log-probability 0. Otherwise, for supervised examples, see the policy.
+        soft: Scores the answers of batches that have `TEACHER_ROWS`.
     """
     inner = model.forward
 
@@ -311,6 +321,7 @@ def install(model: PreTrainedModel, answers: Answers, *, temperature: float = 1.
         from trl.trainer.utils import FusedCausalLMOutput  # only who trains needs TRL
 
         labels, given = kwargs.pop("labels"), kwargs.pop("num_items_in_batch", None)
+        told = kwargs.pop(TEACHER_ROWS, None)
         kwargs["use_cache"] = False
         if args:
             kwargs["input_ids"], args = args[0], args[1:]
@@ -325,7 +336,11 @@ def install(model: PreTrainedModel, answers: Answers, *, temperature: float = 1.
         fields[0] = fields[0] + 0.0 * hidden.float().sum()
         row, position = is_answer.nonzero(as_tuple=True)
         if len(row):
-            scored = answers.log_probs(self, input_ids, row, position + 1 + skipped, hidden[is_answer], temperature)
+            place, states = position + 1 + skipped, hidden[is_answer]
+            if soft is None or told is None:
+                scored = answers.log_probs(self, input_ids, row, place, states, temperature)
+            else:
+                scored = soft(self, input_ids, row, place, states, told)
             fields = [f.masked_scatter(is_answer, s.to(f.dtype)) for f, s in zip(fields, scored, strict=True)]
         if bool(is_text.any()):
             scored = text_log_probs(self, hidden[is_text], target[is_text], temperature=temperature)

@@ -6,7 +6,7 @@ The policy that is trained is the policy that recommends: labels that are codes 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,7 +63,26 @@ def prefix_nodes(trie: Trie, vocabulary: Vocabulary, input_ids: Tensor, row: Ten
     return node
 
 
-def item_log_probs(
+class Choice(NamedTuple):
+    """What code labels were chosen from.
+
+    Attributes:
+        log_probs: (n, width) of the legal children, -inf where there is none.
+        child: (n, width) these nodes, -1 where there is none.
+        target: (n,) the label's node.
+    """
+
+    log_probs: Tensor
+    child: Tensor
+    target: Tensor
+
+    @property
+    def is_target(self) -> Tensor:
+        """(n, width)."""
+        return self.child == self.target[:, None]
+
+
+def chosen_from(
     model: PreTrainedModel,
     trie: Trie,
     vocabulary: Vocabulary,
@@ -72,8 +91,8 @@ def item_log_probs(
     label: Tensor,
     *,
     temperature: float = 1.0,
-) -> Scored:
-    """Score code labels over the legal children of their prefixes.
+) -> Choice:
+    """The policy over the legal children of code labels' prefixes.
 
     Args:
         model: Causal LM.
@@ -83,9 +102,6 @@ def item_log_probs(
         node: (n,) prefix node of each label.
         label: (n,) token id of each label.
         temperature: What the logits are divided by.
-
-    Returns:
-        Log-probability, entropy and whether the label is the most probable child, each (n,).
 
     Raises:
         ValueError: If a label does not continue its prefix to an item of the catalogue.
@@ -97,8 +113,13 @@ def item_log_probs(
         )
     child, column = trie.children(node)
     log_probs = legal_log_probs(code_logits(model, hidden, vocabulary) / temperature, child, column)
-    legal = child >= 0
-    is_target = child == target[:, None]
+    return Choice(log_probs, child, target)
+
+
+def scored(choice: Choice) -> Scored:
+    """Log-probability, entropy and whether the label is the most probable child, each (n,)."""
+    log_probs, is_target = choice.log_probs, choice.is_target
+    legal = choice.child >= 0
     finite = torch.where(legal, log_probs, 0)
     entropy = -(finite.exp() * finite * legal).sum(-1)
     return (
@@ -106,6 +127,20 @@ def item_log_probs(
         entropy,
         is_target.gather(-1, log_probs.argmax(-1, keepdim=True))[:, 0],
     )
+
+
+def item_log_probs(
+    model: PreTrainedModel,
+    trie: Trie,
+    vocabulary: Vocabulary,
+    hidden: Tensor,
+    node: Tensor,
+    label: Tensor,
+    *,
+    temperature: float = 1.0,
+) -> Scored:
+    """Score code labels over the legal children of their prefixes: `scored` of what they were `chosen_from`."""
+    return scored(chosen_from(model, trie, vocabulary, hidden, node, label, temperature=temperature))
 
 
 def in_answer(vocabulary: Vocabulary, input_ids: Tensor) -> Tensor:
