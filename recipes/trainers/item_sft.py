@@ -19,6 +19,7 @@ from reasonrec.recipes.trainers.divergence import check_trained
 from reasonrec.recipes.trainers.keys import check_reports, prepare_arguments
 from reasonrec.recipes.trainers.quick import QuickTrainer
 from reasonrec.recipes.trainers.refresh import KeepFresh
+from reasonrec.recipes.trainers.soft_targets import Taught
 from reasonrec.tokenizers.errors import UserError
 
 
@@ -61,16 +62,23 @@ class ItemSFTTrainer(QuickTrainer, SFTTrainer):
     Args:
         policy: How the model reads and answers.
         row_learning_rate: Learning rate of the code rows under PEFT; the others use `learning_rate`.
+        taught: Soft targets, where the examples have some.
         **kwargs: What SFTTrainer takes.
     """
 
-    def __init__(self, *, policy: Policy, row_learning_rate: float | None = None, **kwargs: Any) -> None:
+    data_collator: Any
+
+    def __init__(
+        self, *, policy: Policy, row_learning_rate: float | None = None, taught: Taught | None = None, **kwargs: Any
+    ) -> None:
         model = kwargs["model"]
         start = trainable_values(model)
         super().__init__(**kwargs)
         restore_trainable(self.model, start)
         policy.answers.to(self.accelerator.device)
-        install(causal_lm(self.model), policy.answers)
+        install(causal_lm(self.model), policy.answers, soft=None if taught is None else taught.score)
+        if taught is not None:
+            self.data_collator = taught.collated(self.data_collator)
         self.add_callback(KeepFresh(policy))
         self._row_learning_rate = row_learning_rate
 

@@ -102,9 +102,9 @@ def test_without_a_teacher_it_is_the_plain_loss_to_the_bit(model, told, alpha) -
     out = scored(model, None if told is None else torch.tensor([told]), alpha)
     for name in ("loss", "log_probs", "entropy", "is_top1", "label_mask"):
         assert torch.equal(getattr(out, name), getattr(plain, name)), name
+    gradients = []
     for one in (plain, out):
         model.zero_grad()
         one.loss.backward()
-        grads = [p.grad.clone() for p in model.parameters()]
-        kept = grads if one is plain else kept
-    assert all(torch.equal(a, b) for a, b in zip(grads, kept, strict=True))
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))

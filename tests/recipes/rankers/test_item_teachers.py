@@ -147,9 +147,8 @@ class Written(ItemTeacher):
 
 
 def test_the_best_items_and_their_shares() -> None:
-    rows = pl.DataFrame(
-        {"row": [0, 1, 2], "user": [0, 0, 1], "history": [[0], [], [0]]}, schema_overrides={"history": pl.List(pl.Int32)}
-    )
+    kinds = {"row": pl.Int64, "user": pl.Int32, "history": pl.List(pl.Int32)}
+    rows = pl.DataFrame({"row": [0, 1, 2], "user": [0, 0, 1], "history": [[0], [], [0]]}, schema=kinds)
     items, shares = Written().top(rows, 2, mask=False)
     assert items.tolist() == [[0, 2], [-1, -1], [0, -1]]
     np.testing.assert_allclose(shares, [[4 / 6, 2 / 6], [0, 0], [1, 0]], rtol=1e-6)
@@ -187,6 +186,10 @@ def test_what_cannot_teach(dataset: Dataset) -> None:
         ITEM_TEACHERS.make("sasrec", {}).build(with_train(dataset, short), 0)
     with pytest.raises(UserError, match="folds=3 of 2 users"):
         ITEM_TEACHERS.make("sasrec", {"folds": 3}).build(with_train(dataset, dataset.train.head(2)), 0)
-    for name, options in (("co_visitation", {"window": 0}), ("co_visitation", {"last": 1.5}), ("sasrec", {"folds": 1})):
+    for name, options in (
+        ("co_visitation", {"window": 0}),
+        ("co_visitation", {"last": 1.5}),
+        ("sasrec", {"folds": 1}),
+    ):
         with pytest.raises(UserError, match=r"soft_targets\[.*\]=.* has to be a whole number"):
             ITEM_TEACHERS.make(name, options)
