@@ -170,7 +170,7 @@ def test_a_home_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 TEXT = {
     "source", "name", "separator", "quote_char", "valid_from", "test_from", "interaction_columns", "item_columns",
     "tasks", "curriculum", "endpoint", "api_key_env", "device", "history_prompt", "system", "lora_target_modules",
-    "experts", "without",
+    "experts", "without", "soft_targets",
     "user", "history", "quantizer", "quantizer_options", "policy", "policy_options", "algorithm", "algorithm_options",
     # of TRL and transformers
     "lr_scheduler_type", "lr_scheduler_kwargs", "optim_args", "activation_checkpointing_kwargs",
