@@ -34,7 +34,7 @@ class InteractionLog:
 
     Attributes:
         name: Name of the data.
-        interactions: `user_id`, `item_id` (strings), `timestamp` (epoch milliseconds), possibly `review`.
+        interactions: `user_id`, `item_id` (strings), `timestamp` (epoch milliseconds), possibly `rating` and `review`.
         items: `item_id` and the four cleaned text columns.
         items_name: How to call the item table in messages.
         files: The raw files by role, for their hashes.
@@ -126,8 +126,8 @@ def sort_log(interactions: pl.DataFrame, seed: int, *, ordered: bool = True) -> 
     if ordered:
         return interactions.sort("user_id", "timestamp", maintain_order=True)
     tie = seeded_hash(seed, interactions["user_id"], interactions["timestamp"], interactions["item_id"])
-    # A review is the last resort: rows that agree in everything else have to come in one order, too.
-    last = [name for name in ("review",) if name in interactions.columns]
+    # Ratings and reviews are the last resort: rows that agree in everything else have to come in one order, too.
+    last = [name for name in ("rating", "review") if name in interactions.columns]
     by = ["user_id", "timestamp", "tie", "item_id", *last]
     return interactions.with_columns(tie=tie).sort(by).drop("tie")
 

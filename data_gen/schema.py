@@ -30,10 +30,12 @@ ITEMS: dict[str, Any] = {
 }
 USERS: dict[str, Any] = {"user": pl.Int32, "user_id": pl.String}
 TRAIN: dict[str, Any] = {"user": pl.Int32, "items": pl.List(pl.Int32), "first_target": pl.Int32}
-# `times`: epoch milliseconds of each item; `reviews`: the user's words on each item; `clean_target`: the item
-# that the user really chose, where an exposure-biased log shows another one as the last element.
+# `times`: epoch milliseconds of each item; `ratings`: what the user gave each item, null where nothing; `reviews`: the
+# user's words on each item; `clean_target`: the item that the user really chose, where an exposure-biased log shows
+# another one as the last element (and `ratings` rate what was chosen).
 TRAIN_OPTIONAL: dict[str, Any] = {
     "times": pl.List(pl.Int64),
+    "ratings": pl.List(pl.Float32),
     "reviews": pl.List(pl.String),
     "clean_target": pl.Int32,
 }

@@ -163,15 +163,16 @@ def train_sequences(log: pl.DataFrame, labels: np.ndarray) -> pl.DataFrame:
     """Each user's training interactions as one sequence.
 
     Args:
-        log: Sorted log with `user`, `item`, `timestamp` and possibly `review`.
+        log: Sorted log with `user`, `item`, `timestamp`, and possibly `rating` and `review`.
         labels: Label of each row.
 
     Returns:
-        The table of `schema.TRAIN` with `times` (and `reviews` where the log has them), by user.
+        The table of `schema.TRAIN` with `times` (and `ratings` and `reviews` where the log has them), by user.
     """
     columns = [pl.col("item").alias("items"), pl.col("timestamp").alias("times")]
-    if "review" in log.columns:
-        columns.append(pl.col("review").alias("reviews"))
+    for name in ("rating", "review"):
+        if name in log.columns:
+            columns.append(pl.col(name).alias(f"{name}s"))
     kept = log.filter(pl.Series(labels == TRAIN))
     sequences = kept.group_by("user", maintain_order=True).agg(columns)
     return sequences.with_columns(first_target=pl.lit(0, dtype=pl.Int32))

@@ -54,6 +54,7 @@ ROWS_ON_REQUEST = {
     "beam_items": "item numbers of the beam searched behind the chain, best first, -1 where it is short; as many as "
     f"the reward's own keyword k says, {BEAM} without one (more if another reward asks for more)",
     "target_log_prob": "log-probability of the target's codes behind the chain",
+    "target_rating": "what the user gave the target, None where nothing; only where the data have ratings",
 }
 # Made only for rewards that ask for it, the same for the whole batch, from train interactions only:
 CONTEXT_ON_REQUEST = {

@@ -134,6 +134,7 @@ def make_batch(chosen: Sequence[Case], reasoning: bool, width: int = BEAM) -> di
         "target_log_prob": [
             -0.7 if hit else -2.5 if item >= 0 else -6.0 for item, hit in zip(predicted, hits, strict=True)
         ],
+        "target_rating": [None if case.kind == "malformed" else 4.0 for case in chosen],
         "similarity": CoVisits(
             np.concatenate(sequences), np.repeat(np.arange(len(sequences)), list(map(len, sequences))), index.n_items
         ),

@@ -49,7 +49,7 @@ def movie_title(title: str, year: str | None = None) -> str:
 
 
 def read_movielens_100k(path: str | None) -> InteractionLog:
-    """Read MovieLens-100K; all ratings count as positive.
+    """Read MovieLens-100K; all ratings count as positive, and stand beside the interactions.
 
     Its README says of u.data: "The data is randomly ordered"; so what happens in one second has no order.
 
@@ -99,12 +99,18 @@ def _read_grouplens(interactions: Path, items: Path) -> tuple[pl.DataFrame, pl.D
     # By position: what polars calls the columns of a file without header has changed before.
     ids, titles = raw.get_column(raw.columns[0]), raw.get_column(raw.columns[1])
     table = pl.DataFrame({"item_id": ids, "title": [movie_title(title or "") for title in titles], "category": genres})
-    return lazy.select("user_id", "item_id", "timestamp").collect(), table
+    log = lazy.select("user_id", "item_id", "timestamp", pl.col("rating").cast(pl.Float64))
+    return log.collect(), table
 
 
 def _read_atomic(interactions: Path, items: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
     lazy = pl.scan_csv(interactions, separator="\t", infer_schema=False, quote_char=None)
-    log = lazy.select(user_id="user_id:token", item_id="item_id:token", timestamp=pl.col("timestamp:float")).collect()
+    log = lazy.select(
+        user_id="user_id:token",
+        item_id="item_id:token",
+        timestamp=pl.col("timestamp:float"),
+        rating=pl.col("rating:float").cast(pl.Float64),
+    ).collect()
     raw = pl.read_csv(items, separator="\t", infer_schema=False, quote_char=None).fill_null("")
     titles = [movie_title(t, y) for t, y in raw.select("movie_title:token_seq", "release_year:token").iter_rows()]
     genres = raw["class:token_seq"].str.replace_all(" ", ", ", literal=True)

@@ -70,6 +70,8 @@ class SyntheticWorld:
         transitions: P(next cluster | cluster): shape (clusters, clusters).
         cluster_of: Cluster of each item: shape (n_items,).
         promoted: Items that an exposure-biased log shows in place of the user's choice.
+        ratings: r_u(item) in [0, 1], how a persona likes an item that it chose: shape (personas, n_items). What is
+            chosen often is not what is liked: both are drawn apart.
         shortest: Fewest items of a user.
         longest: Most items of a user.
     """
@@ -78,6 +80,7 @@ class SyntheticWorld:
     transitions: np.ndarray
     cluster_of: np.ndarray
     promoted: np.ndarray
+    ratings: np.ndarray
     shortest: int = 6
     longest: int = 12
 
@@ -98,6 +101,7 @@ class SyntheticWorld:
             transitions=transitions,
             cluster_of=np.repeat(np.arange(g), m),
             promoted=promoted,
+            ratings=np.random.default_rng([config.seed, 4]).random((config.personas, g * m)),
             shortest=config.shortest,
             longest=config.longest,
         )
@@ -141,6 +145,34 @@ class SyntheticWorld:
             raise ValueError("the next item's probabilities need a history of at least one item")
         step = self.transitions[self.cluster_of[history[-1]]]
         return step[self.cluster_of] * (self.posterior(history) @ self.preferences)
+
+    def values(self, history: Sequence[int] | np.ndarray) -> np.ndarray:
+        """What each item is worth in a list: the chance that it comes next, times how it is rated then (n_items,).
+
+        v(y | h) = P(next cluster is y's) · Σ_u q_u(h) w_u(y | its cluster) r_u(y).
+        """
+        step = self.transitions[self.cluster_of[history[-1]]]
+        return np.asarray(step[self.cluster_of] * (self.posterior(history) @ (self.preferences * self.ratings)))
+
+    def expected_value(self, rankings: np.ndarray, histories: Sequence[Sequence[int]], k: int = 10) -> float:
+        """Mean over the cases of Σ v(item) over the first k items of a list: the expected rating of the next choice, 0
+        where the list does not hold it.
+
+        Args:
+            rankings: Item numbers, best first, -1 for nothing: shape (cases, at least k).
+            histories: The cases.
+            k: How much of the lists counts.
+        """
+        lists = np.asarray(rankings)[:, :k]
+        worth = [
+            np.where(ranking >= 0, self.values(history)[ranking], 0.0).sum()
+            for ranking, history in zip(lists, histories, strict=True)
+        ]
+        return float(np.mean(worth))
+
+    def best_value(self, histories: Sequence[Sequence[int]], k: int = 10) -> float:
+        """The expected value of the best lists."""
+        return float(np.mean([np.sort(self.values(history))[-k:].sum() for history in histories]))
 
     def biased_probabilities(self, history: Sequence[int] | np.ndarray, exposure_bias: float) -> np.ndarray:
         """What an exposure-biased log shows next: (1 − η) p + η q, with q uniform on the promoted items."""
@@ -188,8 +220,8 @@ class SyntheticWorld:
         )
         return float(chances.sum(axis=1).mean()), float((chances @ discounts).mean())
 
-    def sample(self, n_users: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """Draw users: one item sequence each, all users in step."""
+    def sample(self, n_users: int, rng: np.random.Generator) -> tuple[list[np.ndarray], np.ndarray]:
+        """Draw users, all in step: one item sequence each, and their personas (n_users,)."""
         g, m = len(self.transitions), self.n_items // len(self.transitions)
         lengths = rng.integers(self.shortest, self.longest + 1, size=n_users)
         personas = rng.integers(len(self.preferences), size=n_users)
@@ -201,7 +233,7 @@ class SyntheticWorld:
             if t:
                 cluster = _draw(chain[cluster], rng)
             items[:, t] = cluster * m + _draw(by_cluster[personas, cluster], rng)
-        return [row[:length] for row, length in zip(items, lengths, strict=True)]
+        return [row[:length] for row, length in zip(items, lengths, strict=True)], personas
 
 
 def _draw(cumulative: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -243,8 +275,8 @@ def make_synthetic(config: WorldConfig, train_users: int, held_out_users: int, e
     """
     world = SyntheticWorld.build(config)
     rng = np.random.default_rng([config.seed, 2])
-    users = world.sample(train_users + 2 * held_out_users, rng)
-    train = users[:train_users]
+    users, personas = world.sample(train_users + 2 * held_out_users, rng)
+    train, liked = users[:train_users], world.ratings[personas[:train_users]]
     cases = users[train_users : train_users + held_out_users], users[train_users + held_out_users :]
     starts = (train_users, train_users + held_out_users)
     notes = [f"{train_users} users to train on, {held_out_users} others each in validation and test, one case each"]
@@ -253,9 +285,9 @@ def make_synthetic(config: WorldConfig, train_users: int, held_out_users: int, e
     return Tables(
         items=synthetic_items(config),
         users=pl.DataFrame({"user": range(len(users)), "user_id": [f"u{user}" for user in range(len(users))]}),
-        train=_biased(train, world, exposure_bias, np.random.default_rng([config.seed, 3]))
+        train=_biased(train, liked, world, exposure_bias, np.random.default_rng([config.seed, 3]))
         if exposure_bias
-        else _sequences(train),
+        else _sequences(train, liked),
         valid=_cases(cases[0], starts[0]),
         test=_cases(cases[1], starts[1]),
         facts={
@@ -272,24 +304,27 @@ def make_synthetic(config: WorldConfig, train_users: int, held_out_users: int, e
     )
 
 
-def _sequences(users: list[np.ndarray]) -> pl.DataFrame:
+def _sequences(users: list[np.ndarray], liked: np.ndarray) -> pl.DataFrame:
     lengths = np.array([len(items) for items in users])
+    ratings = np.concatenate([row[items] for row, items in zip(liked, users, strict=True)])
     return pl.DataFrame(
         {
             "user": np.arange(len(users)),
             "items": to_lists(np.concatenate(users), lengths),
+            "ratings": to_lists(ratings, lengths),
             "first_target": np.zeros(len(users), dtype=np.int32),
         }
     )
 
 
 def _biased(
-    users: list[np.ndarray], world: SyntheticWorld, exposure_bias: float, rng: np.random.Generator
+    users: list[np.ndarray], liked: np.ndarray, world: SyntheticWorld, exposure_bias: float, rng: np.random.Generator
 ) -> pl.DataFrame:
-    """Every prefix of every user as one sequence whose last item is the (biased) target."""
+    """Every prefix of every user as one sequence whose last item is the (biased) target; what was chosen is rated."""
     owners = np.repeat(np.arange(len(users)), [len(items) - 1 for items in users])
     prefixes = [items[: end + 1].copy() for items in users for end in range(1, len(items))]
     clean = np.array([items[-1] for items in prefixes])
+    ratings = np.concatenate([liked[owner][items] for owner, items in zip(owners, prefixes, strict=True)])
     shown = np.where(rng.random(len(clean)) < exposure_bias, rng.choice(world.promoted, size=len(clean)), clean)
     for items, target in zip(prefixes, shown, strict=True):
         items[-1] = target
@@ -298,6 +333,7 @@ def _biased(
         {
             "user": owners,
             "items": to_lists(np.concatenate(prefixes), lengths),
+            "ratings": to_lists(ratings, lengths),
             "first_target": lengths - 1,
             "clean_target": clean,
         }

@@ -136,28 +136,32 @@ def read_interactions(
         min_rating: Keep rows rated at least this; rows without a rating are not.
 
     Returns:
-        `user_id`, `item_id` (text), `timestamp` (epoch milliseconds) and possibly `review`, in the order of the file;
+        `user_id`, `item_id` (text), `timestamp` (epoch milliseconds), and `rating` and `review` where they are mapped,
+        in the order of the file;
         what the filter did; what was read.
 
     Raises:
         UserError: If a column is missing, or a value is missing or does not parse.
     """
-    known = INTERACTION_COLUMNS | {"rating": min_rating is not None}
-    if "rating" in columns and min_rating is None:
-        raise UserError("interaction_columns.rating is only read with min_rating: set that, or remove the mapping")
-    # A column that happens to be called "review" but was not asked for is not read.
-    unread = {"review"} - set(columns) | ({"rating"} if min_rating is None else set())
+    rated = min_rating is not None or "rating" in columns
+    known = INTERACTION_COLUMNS | {"rating": rated}
+    # A column that happens to be called "review" or "rating" but was not asked for is not read.
+    unread = {"review"} - set(columns) | (set() if rated else {"rating"})
     table = read_table(path, separator, quote_char, columns, known, "interaction_columns", frozenset(unread))
     frame, written = _ids(table, ("user_id", "item_id"))
     facts: list[dict[str, Any]] = []
     dropped: dict[str, int] = {}
-    if min_rating is not None:
+    if rated:
         ratings = _ratings(table)
+        frame = frame.with_columns(rating=ratings)
+    if min_rating is not None:
         kept = frame.filter(ratings >= min_rating)  # null is not kept either
         missing = ratings.null_count()
         dropped = {"rated lower": frame.height - kept.height - missing, "without a rating": missing}
         facts.append(filter_fact("min_rating", frame, kept, min_rating=min_rating, missing=missing))
-        frame = kept.drop("rating")
+        frame = kept
+    if rated and "rating" not in columns:  # asked for as a filter alone
+        frame = frame.drop("rating")
     times = _times(replace(table, frame=frame))
     frame = frame.with_columns(timestamp=times.values).drop(LINE)
     if "review" in frame.columns:

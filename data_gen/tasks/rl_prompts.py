@@ -1,7 +1,8 @@
 """Prompts of reinforcement learning: positions of the training sequences, each with the item that came next.
 
 Targets come from the training sequences only, so a held-out interaction is neither a target nor part of a history.
-Where an exposure-biased log shows promoted items, the target is what the user really chose (`clean_target`).
+Where an exposure-biased log shows promoted items, the target is what the user really chose (`clean_target`). Where the
+log has ratings, each target comes with the user's.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class RlPrompts:
         target: (prompts,) item number of the target.
         max_history: Longest history that is shown.
         render: Turns a history into the token ids of a prompt.
+        rating: (prompts,) float64 what the user gave the target, NaN where nothing; None if nothing was rated.
     """
 
     sequences: Sequence[np.ndarray]
@@ -55,6 +57,7 @@ class RlPrompts:
     target: np.ndarray
     max_history: int
     render: Callable[[np.ndarray], list[int]] = field(repr=False)
+    rating: np.ndarray | None = None
 
     @classmethod
     def from_train(
@@ -69,7 +72,7 @@ class RlPrompts:
         """Collect the positions of the training table.
 
         Args:
-            train: Training sequences (`items`, `first_target`, perhaps `clean_target`).
+            train: Training sequences (`items`, `first_target`, perhaps `clean_target` and `ratings`).
             window: Which positions.
             render: Turns a history into token ids.
             set_order: The sequences are sets: each is put into one random order.
@@ -78,9 +81,16 @@ class RlPrompts:
         Raises:
             UserError: If no position is left.
         """
-        sequences = [np.asarray(items, dtype=np.int64) for items in train["items"].to_list()]
+        columns = {"items": np.int64} | ({"ratings": np.float64} if "ratings" in train.columns else {})
+        lists = {
+            name: [np.asarray(row, dtype=dtype) for row in train[name].to_list()] for name, dtype in columns.items()
+        }
         if set_order:
-            sequences = [np.random.default_rng([seed, i]).permutation(items) for i, items in enumerate(sequences)]
+            lists = {
+                name: [np.random.default_rng([seed, i]).permutation(row) for i, row in enumerate(rows)]
+                for name, rows in lists.items()
+            }
+        sequences = lists["items"]
         lengths = np.array([len(items) for items in sequences], dtype=np.int64)
         first = np.maximum(train["first_target"].to_numpy().astype(np.int64), window.min_history)
         if window.last_targets is not None:
@@ -92,11 +102,13 @@ class RlPrompts:
             )
         source = np.repeat(np.arange(len(sequences)), counts)
         position = np.arange(len(source)) - np.repeat(np.cumsum(counts) - counts, counts) + first[source]
-        target = np.concatenate(sequences)[(np.cumsum(lengths) - lengths)[source] + position]
+        at = (np.cumsum(lengths) - lengths)[source] + position
+        target = np.concatenate(sequences)[at]
+        rating = np.concatenate(lists["ratings"])[at] if "ratings" in lists else None
         if "clean_target" in train.columns:
             clean = train["clean_target"].to_numpy().astype(np.int64)
             target = np.where(position == lengths[source] - 1, clean[source], target)
-        return cls(sequences, source, position, target, window.max_history, render)
+        return cls(sequences, source, position, target, window.max_history, render, rating)
 
     def __len__(self) -> int:
         return len(self.source)

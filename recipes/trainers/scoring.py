@@ -151,16 +151,21 @@ class Scorer:
             batch["beam_items"] = self._lists(model, rollouts)
         if "target_log_prob" in required:
             batch["target_log_prob"] = self._log_probs(model, rollouts, target)
-        values, total, hits = self._against(batch, parsed, target)
+        values, total, hits = self._against(batch, parsed, prompts, numbers)
         levels = self.policy.levels(parsed, target)
         permuted_total, permuted_hits = np.full(len(total), np.nan), np.zeros_like(hits)
         if permuted is not None and "target_log_prob" not in required:  # that would be read a second time
-            _, permuted_total, permuted_hits = self._against(batch, parsed, prompts.target[permuted])
+            _, permuted_total, permuted_hits = self._against(batch, parsed, prompts, permuted)
         return Scores(values, total, hits, levels, permuted_total, permuted_hits)
 
     def _against(
-        self, batch: dict[str, Any], parsed: Parsed, target: NDArray[np.int64]
+        self, batch: dict[str, Any], parsed: Parsed, prompts: RlPrompts, numbers: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+        """What the answers are worth if these prompts' targets, as they were rated, are right."""
+        target = prompts.target[numbers]
+        if "target_rating" in self.rewards.requires:
+            assert prompts.rating is not None  # `build_scorer` looked
+            batch["target_rating"] = [None if np.isnan(r) else float(r) for r in prompts.rating[numbers]]
         values = self.rewards(**batch, target_items=target.tolist(), **self.policy.columns(target))
         return values, self.rewards.total(values), np.array(parsed.predicted_items) == target
 
@@ -199,8 +204,17 @@ def build_scorer(rewards: WeightedRewards, policy: Policy, dataset: Dataset, *, 
         policy: How the model reads and answers.
         dataset: The training data.
         reasoning: Whether completions start with a chain.
+
+    Raises:
+        UserError: If a reward reads ratings, and the data have none.
     """
     context: dict[str, Any] = {}
+    if "target_rating" in rewards.requires and "ratings" not in dataset.train.columns:
+        names = [reward.name for reward in rewards.rewards if "target_rating" in reward.requires]
+        raise UserError(
+            f"reward {names[0]!r} reads ratings, and {dataset.path} has none: prepare it anew with "
+            "interaction_columns.rating, or leave the reward out"
+        )
     if "similarity" in rewards.requires:
         sequences = [np.asarray(items) for items in dataset.train["items"].to_list()]
         owner = np.repeat(np.arange(len(sequences)), [len(items) for items in sequences])

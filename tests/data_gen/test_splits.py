@@ -77,6 +77,23 @@ def test_date_cuts() -> None:
         date_cuts("2020-01-01", "2020-01-01")
 
 
+def test_ratings_and_reviews_stand_beside_the_items() -> None:
+    log = pl.DataFrame(
+        {
+            "user": [0, 0, 1],
+            "item": [3, 4, 3],
+            "timestamp": [1, 2, 3],
+            "rating": [4.0, None, 1.0],
+            "review": list("abc"),
+        }
+    )
+    train = train_sequences(log, np.zeros(3, dtype=np.int8))
+    assert train.select("items", "ratings", "reviews").rows() == [
+        ([3, 4], [4.0, None], ["a", "b"]),
+        ([3], [1.0], ["c"]),
+    ]
+
+
 def test_rows_by_hand() -> None:
     log = frame([(0, 1, 5), (0, 1, 6), (0, 2, 7), (0, 2, 8), (1, 3, 9)])
     labels = np.array([TRAIN, TRAIN, VALID, TEST, TEST])

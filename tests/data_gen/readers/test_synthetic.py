@@ -13,6 +13,7 @@ TINY = SyntheticWorld(
     transitions=np.array([[0.9, 0.1], [0.25, 0.75]]),
     cluster_of=np.array([0, 0, 1, 1]),
     promoted=np.array([3]),
+    ratings=np.array([[1.0, 0.5, 0.0, 0.2], [0.1, 0.9, 1.0, 0.3]]),
 )
 
 
@@ -53,6 +54,47 @@ def test_tiny_posterior_by_enumeration() -> None:
 
     history = [1, 2, 2, 0]
     assert TINY.probabilities(history) == pytest.approx([joint([*history, y]) / joint(history) for y in range(4)])
+
+
+def test_values_by_hand() -> None:
+    q = 0.32 / 0.47
+    expected = [0.25 * (q * 0.8 * 1.0 + (1 - q) * 0.3 * 0.1), 0.25 * (q * 0.2 * 0.5 + (1 - q) * 0.7 * 0.9)]
+    expected += [0.75 * (q * 0.6 * 0.0 + (1 - q) * 0.5 * 1.0), 0.75 * (q * 0.4 * 0.2 + (1 - q) * 0.5 * 0.3)]
+    assert TINY.values([0, 3]) == pytest.approx(expected)
+    found = TINY.expected_value(np.array([[2, 0, 1, -1], [3, -1, 0, 1]]), [[0, 3], [0, 3]], k=2)
+    assert found == pytest.approx((expected[2] + expected[0] + expected[3]) / 2)
+    assert TINY.best_value([[0, 3]], k=2) == pytest.approx(sum(sorted(expected)[-2:]))
+
+
+def test_values_are_the_mean_rating_of_drawn_choices(world: SyntheticWorld) -> None:
+    """Users with one history, continued by chance: what their persona gives the next item, if a list holds it."""
+    rng = np.random.default_rng(0)
+    users, personas = world.sample(60_000, rng)
+    worth = np.array([world.ratings[persona][items[-1]] for items, persona in zip(users, personas, strict=True)])
+    lists = [np.argsort(-world.values(items[:-1]))[:10] for items in users[:6000]]
+    earned = [w * (items[-1] in chosen) for w, items, chosen in zip(worth, users, lists, strict=False)]
+    histories = [items[:-1].tolist() for items in users[:6000]]
+    assert np.mean(earned) == pytest.approx(world.best_value(histories), abs=0.02)
+
+
+def test_choices_are_rated_by_the_user_who_made_them() -> None:
+    for bias in (0.0, 0.3):
+        train = make_synthetic(WorldConfig(), 20, 2, bias).train
+        assert (train["ratings"].list.len() == train["items"].list.len()).all()
+        chosen = train["items"].to_list()
+        if bias:
+            chosen = [[*items[:-1], clean] for items, clean in zip(chosen, train["clean_target"], strict=True)]
+        world = SyntheticWorld.build(WorldConfig())
+        for user in set(train["user"].to_list()):
+            rows = [i for i, owner in enumerate(train["user"]) if owner == user]
+            fits = [
+                all(
+                    np.allclose(world.ratings[persona][chosen[i]], train["ratings"][i].to_numpy(), atol=1e-6)
+                    for i in rows
+                )
+                for persona in range(len(world.ratings))
+            ]
+            assert sum(fits) == 1
 
 
 def test_expected_metrics_by_hand() -> None:
@@ -121,7 +163,8 @@ def test_exposure_bias_touches_supervised_targets_only(world: SyntheticWorld) ->
     assert biased.test.equals(clean.test)
     whole = dict(clean.train.select("user", "items").iter_rows())
     shown, replaced = 0, 0
-    for user, items, first_target, target in biased.train.iter_rows():
+    columns = ("user", "items", "first_target", "clean_target")
+    for user, items, first_target, target in biased.train.select(columns).iter_rows():
         end = len(items) - 1
         assert first_target == end
         assert items[:end] == whole[user][:end]

@@ -32,6 +32,17 @@ def test_columns_are_mapped_and_ratings_filtered(ratings: Path) -> None:
     assert none == []
 
 
+def test_ratings_that_are_mapped_stay(tmp_path: Path) -> None:
+    path = write(tmp_path / "log.csv", "user_id,item_id,timestamp,stars\n1,7,10,4.5\n1,8,11,\n2,7,12,2\n")
+    columns = {"rating": "stars"}
+    log, _, _ = read_interactions(path, columns=columns)
+    assert log.select("item_id", "rating").rows() == [("7", 4.5), ("8", None), ("7", 2.0)]
+    kept, _, _ = read_interactions(path, columns=columns, min_rating=3)
+    assert kept.select("item_id", "rating").rows() == [("7", 4.5)]
+    with pytest.raises(UserError, match=r"1 values of column 'stars' are no ratings"):
+        read_interactions(write(path, "user_id,item_id,timestamp,stars\n1,7,10,good\n"), columns=columns)
+
+
 def test_parquet_reads_like_csv(ratings: Path, tmp_path: Path) -> None:
     path = tmp_path / "ratings.parquet"
     frame = pl.read_csv(ratings, schema_overrides={"userId": pl.String})
@@ -60,9 +71,9 @@ def test_missing_column_names_file_column_mapping_and_the_nearest(ratings: Path)
         ({**COLUMNS, "usr": "userId"}, r"interaction_columns\.usr.*did you mean user_id"),
         ({**COLUMNS, "review": "text"}, r"no column 'text'; set interaction_columns\.review"),
         ({**COLUMNS, "timestamp": "userId"}, r"user_id and timestamp are both mapped to column 'userId'"),
-        ({**COLUMNS, "rating": "rating"}, r"only read with min_rating"),
+        ({**COLUMNS, "rating": "stars"}, r"no column 'stars'; set interaction_columns\.rating"),
     ],
-    ids=["unknown", "optional", "twice", "unread"],
+    ids=["unknown", "optional", "twice", "unrated"],
 )
 def test_wrong_mappings(ratings: Path, columns: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):

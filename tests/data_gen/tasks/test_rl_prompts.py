@@ -39,6 +39,15 @@ def test_the_target_is_what_was_really_chosen():
     assert pairs(collect(biased)) == [([5, 6, 7], 80), ([1], 2)]
 
 
+def test_targets_come_with_their_ratings():
+    rated = TRAIN.with_columns(ratings=pl.Series([[1.0, 2.0, None, 4.0], [5.0, 3.0], [2.0]]))
+    np.testing.assert_array_equal(collect(rated).rating, [2, np.nan, 4, 3])
+    assert collect().rating is None
+    many = pl.DataFrame({"user": [0], "items": [list(range(20))], "first_target": [0]})
+    shuffled = collect(many.with_columns(ratings=pl.col("items").cast(pl.List(pl.Float32))), set_order=True)
+    np.testing.assert_array_equal(shuffled.rating, shuffled.target)
+
+
 def test_sets_are_put_into_one_order():
     many = pl.DataFrame({"user": [0], "items": [list(range(20))], "first_target": [0]})
     prompts = collect(many, set_order=True)

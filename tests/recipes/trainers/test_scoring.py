@@ -1,16 +1,17 @@
-"""How wide a list rewards are served."""
+"""How wide a list rewards are served, and what else they are told."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from reasonrec.data_gen.schema import Dataset
 from reasonrec.data_gen.tasks.rl_prompts import RlPrompts
 from reasonrec.recipes.decoding.sample import Sampler, roll_out
 from reasonrec.recipes.models.load import add_code_rows, load_base, load_tokenizer
 from reasonrec.recipes.models.precision import choose
 from reasonrec.recipes.trainers.item_grpo import RolloutSettings
-from reasonrec.recipes.trainers.scoring import Scorer
+from reasonrec.recipes.trainers.scoring import Scorer, build_scorer
 from reasonrec.rewards.registry import load_rewards
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.vocabulary import Vocabulary
@@ -53,3 +54,38 @@ def test_a_reward_that_declares_fifty_gets_fifty(tiny_base, policy_of, tmp_path)
 def test_a_list_that_no_search_makes_is_refused_before_anything_is_rolled_out(tiny_base, make_grpo, problem):
     with pytest.raises(UserError, match=r"^reward 'rank': k=1000001 has to be at most 1,000,000; lower it$"):
         make_grpo(tiny_base, problem=problem(rewards={"exact": 1.0, "rank": {"weight": 0, "k": 1_000_001}}))
+
+
+RATED = """
+def rated(*, predicted_items, target_items, target_rating, **_):
+    return [None if r is None else r * (p == t) for p, t, r in zip(predicted_items, target_items, target_rating)]
+"""
+
+
+def test_a_reward_is_told_what_the_user_gave_the_target(tiny_base, policy_of, tmp_path):
+    """And, for the comparison with another prompt's target, what its user gave that one."""
+    codes = np.stack(np.divmod(np.arange(16), 4), axis=1)
+    tokenizer = load_tokenizer(str(tiny_base))
+    vocabulary = Vocabulary.extend(tokenizer, (4, 4))
+    model = load_base(str(tiny_base), method="full", precision=choose("fp32", "cpu"))
+    add_code_rows(model, tokenizer, vocabulary, codes, [f"item {n}" for n in range(16)])
+    prompt = [*tokenizer("History:", add_special_tokens=False)["input_ids"], vocabulary.begin_id]
+    (tmp_path / "rated.py").write_text(RATED)
+    policy = policy_of(tokenizer, vocabulary, codes, [f"item {n}" for n in range(16)])
+    scorer = Scorer(load_rewards({f"{tmp_path / 'rated.py'}:rated": 1.0}), policy, reasoning=False)
+    rollouts = roll_out(model, policy.answers, [prompt], Sampler(3, greedy=True), eos_ids=[2], pad_id=0)
+    found = int(rollouts.items[0])
+    prompts = RlPrompts(
+        [np.array([5, found, 9])] * 3, np.arange(3), np.ones(3, dtype=np.int64), np.array([found, found, 15 - found]),
+        5, lambda history: prompt, np.array([4.0, np.nan, 2.0]),
+    )  # fmt: skip
+    scores = scorer(model, rollouts, prompts, np.array([0, 1, 2]), np.array([2, 0, 0]))
+    np.testing.assert_array_equal(scores.values[:, 0], [4, np.nan, 0])
+    np.testing.assert_array_equal(scores.permuted_total, [0, 4, 4])
+
+
+def test_a_reward_that_reads_ratings_needs_some(tiny_dataset, tmp_path):
+    (tmp_path / "rated.py").write_text(RATED)
+    rewards = load_rewards({f"{tmp_path / 'rated.py'}:rated": 1.0})
+    with pytest.raises(UserError, match=r"^reward '.*rated' reads ratings, and .* has none: prepare it anew with"):
+        build_scorer(rewards, None, Dataset.load(tiny_dataset), reasoning=False)
