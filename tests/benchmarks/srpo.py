@@ -238,12 +238,14 @@ def reinforce(
             args=args,
             processing_class=policy.tokenizer,
         )
-        trainer.log = lambda logs, start_time=None: _keep(trainer, logs)  # one line per step would fill the screen
+        trainer.log = lambda logs, start_time=None: keep_means(
+            trainer, logs
+        )  # one line per step would fill the screen
         trainer.train()
     return trainer.model, [entry for entry in trainer.state.log_history if "rollouts/groups" in entry]
 
 
-def _keep(trainer: Any, logs: dict[str, float]) -> None:
+def keep_means(trainer: Any, logs: dict[str, float]) -> None:
     means = {name: float(np.mean(values)) for name, values in trainer._metrics["train"].items()}
     trainer._metrics["train"].clear()
     trainer.state.log_history.append({**logs, **means, "step": trainer.state.global_step})

@@ -1,0 +1,252 @@
+"""Rewards that no label says: ratings. What reaches lists that are rated higher, on a world with a known optimum.
+
+python tests/benchmarks/rated.py
+
+The log and the start are those of `srpo.py`: three of ten supervised targets are promoted items. Each choice comes
+with the rating that its user gave it, drawn apart from how often things are chosen. A list of ten is worth the expected
+rating of the next choice, 0 if it does not hold it (`SyntheticWorld.expected_value`, exact). From one start, with equal
+prompts and updates, and learning rates chosen on validation by that worth:
+
+- supervised training continued on the choices, which does not look at ratings, and weighted by exp(rating / 0.3);
+- the exact gradient of rating · π(choice | history), for which nothing has to be drawn;
+- GRPO and SRPO on rating · share of right codes, `scale_rewards: none`, eight rollouts a prompt; and SRPO with the
+  ratings exchanged among each user's prompts: it may learn what is chosen, and nothing about what is liked;
+- SRPO with `examples/custom_reward.py:fresh_items` beside the codes: whether a reward of one's own moves what it pays
+  for, the novelty of the list (mean of −log2 of an item's share of the train targets), and what that costs.
+
+Writes `runs/bench/rated.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import tempfile
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scratch_base import make_scratch_base
+from srpo import MAX_HISTORY, Size, keep_means, make_data, start_from_the_log
+from torch.nn.utils.rnn import pad_sequence
+
+from reasonrec.data_gen.readers.synthetic import SyntheticWorld
+from reasonrec.data_gen.schema import Dataset
+from reasonrec.data_gen.tasks.prompts import HISTORY
+from reasonrec.data_gen.tasks.rl_prompts import PromptWindow, RlPrompts, prompt_block
+from reasonrec.recipes.evaluation.intervals import seed_interval
+from reasonrec.recipes.models.checkpoint import Setting
+from reasonrec.recipes.policies.base import Policy, build_policy
+from reasonrec.recipes.recommender import Recommender
+from reasonrec.recipes.trainers.algorithms import build_algorithm
+from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer, RolloutSettings
+from reasonrec.recipes.trainers.scoring import build_scorer
+from reasonrec.rewards.registry import load_rewards
+from reasonrec.tokenizers.artefact import write_json
+
+REWARD = '''
+from reasonrec.rewards.prefix import common_prefix
+
+
+def liked(*, predicted_codes, target_codes, target_rating, **_):
+    """The user's rating of what was chosen, in so far as it was found."""
+    rows = zip(predicted_codes, target_codes, target_rating, strict=True)
+    return [0.0 if p is None else r * common_prefix(p, t) / len(t) for p, t, r in rows]
+'''
+FRESH = "examples/custom_reward.py:fresh_items"
+SHARPNESS = 0.3
+SUPERVISED = ("SFT continued", "SFT weighted by ratings", "exact gradient")
+REINFORCED = ("GRPO", "SRPO", "SRPO, ratings exchanged", "SRPO, fresh items")
+RATES = dict.fromkeys(SUPERVISED, (3e-4, 1e-3, 3e-3)) | dict.fromkeys(REINFORCED, (1e-4, 3e-4, 1e-3))
+Measured = dict[str, float]
+
+
+def exchanged(prompts: RlPrompts, owner: NDArray[np.int64], seed: int) -> RlPrompts:
+    """The same prompts with each user's ratings in another order."""
+    assert prompts.rating is not None
+    rng = np.random.default_rng([seed, 11])
+    mixed = rng.permutation(len(owner))
+    order, drawn = np.argsort(owner, kind="stable"), mixed[np.argsort(owner[mixed], kind="stable")]
+    rating = prompts.rating.copy()
+    rating[order] = prompts.rating[drawn]
+    return replace(prompts, rating=rating)
+
+
+def supervised(
+    policy: Policy, start: Any, prompts: RlPrompts, size: Size, arm: str, rate: float, seed: int
+) -> tuple[Any, list[float]]:
+    """Train on choices; returns the model, and the mean of rating · π(choice) at each update."""
+    assert prompts.rating is not None
+    model, block, worth = copy.deepcopy(start), size.groups * size.rounds, []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+    for step in range(size.updates):
+        numbers = prompt_block(len(prompts), block, step, seed)
+        answers = [policy.prompts.answer(int(prompts.target[n])) for n in numbers]
+        rows = [prompts.token_ids(int(n)) + answer for n, answer in zip(numbers, answers, strict=True)]
+        # Padding stands behind, where nothing looks.
+        ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=policy.pad_id)
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        place = np.concatenate([np.arange(len(r) - len(a), len(r)) for r, a in zip(rows, answers, strict=True)])
+        row = np.repeat(np.arange(len(rows)), [len(a) for a in answers])
+        at, where = torch.from_numpy(row), torch.from_numpy(place)
+        gain, _, _ = policy.answers.log_probs(model, ids, at, where, hidden[at, where - 1], 1.0)
+        log_prob = torch.zeros(len(rows)).index_add(0, at, gain)
+        rating = torch.from_numpy(prompts.rating[numbers]).float()
+        if arm == "exact gradient":
+            loss = -(rating * log_prob.exp()).mean()
+        else:
+            weight = torch.ones_like(rating) if arm == "SFT continued" else (rating / SHARPNESS).exp()
+            loss = -(weight * log_prob).sum() / weight.sum()
+        worth.append(float((rating * log_prob.detach().exp()).mean()))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return model, worth
+
+
+def reinforced(
+    policy: Policy, dataset: Dataset, start: Any, prompts: RlPrompts, size: Size, arm: str, rate: float, seed: int
+) -> tuple[Any, list[float]]:
+    """Train on rollouts; returns the model, and the mean reward of each update's rollouts."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (Path(folder) / "liked.py").write_text(REWARD)
+        rewards = {"rsvr": 1.0, FRESH: 0.5} if arm == "SRPO, fresh items" else {f"{folder}/liked.py:liked": 1.0}
+        args = GrpoArguments(
+            output_dir=folder, learning_rate=rate, per_device_train_batch_size=size.groups * size.generations,
+            num_generations=size.generations, max_steps=size.updates, beta=0.0, weight_decay=0.0,
+            lr_scheduler_type="constant", precision="fp32", activation_checkpointing=False, save_strategy="no",
+            report_to="none", disable_tqdm=True, seed=seed, scale_rewards="none",
+        )  # fmt: skip
+        trainer = ItemGRPOTrainer(
+            prompts=prompts,
+            scorer=build_scorer(load_rewards(rewards), policy, dataset, reasoning=False),
+            algorithm=build_algorithm("grpo" if arm == "GRPO" else "srpo", {}, size.generations),
+            settings=RolloutSettings(rounds=size.rounds),
+            model=copy.deepcopy(start),
+            args=args,
+            processing_class=policy.tokenizer,
+        )
+        trainer.log = lambda logs, start_time=None: keep_means(trainer, logs)
+        trainer.train()
+    return trainer.model, [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+
+
+def measured(
+    policy: Policy, dataset: Dataset, setting: Setting, model: Any, world: SyntheticWorld, split: str, rows: int
+) -> Measured:
+    """What the lists of held-out users are worth, what they find, and how novel they are."""
+    histories = dataset.rows(split)["history"].to_list()[:rows]  # type: ignore[arg-type]
+    lists, _ = Recommender(policy, model, setting).recommend(histories, k=10, num_beams=20, batch_size=250)
+    share = dataset.items["train_count"].to_numpy() + 1.0
+    novelty = -np.log2(share / share.sum())
+    hit, ndcg = world.expected_metrics(lists, histories)
+    return {
+        "value": world.expected_value(lists, histories),
+        "hr@10": hit,
+        "ndcg@10": ndcg,
+        "novelty": float(novelty[lists].mean()),
+    }
+
+
+def compare(policy: Policy, dataset: Dataset, setting: Setting, world: SyntheticWorld, size: Size) -> dict[str, Any]:
+    """All arms on all seeds."""
+    histories = dataset.test["history"].to_list()
+    prompts = RlPrompts.from_train(dataset.train, PromptWindow(max_history=MAX_HISTORY), policy.prompts.direct)
+    owner = dataset.train["user"].to_numpy()[prompts.source].astype(np.int64)
+    trials: dict[str, dict[float, float]] = {arm: {} for arm in RATES}
+    test: dict[str, list[Measured]] = {name: [] for name in ("start", *RATES)}
+    rewards: dict[str, list[tuple[float, float]]] = {arm: [] for arm in RATES}
+    for seed in range(size.seeds):
+        start, _ = start_from_the_log(policy, dataset, setting, size, seed)
+        test["start"].append(measured(policy, dataset, setting, start, world, "test", size.held_out))
+        print(f"seed {seed}: start {test['start'][-1]}", flush=True)
+        for arm, rates in RATES.items():
+            goal = "novelty" if arm == "SRPO, fresh items" else "value"
+            given = exchanged(prompts, owner, seed) if arm == "SRPO, ratings exchanged" else prompts
+            found: dict[float, tuple[Any, list[float]]] = {}
+            for rate in rates if seed == 0 else (max(trials[arm], key=lambda rate: trials[arm][rate]),):
+                if arm in SUPERVISED:
+                    found[rate] = supervised(policy, start, given, size, arm, rate, seed)
+                else:
+                    found[rate] = reinforced(policy, dataset, start, given, size, arm, rate, seed)
+                if seed == 0:
+                    valid = measured(policy, dataset, setting, found[rate][0], world, "valid", size.valid_rows)
+                    # Novelty alone would choose whatever forgets most: what is found has to stay, too.
+                    bound = test["start"][0]["ndcg@10"] * 0.95
+                    trials[arm][rate] = valid[goal] if goal == "value" or valid["ndcg@10"] >= bound else -np.inf
+            model, curve = found[max(found, key=lambda rate: trials[arm][rate])]
+            test[arm].append(measured(policy, dataset, setting, model, world, "test", size.held_out))
+            rewards[arm].append((float(np.mean(curve[:10])), float(np.mean(curve[-10:]))))
+            print(f"  {arm}: {test[arm][-1]}, its training reward {rewards[arm][-1]}", flush=True)
+    return summary(test, trials, rewards, world, histories, size)
+
+
+def summary(
+    test: dict[str, list[Measured]],
+    trials: dict[str, dict[float, float]],
+    rewards: dict[str, list[tuple[float, float]]],
+    world: SyntheticWorld,
+    histories: list[list[int]],
+    size: Size,
+) -> dict[str, Any]:
+    """Differences with t-intervals over the seeds, and what must hold."""
+    pairs = [(arm, "start") for arm in RATES]
+    pairs += [(a, b) for a in ("GRPO", "SRPO") for b in ("SRPO, ratings exchanged", *SUPERVISED)]
+    paired = []
+    for a, b in pairs:
+        for metric in ("value", "hr@10", "ndcg@10", "novelty"):
+            differences = [x[metric] - y[metric] for x, y in zip(test[a], test[b], strict=True)]
+            interval = seed_interval(differences)
+            ends = [round(interval.low, 5), round(interval.high, 5)]
+            paired.append({"a": a, "b": b, "metric": metric, "mean": round(interval.mean, 5), "ci95": ends})
+    low = {(entry["a"], entry["b"], entry["metric"]): entry["ci95"][0] for entry in paired}
+    holds = {
+        f"{arm} above {other}": bool(low[arm, other, "value"] > 0)
+        for arm in ("GRPO", "SRPO")
+        for other in ("SRPO, ratings exchanged", "SFT continued")
+    }
+    return {
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "size": vars(size),
+        "best": {"value": world.best_value(histories), "hr@10": world.optimum(histories)[0]},
+        "learning_rates": trials,
+        "test": test,
+        "training_reward": rewards,
+        "paired": paired,
+        "holds": holds,
+    }
+
+
+def main() -> None:
+    """Start, tune, compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="runs/bench/rated.json")
+    for name, value in vars(Size()).items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    options = vars(parser.parse_args())
+    out = Path(options.pop("out"))
+    size, began = Size(**options), time.perf_counter()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        dataset, index, world = make_data(Path(scratch), size)
+        titles = dataset.items["title"].to_list()
+        base = make_scratch_base(Path(scratch) / "base", titles, hidden=64, layers=2, heads=4, seed=0)
+        setting = Setting(str(base), "full", HISTORY, False, None, MAX_HISTORY, True)
+        policy = build_policy(dataset.catalogue(index), setting)
+        result = compare(policy, dataset, setting, world, size)
+    result["seconds"] = round(time.perf_counter() - began)
+    write_json(out, result)
+    print(json.dumps({name: result[name] for name in ("best", "paired", "holds", "seconds")}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
