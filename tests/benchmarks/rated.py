@@ -3,9 +3,9 @@
 python tests/benchmarks/rated.py
 
 The log and the start are those of `srpo.py`: three of ten supervised targets are promoted items. Each choice comes
-with the rating that its user gave it, drawn apart from how often things are chosen. A list of ten is worth the expected
-rating of the next choice, 0 if it does not hold it (`SyntheticWorld.expected_value`, exact). From one start, with equal
-prompts and updates, and learning rates chosen on validation by that worth:
+with the rating that its user gave it, drawn apart from how often things are chosen. A list of ten is worth the rating
+that is to be expected of the next choice, 0 if it does not hold it (`SyntheticWorld.expected_value`, exact). From one
+start, with equal prompts and updates, and learning rates chosen on validation by that worth:
 
 - supervised training continued on the choices, which does not look at ratings, and weighted by exp(rating / 0.3);
 - the exact gradient of rating · π(choice | history), for which nothing has to be drawn;
