@@ -78,7 +78,7 @@ class FollowedUser:
             k: Items to return.
             num_beams: Width of the search, at most the state's.
             exclude: One list of further items that must not appear.
-            exact: See `Recommender.recommend`.
+            exact: See `Recommender.rank`.
 
         Returns:
             Items and scores (1, k).

@@ -157,7 +157,7 @@ def main() -> None:
         items, scores = reasoned.items, reasoned.scores
         thoughts = [reasoner.readable(chain) for chain in reasoned.chains[0]]
     else:
-        items, scores = recommender.recommend(
+        items, scores = recommender.rank(
             [history],
             k=config.k,
             num_beams=beams,

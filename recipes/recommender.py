@@ -215,7 +215,7 @@ class Recommender:
             raise UserError(f"{name}={shown(lists)} has to be a list with one list of items for each user")
         return list(lists)
 
-    def recommend(
+    def rank(
         self,
         histories: Sequence[History],
         *,
@@ -307,11 +307,11 @@ class Recommender:
         """Log-probabilities of given items without a search.
 
         Args:
-            histories: Everything each user had, as for `recommend`.
+            histories: Everything each user had, as for `rank`.
             items: For each history equally many items, raw ids or numbers.
-            repeats: As for `recommend`; of no matter to the model alone, which scores what is masked as well.
+            repeats: As for `rank`; of no matter to the model alone, which scores what is masked as well.
             batch_size: Histories read at a time; it does not change the result.
-            pooled: As for `recommend`.
+            pooled: As for `rank`.
 
         Returns:
             (users, n) log-probabilities; those of the whole catalogue would sum to one. With experts, what is masked

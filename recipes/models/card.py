@@ -40,7 +40,7 @@ Load it with the kit, which checks that the base model is that of the training:
 from reasonrec.recipes.recommender import Recommender
 
 recommender = Recommender.load("path/to/this/folder")
-items, scores = recommender.recommend([[3, 14, 15]], k=10)
+items, scores = recommender.rank([[3, 14, 15]], k=10)
 ```
 
 {plain}

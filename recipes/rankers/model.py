@@ -50,7 +50,7 @@ class ModelRanker:
 
     def rank_read(self, histories: list[UserHistory], rows: pl.DataFrame, k: int) -> NDArray[np.int64]:
         """`rank`, with what the model is to read in place of the rows' histories; experts hear these."""
-        return self.recommender.recommend(
+        return self.recommender.rank(
             histories,
             k=k,
             num_beams=self.num_beams,
@@ -71,7 +71,7 @@ class ModelRanker:
             return self.recommender.score(
                 users, items, repeats=repeats, batch_size=self.batch_size, pooled=self.pooled
             )
-        found, scores = self.recommender.recommend(
+        found, scores = self.recommender.rank(
             users,
             k=n_items,
             exhaustive=True,

@@ -116,7 +116,7 @@ class Reasoner:
             strict: Refuse unknown items and empty histories instead of warning about them.
 
         Raises:
-            UserError: If prompt, chain and item are longer than the model's context, or as `Recommender.recommend`.
+            UserError: If prompt, chain and item are longer than the model's context, or as `Recommender.rank`.
         """
         recommender, policy = self.recommender, self.recommender.policy
         users = recommender.known(histories, strict=strict)

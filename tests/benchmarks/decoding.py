@@ -228,7 +228,7 @@ def measure_latency(options: argparse.Namespace) -> dict[str, Any]:
     for history, exact in tqdm(list(product(histories, (False, True))), desc="latency", unit="search"):
         how = ", exact" if exact else ""
         way = {"k": 10, "num_beams": 20, "exact": exact}
-        fresh = seconds(lambda h=history, w=way: recommender.recommend([h], **w), options.device)
+        fresh = seconds(lambda h=history, w=way: recommender.rank([h], **w), options.device)
         times.setdefault(f"fresh prompt, K=20{how}", []).append(fresh)
         state = recommender.state(history[:-1], num_beams=20)
         state.search(k=10, exact=exact)
@@ -261,7 +261,7 @@ def measure_agreement(options: argparse.Namespace) -> dict[str, Any]:
         best = None
         for name, way in ways.items():
             print(f"{path}: {name} …", flush=True)
-            items, _ = recommender.recommend(histories, k=10, batch_size=16, progress=True, **way)
+            items, _ = recommender.rank(histories, k=10, batch_size=16, progress=True, **way)
             best = np.sort(items, 1) if best is None else best
             metrics = per_row(items, target, (10,))
             rows.append(

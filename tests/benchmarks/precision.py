@@ -188,7 +188,7 @@ def measure_search(options: argparse.Namespace) -> dict[str, Any]:
     times: dict[str, list[float]] = {asked: [] for asked in found}
     for asked in [*found, *[*found, *reversed(found)] * options.repeats]:
         began = time.perf_counter()
-        found[asked].recommend(histories, k=10, num_beams=20, exact=False, batch_size=16)
+        found[asked].rank(histories, k=10, num_beams=20, exact=False, batch_size=16)
         times[asked].append(time.perf_counter() - began)
     taken = {asked: float(np.median(runs[1:])) for asked, runs in times.items()}
     fastest = min(taken.values())

@@ -213,7 +213,7 @@ def score(
 ) -> tuple[float, float]:
     """HR@10 and NDCG@10 under the world's own probabilities."""
     histories = dataset.rows(split)["history"].to_list()[:rows]  # type: ignore[arg-type]
-    ranking, _ = Recommender(policy, model, setting).recommend(histories, k=10, num_beams=20, batch_size=250)
+    ranking, _ = Recommender(policy, model, setting).rank(histories, k=10, num_beams=20, batch_size=250)
     return world.expected_metrics(ranking, histories)
 
 

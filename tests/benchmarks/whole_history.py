@@ -112,7 +112,7 @@ def train(policy: Policy, examples: Examples, setting: Setting, run: Run) -> tup
 def rank(recommender: Recommender, dataset: Dataset, split: str, num_beams: int = 20) -> np.ndarray:
     """Rankings of a held-out split."""
     rows = dataset.rows(split)  # type: ignore[arg-type]
-    return recommender.recommend(rows["history"].to_list(), k=20, num_beams=num_beams, batch_size=128)[0]
+    return recommender.rank(rows["history"].to_list(), k=20, num_beams=num_beams, batch_size=128)[0]
 
 
 def hit_rate(ranking: np.ndarray, dataset: Dataset, split: str) -> float:

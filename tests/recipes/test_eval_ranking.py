@@ -100,7 +100,7 @@ def test_the_numbers_are_those_of_the_recommender(report: tuple[Path, str], tiny
 
     cases = Dataset.load(tiny_dataset).test
     recommender = Recommender.load(adapter, dtype=torch.float32)
-    ranking = recommender.recommend(cases["history"].to_list(), k=20, num_beams=20, batch_size=1)[0]
+    ranking = recommender.rank(cases["history"].to_list(), k=20, num_beams=20, batch_size=1)[0]
     expected = per_row(ranking, cases["target"].to_numpy(), (1, 5, 10, 20))
     metrics = json.loads((report[0] / "metrics.json").read_text())
     (row,) = (row for row in metrics["rows"] if row["mode"] == "direct")

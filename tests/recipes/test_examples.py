@@ -25,7 +25,7 @@ def test_follow_a_user(adapter: Path, tiny_dataset: Path, capsys: pytest.Capture
     first, second = [line for line in capsys.readouterr().out.splitlines() if line.startswith("after ")]
 
     titles = recommender.policy.catalogue.titles
-    items, scores = recommender.recommend([whole[-5:]], k=10, num_beams=20, exclude=[whole])
+    items, scores = recommender.rank([whole[-5:]], k=10, num_beams=20, exclude=[whole])
     expected = f"after {titles[whole[-1]]!r}: {titles[items[0, 0]]!r} (log-probability {scores[0, 0]:.2f})"
     assert first == expected
     assert second.startswith(f"after {titles[items[0, 0]]!r}: ")

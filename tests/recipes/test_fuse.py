@@ -58,7 +58,7 @@ def test_the_model_stays_as_it_was_and_experts_stand_beside_it(fused: tuple[Path
 
 def test_it_recommends_scores_and_follows_a_user(recommender: Recommender, histories: list[UserHistory]) -> None:
     n = recommender.policy.catalogue.n_items
-    items, scores = recommender.recommend(histories, k=n, num_beams=n, repeats=False)
+    items, scores = recommender.rank(histories, k=n, num_beams=n, repeats=False)
     for row, history in zip(items, histories, strict=True):
         left = n - len(history.masked)
         assert sorted(row[:left]) == sorted(set(range(n)) - set(history.masked.tolist()))
@@ -72,23 +72,23 @@ def test_it_recommends_scores_and_follows_a_user(recommender: Recommender, histo
         assert np.isneginf(row[history.masked]).all()
     state = recommender.state(histories[0], repeats=False)
     np.testing.assert_allclose(state.search(k=5).scores[0].numpy(), scores[0, :5], atol=1e-3)
-    narrow = recommender.recommend(histories, k=5, num_beams=5, repeats=False, batch_size=3)
+    narrow = recommender.rank(histories, k=5, num_beams=5, repeats=False, batch_size=3)
     np.testing.assert_allclose(narrow[1], scores[:, :5], atol=1e-3)
 
 
 def test_without_its_experts_it_is_the_model(
     fused: tuple[Path, str], recommender: Recommender, adapter: Path, histories: list[UserHistory]
 ) -> None:
-    plain = Recommender.load(adapter, dtype="fp32", device="cpu").recommend(histories, k=10)
-    alone = recommender.recommend(histories, k=10, pooled=False)
+    plain = Recommender.load(adapter, dtype="fp32", device="cpu").rank(histories, k=10)
+    alone = recommender.rank(histories, k=10, pooled=False)
     left_out = Recommender.load(fused[0], dtype="fp32", device="cpu", without=["sasrec", "co_visitation"])
     assert left_out.pool is None
-    for found in (alone, left_out.recommend(histories, k=10)):
+    for found in (alone, left_out.rank(histories, k=10)):
         assert (found[0] == plain[0]).all()
     one = Recommender.load(fused[0], dtype="fp32", device="cpu", without=["sasrec"])
     assert one.pool is not None
     assert one.pool.experts.keys() == {"co_visitation"}
-    assert (one.recommend(histories, k=10)[0] != recommender.recommend(histories, k=10)[0]).any()
+    assert (one.rank(histories, k=10)[0] != recommender.rank(histories, k=10)[0]).any()
 
 
 def test_it_needs_no_dataset_and_no_stage_is_surprised(

@@ -42,32 +42,32 @@ def recommender(tiny_base: Path, tiny_dataset: Path, tiny_index: Path) -> Recomm
 def test_unknown_items_are_skipped_and_counted(recommender):
     n = recommender.policy.index.n_items
     with pytest.warns(UserWarning, match=rf"3 items in 2 histories are not in the catalogue \(0..{n - 1}\): unknown"):
-        items, scores = recommender.recommend([[3, n, 1, 4, -1], [1], [n + 5, 7, 7]], k=4)
-    expected, expected_scores = recommender.recommend([[3, 1, 4], [1], [7, 7]], k=4)
+        items, scores = recommender.rank([[3, n, 1, 4, -1], [1], [n + 5, 7, 7]], k=4)
+    expected, expected_scores = recommender.rank([[3, 1, 4], [1], [7, 7]], k=4)
     assert (items == expected).all()
     np.testing.assert_allclose(scores, expected_scores, atol=1e-5)
     with pytest.raises(UserError, match="3 items in 2 histories"):
-        recommender.recommend([[3, n, 1, 4, -1], [1], [n + 5, 7, 7]], k=4, strict=True)
+        recommender.rank([[3, n, 1, 4, -1], [1], [n + 5, 7, 7]], k=4, strict=True)
 
 
 def test_empty_histories_are_ranked_by_the_prompt_alone(recommender):
     with pytest.warns(UserWarning, match="2 of 3 histories are empty"):
-        items, _ = recommender.recommend([[], [1], [-7]], k=4)
+        items, _ = recommender.rank([[], [1], [-7]], k=4)
     assert (items >= 0).all()
     assert (items[0] == items[2]).all()
     with pytest.raises(UserError, match="1 of 2 histories are empty"):
-        recommender.recommend([[], [1]], k=4, strict=True)
+        recommender.rank([[], [1]], k=4, strict=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        recommender.recommend([[1]], k=4, strict=True)
-        assert recommender.recommend([], k=4)[0].shape == (0, 4)
+        recommender.rank([[1]], k=4, strict=True)
+        assert recommender.rank([], k=4)[0].shape == (0, 4)
 
 
 @pytest.mark.parametrize("exhaustive", [True, False])
 def test_lists_are_those_of_the_reference(recommender, exhaustive):
     """However narrow the search is."""
     policy, trie = recommender.policy, recommender.policy.trie
-    items, scores = recommender.recommend(HISTORIES, k=20, num_beams=20, exhaustive=exhaustive, batch_size=3)
+    items, scores = recommender.rank(HISTORIES, k=20, num_beams=20, exhaustive=exhaustive, batch_size=3)
     ids, mask = padded(recommender.prompts(HISTORIES), policy.pad_id, recommender.model.device)
     every = score_all_items(
         recommender.model,
@@ -84,34 +84,34 @@ def test_lists_are_those_of_the_reference(recommender, exhaustive):
 
 def test_lists_that_are_not_proven_are_counted(recommender, monkeypatch):
     few = {"k": 1, "num_beams": 1}
-    exact, _ = recommender.recommend(HISTORIES, **few)
+    exact, _ = recommender.rank(HISTORIES, **few)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a beam search promises nothing
-        beam, _ = recommender.recommend(HISTORIES, exact=False, **few)
+        beam, _ = recommender.rank(HISTORIES, exact=False, **few)
     assert not (exact == beam).all()
     monkeypatch.setattr(decode, "PATIENCE", 1)
     with pytest.warns(UserWarning, match=r"[1-4] of 4 lists may lack an item .*; raise num_beams=1 to"):
-        recommender.recommend(HISTORIES, **few)
+        recommender.rank(HISTORIES, **few)
 
 
 def test_lists_longer_than_what_is_allowed_and_everything_masked(recommender):
     n = recommender.policy.index.n_items
     exclude = [list(range(3, n)), list(range(n))]
-    items, scores = recommender.recommend([[1], [2]], k=n + 2, num_beams=n + 2, exclude=exclude)
+    items, scores = recommender.rank([[1], [2]], k=n + 2, num_beams=n + 2, exclude=exclude)
     assert sorted(items[0][:3]) == [0, 1, 2]
     assert (items[0][3:] == -1).all()
     assert (items[1] == -1).all()
     assert np.isneginf(scores[1]).all()
     with pytest.raises(UserError, match="1 lists for 2 histories"):
-        recommender.recommend([[1], [2]], exclude=[[1]])
+        recommender.rank([[1], [2]], exclude=[[1]])
     with pytest.raises(UserError, match=f"excluded item {n} is not in the catalogue"):
-        recommender.recommend([[1]], exclude=[[n]])
+        recommender.rank([[1]], exclude=[[n]])
 
 
 def test_a_prompt_beyond_the_context_names_the_remedy(recommender, monkeypatch):
     monkeypatch.setattr(recommender.model.config, "max_position_embeddings", 12)
     with pytest.raises(UserError, match="sees at most 12: lower max_history"):
-        recommender.recommend(HISTORIES, k=3)
+        recommender.rank(HISTORIES, k=3)
 
 
 def test_a_followed_user_gets_what_a_fresh_history_gets(recommender):
@@ -121,7 +121,7 @@ def test_a_followed_user_gets_what_a_fresh_history_gets(recommender):
         state.append(item)
         history.append(item)
         found = state.search(k=6)
-        items, scores = recommender.recommend([history], k=6, num_beams=20)
+        items, scores = recommender.rank([history], k=6, num_beams=20)
         assert (found.items.numpy() == items).all()
         np.testing.assert_allclose(found.scores, scores, atol=1e-5)
     with pytest.raises(UserError, match="is not in the catalogue"):
@@ -193,25 +193,25 @@ def test_a_known_user_is_recommended_nothing_they_had_however_long_ago(masking, 
     user = known_history(dataset, "long")
     assert user.shown.tolist() == HAD[-3:]
     assert user.masked.tolist() == sorted(HAD)
-    items, _ = masking.recommend([user], k=40, num_beams=40)
+    items, _ = masking.rank([user], k=40, num_beams=40)
     assert set(items[0][items[0] >= 0]) == rest(*HAD)
     assert known_history(dataset, "new").masked.tolist() == [4, 11], "of training alone"
 
 
 def test_masking_follows_the_data_set_unless_told(masking, recommender):
     everything = {"k": 40, "num_beams": 40}
-    items, _ = masking.recommend([HAD, [5]], **everything)
+    items, _ = masking.rank([HAD, [5]], **everything)
     assert set(items[0][items[0] >= 0]) == rest(*HAD), "what a prompt of three items does not show is masked too"
     assert set(items[1][items[1] >= 0]) == rest(5)
-    items, _ = masking.recommend([HAD], exclude=[[0, 3]], **everything)
+    items, _ = masking.rank([HAD], exclude=[[0, 3]], **everything)
     assert set(items[0][items[0] >= 0]) == rest(0, *HAD), "further items, on top of what the user had"
-    items, _ = masking.recommend([HAD], repeats=True, **everything)
+    items, _ = masking.rank([HAD], repeats=True, **everything)
     assert set(items[0]) == rest()
-    items, _ = masking.recommend([HAD], repeats=True, exclude=[[0, 3]], **everything)
+    items, _ = masking.rank([HAD], repeats=True, exclude=[[0, 3]], **everything)
     assert set(items[0][items[0] >= 0]) == rest(0, 3)
     n = recommender.policy.index.n_items  # this data set masks nothing
-    assert (recommender.recommend([[1, 2]], k=n, num_beams=n)[0] >= 0).all()
-    assert (recommender.recommend([[1, 2]], k=n, num_beams=n, repeats=False)[0] < 0).sum() == 2
+    assert (recommender.rank([[1, 2]], k=n, num_beams=n)[0] >= 0).all()
+    assert (recommender.rank([[1, 2]], k=n, num_beams=n, repeats=False)[0] < 0).sum() == 2
 
 
 def test_reasoning_masks_alike(masking, masking_data):
@@ -277,9 +277,9 @@ def test_numbers_of_a_search_are_whole_and_in_range(recommender, value):
     history = [[1, 2]]
     for exhaustive in (False, True):
         with pytest.raises(UserError, match=f"^k{rule}"):
-            recommender.recommend(history, k=value, exhaustive=exhaustive)
+            recommender.rank(history, k=value, exhaustive=exhaustive)
     with pytest.raises(UserError, match=f"^num_beams{rule}"):
-        recommender.recommend(history, num_beams=value)
+        recommender.rank(history, num_beams=value)
     with pytest.raises(UserError, match=f"^num_beams{rule}"):
         recommender.state([1], num_beams=value)
     state = recommender.state([1])
@@ -287,7 +287,7 @@ def test_numbers_of_a_search_are_whole_and_in_range(recommender, value):
         state.search(k=value)
     if value != 10**30:  # batches may be as large as they like
         with pytest.raises(UserError, match=f"^batch_size{rule}"):
-            recommender.recommend(history, batch_size=value)
+            recommender.rank(history, batch_size=value)
         with pytest.raises(UserError, match=f"^chains{rule}"):
             Thinking(value)
     if value is not None:
@@ -315,10 +315,10 @@ def test_a_temperature_is_finite_and_above_zero(temperature):
 @pytest.mark.parametrize("histories", [None, 5, "12", b"12", {"a": [1]}, 1.5])
 def test_histories_are_a_list(recommender, histories):
     with pytest.raises(UserError, match=r"^histories=.* has to be a list with one list of items for each user"):
-        recommender.recommend(histories)
+        recommender.rank(histories)
     if histories is not None:
         with pytest.raises(UserError, match=r"^exclude=.* has to be a list with one list of items for each user"):
-            recommender.recommend([[1]], exclude=histories)
+            recommender.rank([[1]], exclude=histories)
 
 
 @pytest.mark.parametrize(
@@ -327,8 +327,8 @@ def test_histories_are_a_list(recommender, histories):
 )
 def test_a_history_is_a_list_of_items(recommender, history):
     for use in (
-        lambda: recommender.recommend([history]),
-        lambda: recommender.recommend([[1]], exclude=[history]),
+        lambda: recommender.rank([history]),
+        lambda: recommender.rank([[1]], exclude=[history]),
         lambda: recommender.state(history),
     ):
         with pytest.raises(UserError, match=r"is no item|is no list|mixes text and numbers"):
@@ -338,18 +338,18 @@ def test_a_history_is_a_list_of_items(recommender, history):
 @pytest.mark.parametrize("item", [-1, 10**6, 10**30, HUGE, np.uint64(2**64 - 1), "\ud800", "a\0\x1b[1m"], ids=shown)
 def test_an_item_out_of_the_catalogue(recommender, item):
     with pytest.raises(UserError, match=r"^excluded item .* is not in the catalogue") as caught:
-        recommender.recommend([[1]], exclude=[iter([item])])
+        recommender.rank([[1]], exclude=[iter([item])])
     assert str(caught.value).isprintable()
     with pytest.raises(UserError, match=r"^item .* is not in the catalogue"):
         recommender.state([1]).append(item)
     with pytest.raises(UserError, match=r"^excluded item .* is not in the catalogue"):
         recommender.state([1]).search(k=1, exclude=[[item]])
     with pytest.warns(UserWarning, match="1 items in 1 histories are not in the catalogue"):
-        recommender.recommend([[item]], k=1)
+        recommender.rank([[item]], k=1)
 
 
 def test_lists_of_arrays_and_generators_are_lists(recommender):
-    expected, _ = recommender.recommend([[1, 2], [3, 4]], k=3, exclude=[[5], [6]])
+    expected, _ = recommender.rank([[1, 2], [3, 4]], k=3, exclude=[[5], [6]])
     for given in (np.array([[1, 2], [3, 4]]), torch.tensor([[1, 2], [3, 4]]), (h for h in ([1, 2], (3, 4)))):
-        found, _ = recommender.recommend(given, k=np.int64(3), exclude=iter([[5], [6]]), batch_size=np.int32(1))
+        found, _ = recommender.rank(given, k=np.int64(3), exclude=iter([[5], [6]]), batch_size=np.int32(1))
         assert (found == expected).all()

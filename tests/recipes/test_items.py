@@ -88,19 +88,19 @@ def test_a_recommender_takes_both(tiny_base, tiny_dataset, tiny_index):
     numbers = [30, 4, 17]
     ids = recommender.items.ids(numbers)
     assert ids == [policy.catalogue.item_ids[i] for i in numbers]
-    found, scores = recommender.recommend([ids, numbers], k=5, exclude=[ids[:1], numbers[:1]])
+    found, scores = recommender.rank([ids, numbers], k=5, exclude=[ids[:1], numbers[:1]])
     assert (found[0] == found[1]).all()
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
     assert set(recommender.items.numbers(recommender.items.ids(found[0]))) == set(found[0])
     with pytest.warns(UserWarning, match="1 items in 1 histories are not in the catalogue"):
-        known = recommender.recommend([["nobody", *ids]], k=5)[0]
-    assert (known == recommender.recommend([numbers], k=5)[0]).all()
+        known = recommender.rank([["nobody", *ids]], k=5)[0]
+    assert (known == recommender.rank([numbers], k=5)[0]).all()
     with pytest.raises(UserError, match="1 items in 1 histories"):
-        recommender.recommend([["nobody", *ids]], strict=True)
+        recommender.rank([["nobody", *ids]], strict=True)
     with pytest.raises(UserError, match="excluded item nobody is not in the catalogue"):
-        recommender.recommend([ids], exclude=[["nobody"]])
+        recommender.rank([ids], exclude=[["nobody"]])
     with pytest.raises(UserError, match="is no list"):
-        recommender.recommend(ids)
+        recommender.rank(ids)
     state = recommender.state(ids[:2])
     state.append(ids[2])
     assert state.history.shown.tolist() == numbers

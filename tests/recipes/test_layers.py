@@ -16,7 +16,7 @@ def test_a_model_of_its_first_layers(stage, sft_flags: list[str], lora_flags: li
     assert "num_hidden_layers=1)" in (out / "README.md").read_text()
     recommender = Recommender.load(out, dtype="fp32", device="cpu")
     assert len(recommender.model.model.layers) == 1
-    assert (recommender.recommend([[1, 2, 3]], k=5)[0] >= 0).all()
+    assert (recommender.rank([[1, 2, 3]], k=5)[0] >= 0).all()
     more = [*sft_flags, *lora_flags, "--model", str(out), "--num_train_epochs", "0.2"]
     refused = stage("sft", *more, "--output_dir", str(tmp_path / "more"), status=2).stderr
     assert "layers=None, but model=" in refused

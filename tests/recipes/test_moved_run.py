@@ -71,21 +71,21 @@ def test_no_manifest_names_a_place_of_this_machine(run: Path) -> None:
 
 
 def test_a_run_moves_as_a_whole(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = Recommender.load(run / "run" / "grpo").recommend([[1, 2, 3]], k=4)
+    before = Recommender.load(run / "run" / "grpo").rank([[1, 2, 3]], k=4)
     moved = tmp_path / "on another" / "machine"
     shutil.copytree(run, moved)
     away = run.rename(run.with_name("gone"))
     try:
         monkeypatch.chdir(tmp_path)
-        after = Recommender.load("on another/machine/run/grpo").recommend([[1, 2, 3]], k=4)
+        after = Recommender.load("on another/machine/run/grpo").rank([[1, 2, 3]], k=4)
         assert (after[0] == before[0]).all()
         shutil.move(moved / "run" / "grpo", tmp_path / "alone")
         with pytest.raises(UserError, match="if it moved, pass --base_model PATH"):
             Recommender.load(tmp_path / "alone")
         shutil.rmtree(moved / "run")  # dataset, index, the training it started from
         alone = Recommender.load(tmp_path / "alone", base_model=str(moved / "models" / "base"))
-        assert (alone.recommend([["i1", "i2", "i3"]], k=4)[0] >= 0).all()
-        assert (alone.recommend([[1, 2, 3]], k=4)[0] == before[0]).all()
+        assert (alone.rank([["i1", "i2", "i3"]], k=4)[0] >= 0).all()
+        assert (alone.rank([[1, 2, 3]], k=4)[0] == before[0]).all()
         lists = pl.List(pl.Int32)
         cases = pl.DataFrame({"history": [[1, 2, 3]], "masked": [[]]}, schema={"history": lists, "masked": lists})
         ranker = ModelRanker(alone, "alone")

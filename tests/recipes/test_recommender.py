@@ -48,14 +48,14 @@ def test_it_comes_back_as_it_was_trained(recommender: Recommender, adapter: Path
 def test_batch_size_and_padding_do_not_change_the_ranking(
     recommender: Recommender, histories: list[list[int]]
 ) -> None:
-    alone, alone_scores = recommender.recommend(histories, num_beams=20, batch_size=1)
-    together, scores = recommender.recommend(histories, num_beams=20, batch_size=64)
+    alone, alone_scores = recommender.rank(histories, num_beams=20, batch_size=1)
+    together, scores = recommender.rank(histories, num_beams=20, batch_size=64)
     assert (alone == together).all()
     np.testing.assert_allclose(alone_scores, scores, atol=1e-4)
     assert (np.diff(scores) <= 0).all()
     short = [histories[0][:1]]
-    padded = recommender.recommend([*short, list(range(MAX_HISTORY))], batch_size=2)[0][:1]
-    assert (recommender.recommend(short)[0] == padded).all()
+    padded = recommender.rank([*short, list(range(MAX_HISTORY))], batch_size=2)[0][:1]
+    assert (recommender.rank(short)[0] == padded).all()
 
 
 def padded_prompts(recommender: Recommender, histories: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,14 +73,14 @@ def test_prompts_are_padded_on_the_left_and_end_with_the_begin_marker(recommende
 
 def test_only_the_last_items_are_read(recommender: Recommender) -> None:
     long = [7, 7, 7, 3, 20, 30, 40, 5, 6]
-    items, scores = recommender.recommend([long, long[-MAX_HISTORY:], long[-MAX_HISTORY + 1 :]])
+    items, scores = recommender.rank([long, long[-MAX_HISTORY:], long[-MAX_HISTORY + 1 :]])
     assert (items[0] == items[1]).all()
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
     assert np.abs(scores[1] - scores[2]).max() > 1e-4, "the item at the edge counts"
 
 
 def test_scores_are_those_of_every_item_read_by_itself(recommender: Recommender, histories: list[list[int]]) -> None:
-    items, scores = recommender.recommend(histories[:2], k=N_ITEMS, num_beams=N_ITEMS)
+    items, scores = recommender.rank(histories[:2], k=N_ITEMS, num_beams=N_ITEMS)
     policy = recommender.policy
     ids, mask = padded_prompts(recommender, histories[:2])
     slow = score_all_items(
@@ -99,9 +99,9 @@ def test_scores_are_those_of_every_item_read_by_itself(recommender: Recommender,
 def test_excluded_items_never_appear_and_the_others_keep_their_scores(
     recommender: Recommender, histories: list[list[int]]
 ) -> None:
-    everything, scores = recommender.recommend(histories, k=N_ITEMS, num_beams=N_ITEMS)
+    everything, scores = recommender.rank(histories, k=N_ITEMS, num_beams=N_ITEMS)
     few = [list(range(i)) for i in range(len(histories))]
-    items, kept = recommender.recommend(histories, k=N_ITEMS, num_beams=N_ITEMS, exclude=few, batch_size=7)
+    items, kept = recommender.rank(histories, k=N_ITEMS, num_beams=N_ITEMS, exclude=few, batch_size=7)
     for i, excluded in enumerate(few):
         stay = ~np.isin(everything[i], excluded)
         assert set(items[i, : stay.sum()]) == set(everything[i][stay])
@@ -111,20 +111,20 @@ def test_excluded_items_never_appear_and_the_others_keep_their_scores(
 
 
 def test_k_and_the_number_of_beams(recommender: Recommender, histories: list[list[int]]) -> None:
-    five = recommender.recommend(histories[:4], k=5, num_beams=20)[0]
-    assert (five == recommender.recommend(histories[:4], k=20, num_beams=20)[0][:, :5]).all()
+    five = recommender.rank(histories[:4], k=5, num_beams=20)[0]
+    assert (five == recommender.rank(histories[:4], k=20, num_beams=20)[0][:, :5]).all()
     all_but_three = [list(range(3, N_ITEMS))]
-    items, scores = recommender.recommend(histories[:1], k=5, num_beams=5, exclude=all_but_three)
+    items, scores = recommender.rank(histories[:1], k=5, num_beams=5, exclude=all_but_three)
     assert sorted(items[0, :3]) == [0, 1, 2]
     assert items[0, 3:].tolist() == [-1, -1]
     assert np.isneginf(scores[0, 3:]).all()
-    assert recommender.recommend([], k=5)[0].shape == (0, 5)
+    assert recommender.rank([], k=5)[0].shape == (0, 5)
     with pytest.raises(UserError, match=r"num_beams=4 .* k=5"):
-        recommender.recommend(histories[:1], k=5, num_beams=4)
+        recommender.rank(histories[:1], k=5, num_beams=4)
 
 
 def test_given_items_get_the_scores_of_the_ranking(recommender: Recommender, histories: list[list[int]]) -> None:
-    items, scores = recommender.recommend(histories, k=N_ITEMS, num_beams=N_ITEMS)
+    items, scores = recommender.rank(histories, k=N_ITEMS, num_beams=N_ITEMS)
     some = items[:, [0, 30, 7, 47, 12]]
     found = recommender.score(histories, some, batch_size=7)
     np.testing.assert_allclose(found, scores[:, [0, 30, 7, 47, 12]], atol=1e-4)

@@ -90,7 +90,7 @@ def test_the_history_that_is_named_fits_and_one_more_does_not(kind, world, tiny_
     check_context(model, policy, fitting, trained=False)
     longest = int(np.argmax([len(ids) for ids in policy.prompts.item_token_ids]))
     recommender = Recommender(policy, model, setting)
-    assert (recommender.recommend([[longest] * 30], k=5)[0] >= 0).all()
+    assert (recommender.rank([[longest] * 30], k=5)[0] >= 0).all()
     examples = policy.examples(Dataset.load(tiny_dataset).train, one_per_prefix=False)
     ids, _ = examples.history([longest] * fitting, longest, every_item=True)
     assert LIMIT - 3 < len(ids) <= LIMIT

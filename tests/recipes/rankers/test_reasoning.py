@@ -96,7 +96,7 @@ def test_the_controls(recommender):
 
 def test_one_merged_prompt_is_direct_mode(recommender):
     reasoner = Reasoner(recommender, k=10, num_beams=20)
-    direct, _ = recommender.recommend(HISTORIES, k=10, num_beams=20)
+    direct, _ = recommender.rank(HISTORIES, k=10, num_beams=20)
     assert (reasoner.variants(HISTORIES, 1) == direct).all()
     assert (reasoner.variants(HISTORIES, 3) != direct).any()
 

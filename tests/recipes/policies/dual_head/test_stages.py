@@ -69,13 +69,13 @@ def test_no_index_no_new_tokens_and_a_table(trained, tiny_dataset):
 def test_it_recommends_scores_and_follows_a_user(trained, tiny_dataset, stage):
     recommender = Recommender.load(trained, dtype="fp32", device="cpu")
     histories = [history[-6:] for history in Dataset.load(tiny_dataset).test["history"].to_list()[:6]]
-    items, scores = recommender.recommend(histories, k=48)
+    items, scores = recommender.rank(histories, k=48)
     assert [sorted(row) for row in items.tolist()] == [list(range(48))] * 6
     np.testing.assert_allclose(np.exp(scores).sum(1), 1, atol=1e-4)
     np.testing.assert_allclose(recommender.score(histories, items), scores, atol=1e-4)
-    more = recommender.recommend(histories[:1], k=60, num_beams=60)[0][0].tolist()
+    more = recommender.rank(histories[:1], k=60, num_beams=60)[0][0].tolist()
     assert more == [*items[0].tolist(), *[-1] * 12], "a list longer than the catalogue"
-    alone, alone_scores = recommender.recommend(histories, k=5, batch_size=1)
+    alone, alone_scores = recommender.rank(histories, k=5, batch_size=1)
     np.testing.assert_allclose(alone_scores, scores[:, :5], atol=1e-4)
     np.testing.assert_allclose(recommender.score(histories, alone), alone_scores, atol=1e-4)
     # Other batches round otherwise: neighbours closer than that may change places, and nobody else.
