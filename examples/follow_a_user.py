@@ -18,13 +18,13 @@ def main(folder: str, history: list[str], clicks: int = 3) -> None:
     latest = int(user.shown[-1])
 
     # The prompt shows five items; what came before them is masked all the same.
-    state = recommender.state(user.last(5), num_beams=20, repeats=False)
+    session = recommender.session(user.last(5), num_beams=20, repeats=False)
     for _ in range(clicks):
-        found = state.search(k=10)
+        found = session.search(k=10)
         best, score = int(found.items[0, 0]), float(found.scores[0, 0])
         print(f"after {titles[latest]!r}: {titles[best]!r} (log-probability {score:.2f})")
         latest = best
-        state.append(best)  # reads one item; the rest of the history is in the cache
+        session.append(best)  # reads one item; the rest of the history is in the cache
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class FollowedUser:
-    """See `Recommender.state`.
+    """See `Recommender.session`.
 
     Args:
         recommender: Who recommends.
@@ -76,7 +76,7 @@ class FollowedUser:
 
         Args:
             k: Items to return.
-            num_beams: Width of the search, at most the state's.
+            num_beams: Width of the search, at most the session's.
             exclude: One list of further items that must not appear.
             exact: See `Recommender.rank`.
 

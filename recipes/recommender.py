@@ -333,14 +333,14 @@ class Recommender:
         priors = self.priors(known, self.excluded(known, repeats, None)) if pooled else None
         return score(self.policy, self.model, self.prompts(known), wanted, batch_size=batch_size, priors=priors)
 
-    def state(self, history: History = (), *, num_beams: int = 50, repeats: bool | None = None) -> FollowedUser:
+    def session(self, history: History = (), *, num_beams: int = 50, repeats: bool | None = None) -> FollowedUser:
         """Follow one user: items can be appended without reading the history again.
 
         Example:
-            >>> state = recommender.state([50, 181])
-            >>> state.search(k=10)
-            >>> state.append(172)
-            >>> state.search(k=10)
+            >>> session = recommender.session([50, 181])
+            >>> session.search(k=10)
+            >>> session.append(172)
+            >>> session.search(k=10)
 
         Args:
             history: What the user had so far, oldest first.

@@ -230,10 +230,10 @@ def measure_latency(options: argparse.Namespace) -> dict[str, Any]:
         way = {"k": 10, "num_beams": 20, "exact": exact}
         fresh = seconds(lambda h=history, w=way: recommender.rank([h], **w), options.device)
         times.setdefault(f"fresh prompt, K=20{how}", []).append(fresh)
-        state = recommender.state(history[:-1], num_beams=20)
-        state.search(k=10, exact=exact)
-        state.append(history[-1])
-        appended = seconds(lambda s=state, e=exact: s.search(k=10, exact=e), options.device)
+        session = recommender.session(history[:-1], num_beams=20)
+        session.search(k=10, exact=exact)
+        session.append(history[-1])
+        appended = seconds(lambda s=session, e=exact: s.search(k=10, exact=e), options.device)
         times.setdefault(f"one item appended, K=20{how}", []).append(appended)
     rows = []
     for name, taken in times.items():

@@ -70,8 +70,8 @@ def test_it_recommends_scores_and_follows_a_user(recommender: Recommender, histo
     np.testing.assert_allclose(np.take_along_axis(scored, some, 1), scores[:, :10], atol=1e-3)
     for row, history in zip(scored, histories, strict=True):
         assert np.isneginf(row[history.masked]).all()
-    state = recommender.state(histories[0], repeats=False)
-    np.testing.assert_allclose(state.search(k=5).scores[0].numpy(), scores[0, :5], atol=1e-3)
+    session = recommender.session(histories[0], repeats=False)
+    np.testing.assert_allclose(session.search(k=5).scores[0].numpy(), scores[0, :5], atol=1e-3)
     narrow = recommender.rank(histories, k=5, num_beams=5, repeats=False, batch_size=3)
     np.testing.assert_allclose(narrow[1], scores[:, :5], atol=1e-3)
 

@@ -115,17 +115,17 @@ def test_a_prompt_beyond_the_context_names_the_remedy(recommender, monkeypatch):
 
 
 def test_a_followed_user_gets_what_a_fresh_history_gets(recommender):
-    state = recommender.state([3, 1], num_beams=20)
+    session = recommender.session([3, 1], num_beams=20)
     history = [3, 1]
     for item in (4, 9, 2, 6, 5):  # the window of five fills up
-        state.append(item)
+        session.append(item)
         history.append(item)
-        found = state.search(k=6)
+        found = session.search(k=6)
         items, scores = recommender.rank([history], k=6, num_beams=20)
         assert (found.items.numpy() == items).all()
         np.testing.assert_allclose(found.scores, scores, atol=1e-5)
     with pytest.raises(UserError, match="is not in the catalogue"):
-        state.append(-1)
+        session.append(-1)
 
 
 # --- what is masked is not what is shown --------------------------------------------------------------------------
@@ -228,15 +228,15 @@ def test_reasoning_masks_alike(masking, masking_data):
 
 
 def test_a_followed_user_keeps_what_left_the_window_masked(masking, masking_data):
-    state = masking.state(HAD[:4])
+    session = masking.session(HAD[:4])
     for item in HAD[4:]:
-        state.append(item)
-    found = state.search(k=40, num_beams=40).items[0].numpy()
+        session.append(item)
+    found = session.search(k=40, num_beams=40).items[0].numpy()
     assert set(found[found >= 0]) == rest(*HAD)
-    assert state.history.masked.tolist() == sorted(HAD)
-    cut = masking.state(known_history(masking_data, "long")).search(k=40, num_beams=40).items[0].numpy()
+    assert session.history.masked.tolist() == sorted(HAD)
+    cut = masking.session(known_history(masking_data, "long")).search(k=40, num_beams=40).items[0].numpy()
     assert set(cut[cut >= 0]) == rest(*HAD)
-    assert set(masking.state(HAD, repeats=True).search(k=40, num_beams=40).items[0].tolist()) == rest()
+    assert set(masking.session(HAD, repeats=True).search(k=40, num_beams=40).items[0].tolist()) == rest()
 
 
 def test_the_probe_masks_what_the_cases_mask(masking, masking_data):
@@ -281,10 +281,10 @@ def test_numbers_of_a_search_are_whole_and_in_range(recommender, value):
     with pytest.raises(UserError, match=f"^num_beams{rule}"):
         recommender.rank(history, num_beams=value)
     with pytest.raises(UserError, match=f"^num_beams{rule}"):
-        recommender.state([1], num_beams=value)
-    state = recommender.state([1])
+        recommender.session([1], num_beams=value)
+    session = recommender.session([1])
     with pytest.raises(UserError, match=f"^k{rule}"):
-        state.search(k=value)
+        session.search(k=value)
     if value != 10**30:  # batches may be as large as they like
         with pytest.raises(UserError, match=f"^batch_size{rule}"):
             recommender.rank(history, batch_size=value)
@@ -292,8 +292,8 @@ def test_numbers_of_a_search_are_whole_and_in_range(recommender, value):
             Thinking(value)
     if value is not None:
         with pytest.raises(UserError, match=f"^num_beams{rule}"):
-            state.search(k=1, num_beams=value)
-    assert state.tokens_read == 0, "refused before anything is read"
+            session.search(k=1, num_beams=value)
+    assert session.tokens_read == 0, "refused before anything is read"
     with pytest.raises(UserError, match=f"^k{rule}"):
         Reasoner(recommender, value)
     with pytest.raises(UserError, match=f"^num_beams{rule}"):
@@ -329,7 +329,7 @@ def test_a_history_is_a_list_of_items(recommender, history):
     for use in (
         lambda: recommender.rank([history]),
         lambda: recommender.rank([[1]], exclude=[history]),
-        lambda: recommender.state(history),
+        lambda: recommender.session(history),
     ):
         with pytest.raises(UserError, match=r"is no item|is no list|mixes text and numbers"):
             use()
@@ -341,9 +341,9 @@ def test_an_item_out_of_the_catalogue(recommender, item):
         recommender.rank([[1]], exclude=[iter([item])])
     assert str(caught.value).isprintable()
     with pytest.raises(UserError, match=r"^item .* is not in the catalogue"):
-        recommender.state([1]).append(item)
+        recommender.session([1]).append(item)
     with pytest.raises(UserError, match=r"^excluded item .* is not in the catalogue"):
-        recommender.state([1]).search(k=1, exclude=[[item]])
+        recommender.session([1]).search(k=1, exclude=[[item]])
     with pytest.warns(UserWarning, match="1 items in 1 histories are not in the catalogue"):
         recommender.rank([[item]], k=1)
 

@@ -101,8 +101,8 @@ def test_a_recommender_takes_both(tiny_base, tiny_dataset, tiny_index):
         recommender.rank([ids], exclude=[["nobody"]])
     with pytest.raises(UserError, match="is no list"):
         recommender.rank(ids)
-    state = recommender.state(ids[:2])
-    state.append(ids[2])
-    assert state.history.shown.tolist() == numbers
+    session = recommender.session(ids[:2])
+    session.append(ids[2])
+    assert session.history.shown.tolist() == numbers
     with pytest.raises(UserError, match="item nobody is not in the catalogue"):
-        state.append("nobody")
+        session.append("nobody")

@@ -83,10 +83,10 @@ def test_it_recommends_scores_and_follows_a_user(trained, tiny_dataset, stage):
     settled = apart[:, :-1] & apart[:, 1:]
     assert settled.mean() > 0.5
     assert (alone == items[:, :5])[settled].all()
-    state = recommender.state(histories[0][:3])
+    session = recommender.session(histories[0][:3])
     for item in histories[0][3:]:
-        state.append(item)
-    found = state.search(k=5)
+        session.append(item)
+    found = session.search(k=5)
     np.testing.assert_allclose(found.scores[0].numpy(), scores[0, :5], atol=1e-4)
     said = stage("recommend", "--model", str(trained), "--history", recommender.items.ids([3])[0], "--k", "3",
                  "--mode", "reasoning", "--max_chain", "8", "--unproven").stdout  # fmt: skip
