@@ -12,7 +12,7 @@ from reasonrec.recipes.recommender import Recommender
 
 def main(folder: str, history: list[str], clicks: int = 3) -> None:
     """Start from raw item ids, oldest first, and take the best recommendation `clicks` times."""
-    recommender = Recommender.load(folder)
+    recommender = Recommender.from_pretrained(folder)
     titles = recommender.policy.catalogue.titles
     user = recommender.items.history(history)
     latest = int(user.shown[-1])

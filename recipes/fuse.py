@@ -76,7 +76,7 @@ def main() -> None:
     if adopt(out, overwrite=config.overwrite, **about):
         return
     experts = build_experts(config.experts, dataset, seed=config.seed)
-    recommender = Recommender.load(
+    recommender = Recommender.from_pretrained(
         config.model,
         base_model=config.base_model,
         dtype=config.precision,

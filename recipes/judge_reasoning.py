@@ -102,7 +102,7 @@ def main() -> None:
     width = {"num_beams": config.num_beams, "batch_size": config.batch_size, "progress": True}
 
     def load(path: str) -> Recommender:
-        return Recommender.load(
+        return Recommender.from_pretrained(
             path,
             base_model=config.base_model,
             dtype=config.precision,

@@ -130,7 +130,7 @@ def main() -> None:
 
     if not PartialState().is_main_process:
         return
-    recommender = Recommender.load(
+    recommender = Recommender.from_pretrained(
         config.model,
         base_model=config.base_model,
         dtype=config.precision,

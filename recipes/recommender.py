@@ -94,7 +94,7 @@ class Recommender:
         self.items = ItemIds(policy.catalogue.item_ids)
 
     @classmethod
-    def load(
+    def from_pretrained(
         cls,
         path: str | Path,
         *,

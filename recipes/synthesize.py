@@ -67,7 +67,7 @@ def build(config: SynthesizeConfig, dataset: Dataset, policy: Policy | None, fol
         from reasonrec.recipes.evaluation.likelihood_gain import ChainGain
         from reasonrec.recipes.recommender import Recommender
 
-        model = Recommender.load(
+        model = Recommender.from_pretrained(
             config.filter_model, dtype=config.precision, trust_remote_code=config.trust_remote_code
         )
         gain = ChainGain(model, config.mention)

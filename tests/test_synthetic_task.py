@@ -86,7 +86,7 @@ def test_supervised_training_comes_near_the_optimum(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
 
-    recommender = Recommender.load(tmp_path / "sft", dtype=torch.float32)
+    recommender = Recommender.from_pretrained(tmp_path / "sft", dtype=torch.float32)
     histories = dataset.test["history"].to_list()
     ranking = recommender.rank(histories, k=10, num_beams=20, batch_size=128)[0]
     assert (ranking >= 0).all(), "every recommendation is an item"

@@ -165,7 +165,7 @@ class Table:
         )
 
     def _load(self, path: str) -> Recommender:
-        recommender = Recommender.load(
+        recommender = Recommender.from_pretrained(
             path,
             base_model=self.options.base_model,
             dtype=self.options.precision,

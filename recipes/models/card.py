@@ -39,7 +39,7 @@ Load it with the kit, which checks that the base model is that of the training:
 ```python
 from reasonrec.recipes.recommender import Recommender
 
-recommender = Recommender.load("path/to/this/folder")
+recommender = Recommender.from_pretrained("path/to/this/folder")
 items, scores = recommender.rank([[3, 14, 15]], k=10)
 ```
 
@@ -84,8 +84,8 @@ _EXPERTS = """
 ## Experts
 
 What the model says of items is pooled with what {names} say: with the kit, `recommend` hears them, and
-`Recommender.load(…, without=[…])` leaves some out. They know which items go together, and hold no interaction and no
-user. Weights at each level of an answer, fitted on validation cases: {weights}.
+`Recommender.from_pretrained(…, without=[…])` leaves some out. They know which items go together, and hold no
+interaction and no user. Weights at each level of an answer, fitted on validation cases: {weights}.
 """
 
 

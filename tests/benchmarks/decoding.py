@@ -113,7 +113,7 @@ def is_model(path: str) -> bool:
 
 def load_trained(options: argparse.Namespace, path: str, dtype: PrecisionName) -> Recommender:
     """A model that was trained on the data set."""
-    return Recommender.load(path, dtype=dtype, device=options.device)
+    return Recommender.from_pretrained(path, dtype=dtype, device=options.device)
 
 
 def draw_histories(dataset: Dataset, n: int, seed: int) -> list[list[int]]:

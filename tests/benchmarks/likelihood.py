@@ -74,7 +74,7 @@ def main() -> None:
     for path, thinks in asked:
         manifest = read_manifest(path)
         valid = sampled(training_data(manifest, path).rows("valid"), options.seed, options.max_rows)
-        recommender = Recommender.load(path, dtype=options.precision)
+        recommender = Recommender.from_pretrained(path, dtype=options.precision)
         if thinks:
             reasoner = Reasoner(recommender, batch_size=options.batch_size)
             own, _ = thought_nats(reasoner, valid, Thinking(1, options.max_chain), seed=options.seed)

@@ -99,7 +99,7 @@ def test_the_numbers_are_those_of_the_recommender(report: tuple[Path, str], tiny
     import torch
 
     cases = Dataset.load(tiny_dataset).test
-    recommender = Recommender.load(adapter, dtype=torch.float32)
+    recommender = Recommender.from_pretrained(adapter, dtype=torch.float32)
     ranking = recommender.rank(cases["history"].to_list(), k=20, num_beams=20, batch_size=1)[0]
     expected = per_row(ranking, cases["target"].to_numpy(), (1, 5, 10, 20))
     metrics = json.loads((report[0] / "metrics.json").read_text())
@@ -125,7 +125,7 @@ def test_a_sample_of_the_cases(evaluate: Evaluate) -> None:
 
 def test_the_whole_catalogue_is_scored_as_item_by_item(tiny_dataset: Path, adapter: Path) -> None:
     cases = Dataset.load(tiny_dataset).test.head(5)
-    recommender = Recommender.load(adapter, dtype="fp32")
+    recommender = Recommender.from_pretrained(adapter, dtype="fp32")
     everything = np.stack([np.random.default_rng(row).permutation(48) for row in range(5)])
     found = ModelRanker(recommender, "whole").score(cases, everything)
     halves = [ModelRanker(recommender, "half").score(cases, half) for half in np.split(everything, 2, axis=1)]

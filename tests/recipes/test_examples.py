@@ -19,7 +19,7 @@ def test_follow_a_user(adapter: Path, tiny_dataset: Path, capsys: pytest.Capture
     assert spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    recommender = Recommender.load(adapter)
+    recommender = Recommender.from_pretrained(adapter)
     whole = Dataset.load(tiny_dataset).test["history"][-1].to_list()
     example.main(str(adapter), recommender.items.ids(whole), clicks=2)
     first, second = [line for line in capsys.readouterr().out.splitlines() if line.startswith("after ")]

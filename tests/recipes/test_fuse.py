@@ -32,7 +32,7 @@ def fused(adapter: Path, stage, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 @pytest.fixture(scope="module")
 def recommender(fused: tuple[Path, str]) -> Recommender:
-    return Recommender.load(fused[0], dtype="fp32", device="cpu")
+    return Recommender.from_pretrained(fused[0], dtype="fp32", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +79,13 @@ def test_it_recommends_scores_and_follows_a_user(recommender: Recommender, histo
 def test_without_its_experts_it_is_the_model(
     fused: tuple[Path, str], recommender: Recommender, adapter: Path, histories: list[UserHistory]
 ) -> None:
-    plain = Recommender.load(adapter, dtype="fp32", device="cpu").rank(histories, k=10)
+    plain = Recommender.from_pretrained(adapter, dtype="fp32", device="cpu").rank(histories, k=10)
     alone = recommender.rank(histories, k=10, pooled=False)
-    left_out = Recommender.load(fused[0], dtype="fp32", device="cpu", without=["sasrec", "co_visitation"])
+    left_out = Recommender.from_pretrained(fused[0], dtype="fp32", device="cpu", without=["sasrec", "co_visitation"])
     assert left_out.pool is None
     for found in (alone, left_out.rank(histories, k=10)):
         assert (found[0] == plain[0]).all()
-    one = Recommender.load(fused[0], dtype="fp32", device="cpu", without=["sasrec"])
+    one = Recommender.from_pretrained(fused[0], dtype="fp32", device="cpu", without=["sasrec"])
     assert one.pool is not None
     assert one.pool.experts.keys() == {"co_visitation"}
     assert (one.rank(histories, k=10)[0] != recommender.rank(histories, k=10)[0]).any()
@@ -156,11 +156,11 @@ def test_a_folder_that_lost_an_expert_is_refused(fused: tuple[Path, str], tmp_pa
     shutil.copytree(fused[0], broken)
     (broken / "expert_sasrec.safetensors").unlink()
     with pytest.raises(UserError, match="expert_sasrec"):
-        Recommender.load(broken)
+        Recommender.from_pretrained(broken)
     edit_manifest_of = read_manifest(fused[0])
     assert "expert_sasrec.safetensors" in edit_manifest_of.files
     with pytest.raises(UserError, match=r"no expert 'text' to leave out; it has co_visitation, sasrec"):
-        Recommender.load(fused[0], without=["text"])
+        Recommender.from_pretrained(fused[0], without=["text"])
 
 
 @pytest.mark.parametrize(
@@ -179,4 +179,4 @@ def test_what_no_fusion_writes_is_refused(fused: tuple[Path, str], tmp_path: Pat
     shutil.copytree(fused[0], tmp_path / "edited")
     edit_manifest(tmp_path / "edited", lambda manifest: change(manifest.facts["pool"]))
     with pytest.raises(UserError, match="its experts are not what this kit writes"):
-        Recommender.load(tmp_path / "edited", dtype="fp32", device="cpu")
+        Recommender.from_pretrained(tmp_path / "edited", dtype="fp32", device="cpu")

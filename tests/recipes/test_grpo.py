@@ -98,7 +98,7 @@ def test_it_writes_what_sft_writes(whole, starts, tiny_dataset):
     assert before.keys() == after.keys()
     assert all(not np.array_equal(before[name], after[name]) for name in before)
     history = pl.read_parquet(tiny_dataset / "valid.parquet")["history"].to_list()[:4]
-    items, scores = Recommender.load(whole).rank(history, k=5, num_beams=10)
+    items, scores = Recommender.from_pretrained(whole).rank(history, k=5, num_beams=10)
     assert items.shape == (4, 5)
     assert (items >= 0).all()
     assert (np.diff(scores, axis=1) <= 0).all()

@@ -31,7 +31,7 @@ def judged(adapter: Path, stage, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 @pytest.fixture
 def asked(judged: tuple[Path, str], stage) -> Callable[..., str]:
-    ids = Recommender.load(judged[0]).policy.catalogue.item_ids
+    ids = Recommender.from_pretrained(judged[0]).policy.catalogue.item_ids
 
     def ask(folder: Path, *more: str) -> str:
         words = ["--model", str(folder), "--history", ids[0], "--k", "3", "--mode", "reasoning", "--max_chain", "5"]
@@ -55,7 +55,7 @@ def test_the_model_stays_as_it_was_and_a_verdict_goes_with_it(
     assert verdict.gain_low <= verdict.gain
     assert verdict.ndcg_low <= verdict.ndcg
     assert not verdict.offered
-    assert Recommender.load(judged[0]).verdict == verdict
+    assert Recommender.from_pretrained(judged[0]).verdict == verdict
     del manifest.facts[FACT]
     assert manifest.facts == before.facts
 

@@ -14,7 +14,7 @@ def test_a_model_of_its_first_layers(stage, sft_flags: list[str], lora_flags: li
     stage("sft", *sft_flags, *lora_flags, "--layers", "1", "--num_train_epochs", "0.2", "--output_dir", str(out))
     assert all("layers.0" in name or "embed" in name for name in load_file(out / "adapter_model.safetensors"))
     assert "num_hidden_layers=1)" in (out / "README.md").read_text()
-    recommender = Recommender.load(out, dtype="fp32", device="cpu")
+    recommender = Recommender.from_pretrained(out, dtype="fp32", device="cpu")
     assert len(recommender.model.model.layers) == 1
     assert (recommender.rank([[1, 2, 3]], k=5)[0] >= 0).all()
     more = [*sft_flags, *lora_flags, "--model", str(out), "--num_train_epochs", "0.2"]

@@ -71,19 +71,19 @@ def test_no_manifest_names_a_place_of_this_machine(run: Path) -> None:
 
 
 def test_a_run_moves_as_a_whole(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = Recommender.load(run / "run" / "grpo").rank([[1, 2, 3]], k=4)
+    before = Recommender.from_pretrained(run / "run" / "grpo").rank([[1, 2, 3]], k=4)
     moved = tmp_path / "on another" / "machine"
     shutil.copytree(run, moved)
     away = run.rename(run.with_name("gone"))
     try:
         monkeypatch.chdir(tmp_path)
-        after = Recommender.load("on another/machine/run/grpo").rank([[1, 2, 3]], k=4)
+        after = Recommender.from_pretrained("on another/machine/run/grpo").rank([[1, 2, 3]], k=4)
         assert (after[0] == before[0]).all()
         shutil.move(moved / "run" / "grpo", tmp_path / "alone")
         with pytest.raises(UserError, match="if it moved, pass --base_model PATH"):
-            Recommender.load(tmp_path / "alone")
+            Recommender.from_pretrained(tmp_path / "alone")
         shutil.rmtree(moved / "run")  # dataset, index, the training it started from
-        alone = Recommender.load(tmp_path / "alone", base_model=str(moved / "models" / "base"))
+        alone = Recommender.from_pretrained(tmp_path / "alone", base_model=str(moved / "models" / "base"))
         assert (alone.rank([["i1", "i2", "i3"]], k=4)[0] >= 0).all()
         assert (alone.rank([[1, 2, 3]], k=4)[0] == before[0]).all()
         lists = pl.List(pl.Int32)

@@ -48,7 +48,7 @@ def test_by_item_ids(stage: Callable[..., subprocess.CompletedProcess[str]], ada
     ).stdout
     assert "history (3 items, the last 3):" in printed
     assert printed.index(titles[3]) < printed.index(titles[17]) < printed.index(titles[40])
-    items, scores = Recommender.load(adapter).rank([history], k=7)
+    items, scores = Recommender.from_pretrained(adapter).rank([history], k=7)
     lines = LINE.findall(printed)
     assert [int(rank) for rank, *_ in lines] == list(range(1, 8))
     assert [title.strip() for _, title, *_ in lines] == [titles[i] for i in items[0]]

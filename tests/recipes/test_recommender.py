@@ -24,7 +24,7 @@ MAX_HISTORY = 6  # of the shared adapter
 
 @pytest.fixture(scope="module")
 def recommender(adapter: Path) -> Recommender:
-    return Recommender.load(adapter, dtype=torch.float32)
+    return Recommender.from_pretrained(adapter, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +40,9 @@ def test_it_comes_back_as_it_was_trained(recommender: Recommender, adapter: Path
     assert not recommender.model.training
     assert next(recommender.model.parameters()).dtype == torch.float32
     assert str(recommender.precision) == "precision: fp32 on cpu (as asked)"
-    other = Recommender.load(adapter, dtype="bf16")
+    other = Recommender.from_pretrained(adapter, dtype="bf16")
     assert next(other.model.parameters()).dtype == torch.bfloat16
-    assert Recommender.load(adapter).precision == choose("auto", "cpu")
+    assert Recommender.from_pretrained(adapter).precision == choose("auto", "cpu")
 
 
 def test_batch_size_and_padding_do_not_change_the_ranking(
@@ -153,23 +153,23 @@ def test_another_base_is_refused(
     shutil.copytree(adapter, moved)
     trained_on = read_manifest(moved).facts["setting"]["fingerprint"]
     point(moved, str(base))
-    assert Recommender.load(moved).setting.fingerprint == trained_on  # the same weights elsewhere are fine
+    assert Recommender.from_pretrained(moved).setting.fingerprint == trained_on  # the same weights elsewhere are fine
     model = AutoModelForCausalLM.from_pretrained(base)
     with torch.no_grad():
         model.model.norm.weight.mul_(1.5)
     model.save_pretrained(base)
     with pytest.raises(UserError, match=rf"{trained_on[:12]}.* loaded now has .* train again"):
-        Recommender.load(moved)
+        Recommender.from_pretrained(moved)
 
 
 def test_only_a_trained_model_is_loaded(tiny_index: Path, adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is a index, not a trained model.*recipes/sft\.py"):
-        Recommender.load(tiny_index)
+        Recommender.from_pretrained(tiny_index)
     with pytest.raises(UserError, match="no artefact"):
-        Recommender.load(tmp_path)
+        Recommender.from_pretrained(tmp_path)
     damaged = tmp_path / "damaged"
     shutil.copytree(adapter, damaged)
     path = damaged / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(UserError, match=r"adapter_model\.safetensors was changed"):
-        Recommender.load(damaged)
+        Recommender.from_pretrained(damaged)

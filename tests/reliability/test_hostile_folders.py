@@ -149,7 +149,7 @@ def test_a_tokenizer_that_needs_no_code_is_read_without_it(world: dict[str, Path
 @pytest.mark.parametrize("folder", ["adapter", "model", "elsewhere"])
 def test_python_does_not_either(world: dict[str, Path], folder: str) -> None:
     with pytest.raises(UserError, match=REFUSED):
-        Recommender.load(world[folder])
+        Recommender.from_pretrained(world[folder])
     assert not world["marker"].exists()
 
 

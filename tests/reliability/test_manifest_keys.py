@@ -29,7 +29,7 @@ LOADERS: dict[str, Callable[[Path], object]] = {
     "prepare": Dataset.load,
     "index_items": ItemIndex.load,
     "synthesize": Traces.load,
-    "sft": Recommender.load,
+    "sft": Recommender.from_pretrained,
 }
 
 

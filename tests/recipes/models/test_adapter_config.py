@@ -56,14 +56,14 @@ def hostile(adapter: Path, tmp_path: Path, edit_manifest: Callable[..., None]) -
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_this_kit_does_not_write_is_refused(hostile: Callable[..., Path], name: str) -> None:
     with pytest.raises(UserError, match=rf"{FILE} (has '{name}'|is no configuration)") as refused:
-        Recommender.load(hostile(**{name: HOSTILE[name]}))
+        Recommender.from_pretrained(hostile(**{name: HOSTILE[name]}))
     assert "\n" not in str(refused.value)
 
 
 def test_where_it_says_its_base_is_does_not_matter(hostile: Callable[..., Path], adapter: Path) -> None:
     folder = hostile(base_model_name_or_path="https://example.org/base", inference_mode=False, peft_version="99")
-    expected = Recommender.load(adapter).rank([[1, 2]])
-    assert (Recommender.load(folder).rank([[1, 2]])[0] == expected[0]).all()
+    expected = Recommender.from_pretrained(adapter).rank([[1, 2]])
+    assert (Recommender.from_pretrained(folder).rank([[1, 2]])[0] == expected[0]).all()
 
 
 def test_a_key_of_another_peft_that_says_nothing_is_fine(hostile: Callable[..., Path], adapter: Path) -> None:

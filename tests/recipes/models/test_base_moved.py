@@ -45,7 +45,7 @@ def test_what_is_missing_is_named_with_the_way_out(
 ) -> None:
     point(moved, reference)
     with pytest.raises(UserError, match=r"adapter of the base model .*pass --base_model PATH") as refused:
-        Recommender.load(moved)
+        Recommender.from_pretrained(moved)
     words, where = str(refused.value), located(reference, moved)
     assert f"base model {where}," in words
     assert f"there is no folder {Path.cwd() / where}" in words
@@ -54,16 +54,16 @@ def test_what_is_missing_is_named_with_the_way_out(
 
 
 def test_it_loads_from_where_it_is_named(moved: Path, adapter: Path, tiny_base: Path) -> None:
-    found = Recommender.load(moved, base_model="elsewhere/base", dtype=torch.float32)
+    found = Recommender.from_pretrained(moved, base_model="elsewhere/base", dtype=torch.float32)
     assert found.setting.base_model == "elsewhere/base"
-    expected = Recommender.load(adapter, dtype=torch.float32).rank([[1, 2, 3]])
+    expected = Recommender.from_pretrained(adapter, dtype=torch.float32).rank([[1, 2, 3]])
     assert (found.rank([[1, 2, 3]])[0] == expected[0]).all()
     other = AutoModelForCausalLM.from_pretrained(tiny_base)
     with torch.no_grad():
         other.model.norm.weight.mul_(1.5)
     other.save_pretrained("elsewhere/base")
     with pytest.raises(UserError, match=r"trained on base weights \w+… \(models/base\), but the base loaded now has"):
-        Recommender.load(moved, base_model="elsewhere/base")
+        Recommender.from_pretrained(moved, base_model="elsewhere/base")
 
 
 def test_on_the_command_line(
@@ -93,7 +93,7 @@ def test_a_training_that_goes_on_remembers_the_new_place(
         sft.main()
     monkeypatch.setattr(sys, "argv", ["sft.py", *words, "--base_model", "elsewhere/base"])
     sft.main()
-    assert (Recommender.load("on").rank([[1, 2]], k=5)[0] >= 0).all()
+    assert (Recommender.from_pretrained("on").rank([[1, 2]], k=5)[0] >= 0).all()
     assert json.loads(Path("on/adapter_config.json").read_text())["base_model_name_or_path"] == "base"
 
 
@@ -120,7 +120,7 @@ def test_a_fully_trained_model_needs_no_base(
         facts.update(save_checkpoint(folder, replace(setting, fingerprint=fingerprint), policy))
     expected = Recommender(policy, model, setting).rank([[1, 2, 3], [4]], k=9)
     shutil.rmtree(base)
-    found = Recommender.load(out, dtype=torch.float32, device="cpu")
+    found = Recommender.from_pretrained(out, dtype=torch.float32, device="cpu")
     items, scores = found.rank([[1, 2, 3], [4]], k=9)
     assert (items == expected[0]).all()
     assert scores == pytest.approx(expected[1], abs=1e-5)

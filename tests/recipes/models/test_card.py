@@ -69,7 +69,7 @@ def test_the_snippet_for_plain_peft_gives_the_same_model(card: str, adapter: Pat
     exec(code.replace(FOLDER, str(adapter)).replace("path/to/the/base/model", str(tiny_base)), names)
     plain = names["model"]
     assert isinstance(plain, torch.nn.Module)
-    ours = Recommender.load(adapter, dtype=torch.float32)
+    ours = Recommender.from_pretrained(adapter, dtype=torch.float32)
     ids, mask = padded(ours.prompts([[3, 14, 15]]), ours.policy.pad_id, ours.model.device)
     with torch.no_grad():
         expected = ours.model(input_ids=ids, attention_mask=mask).logits
@@ -78,7 +78,7 @@ def test_the_snippet_for_plain_peft_gives_the_same_model(card: str, adapter: Pat
 
 
 def test_a_base_of_the_hub_is_linked_and_a_whole_model_needs_none(adapter: Path, tmp_path: Path) -> None:
-    ours = Recommender.load(adapter)
+    ours = Recommender.from_pretrained(adapter)
     setting = replace(ours.setting, base_model="someone/small-model")
     write_card(tmp_path, setting, ours.policy, {"train_loss": 1.25})
     card = ModelCard.load(tmp_path / "README.md")
@@ -128,7 +128,7 @@ def test_any_name_is_text_and_any_prompt_is_one_cell_of_code(text: str) -> None:
 
 
 def test_a_card_of_hostile_names_is_still_a_card(adapter: Path, tmp_path: Path) -> None:
-    ours = Recommender.load(adapter)
+    ours = Recommender.from_pretrained(adapter)
     catalogue = replace(ours.policy.catalogue, name=f"---\nlicense: mine\n---\n{EVIL}")
     hostile = copy(ours.policy)
     hostile.catalogue = catalogue

@@ -24,7 +24,7 @@ def copied(adapter: Path, tmp_path: Path) -> Path:
 
 def refused(folder: Path, words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
-        Recommender.load(folder)
+        Recommender.from_pretrained(folder)
     assert "\n" not in str(error.value)
 
 
@@ -86,7 +86,7 @@ def test_a_dataset_that_is_no_folder(copied: Path, value: Any, edit_manifest: Ca
     edit_manifest(copied, lambda manifest: manifest.config.update(dataset="https://example.org/data"))
     with pytest.raises(UserError, match=r"at .https://example.org/data., where nothing is now: pass --dataset PATH"):
         training_data(read_manifest(copied), copied)
-    Recommender.load(copied)
+    Recommender.from_pretrained(copied)
 
 
 def test_another_dataset_is_refused(adapter: Path, tiny_dataset: Path, other_world: tuple[Path, Path]) -> None:

@@ -147,10 +147,10 @@ def test_a_model_without_safetensors_is_one_line(tmp_path: Path) -> None:
 
 
 def test_an_adapter_refuses_a_base_whose_linear_layers_differ(adapter: Path, copy: Path) -> None:
-    Recommender.load(adapter, base_model=str(copy))
+    Recommender.from_pretrained(adapter, base_model=str(copy))
     change(copy, lambda w: w.update({n: torch.zeros_like(t) for n, t in w.items() if "proj" in n}))
     with pytest.raises(UserError, match=r"trained on base weights \w+… .*, but the base loaded now has \w+…"):
-        Recommender.load(adapter, base_model=str(copy))
+        Recommender.from_pretrained(adapter, base_model=str(copy))
 
 
 def test_an_older_adapter_still_loads(
@@ -159,10 +159,10 @@ def test_an_older_adapter_still_loads(
     older = Path(shutil.copytree(adapter, tmp_path / "older"))
     first = loaded_fingerprint(load_base(str(copy), method="lora"))
     edit_manifest(older, lambda m: m.facts["setting"].update(fingerprint=first, trust_remote_code=True))
-    Recommender.load(older, base_model=str(copy))
+    Recommender.from_pretrained(older, base_model=str(copy))
     change(copy, lambda w: w["model.norm.weight"].mul_(2))
     with pytest.raises(UserError, match="trained on base weights"):
-        Recommender.load(older, base_model=str(copy))
+        Recommender.from_pretrained(older, base_model=str(copy))
 
 
 @pytest.mark.parametrize("base", ["tied", "untied"])

@@ -20,7 +20,7 @@ from reasonrec.recipes.recommender import Recommender
 
 @pytest.fixture(scope="module")
 def recommender(adapter: Path) -> Recommender:
-    return Recommender.load(adapter, dtype="fp32", device="cpu")
+    return Recommender.from_pretrained(adapter, dtype="fp32", device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ HISTORIES = [[1, 2, 3], [5], [7, 8, 9, 10, 11, 12, 13], [20, 21], [30, 4, 40]]
 
 @pytest.fixture(scope="module")
 def recommender(adapter: Path) -> Recommender:
-    return Recommender.load(adapter, dtype=torch.float32, device="cpu")
+    return Recommender.from_pretrained(adapter, dtype=torch.float32, device="cpu")
 
 
 def exact(recommender: Recommender, history: list[int], chains: list[list[int]]) -> np.ndarray:
@@ -138,7 +138,7 @@ def test_both_modes_and_the_controls_in_one_table(stage, adapter, tiny_dataset, 
 
 def test_recommend_shows_what_was_thought(stage, adapter):
     flags = ["--model", str(adapter), "--history", "item_1,item_2", "--mode", "reasoning", "--max_chain", "5"]
-    ids = Recommender.load(adapter).policy.catalogue.item_ids
+    ids = Recommender.from_pretrained(adapter).policy.catalogue.item_ids
     flags[3] = ",".join(ids[:2])
     done = stage("recommend", *flags, "--unproven")
     assert done.stdout.count("thought: ") == 1

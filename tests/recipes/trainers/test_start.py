@@ -49,7 +49,7 @@ def test_what_comes_out_is_a_training_like_any_other(go_on, adapter):
     mine, theirs = (json.loads((path / "manifest.json").read_text()) for path in (out, adapter))
     assert mine["inputs"]["model"] == theirs["hash"]
     assert mine["facts"]["setting"] == theirs["facts"]["setting"]
-    items, _ = Recommender.load(out).rank([[1, 2]], k=5, num_beams=10)
+    items, _ = Recommender.from_pretrained(out).rank([[1, 2]], k=5, num_beams=10)
     assert (items >= 0).all()
 
 

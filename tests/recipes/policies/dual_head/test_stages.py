@@ -56,7 +56,7 @@ def test_no_index_no_new_tokens_and_a_table(trained, tiny_dataset):
     assert {"adapter_model.safetensors", "policy.safetensors", "catalogue.parquet"} <= names
     assert "index.safetensors" not in names
     assert all("lora" in name for name in load_file(trained / "adapter_model.safetensors"))
-    recommender = Recommender.load(trained, dtype="fp32", device="cpu")
+    recommender = Recommender.from_pretrained(trained, dtype="fp32", device="cpu")
     stored = load_file(trained / "policy.safetensors")["items"]
     assert torch.equal(recommender.policy.answers.table, stored)
     recommender.policy.refresh(recommender.model)
@@ -67,7 +67,7 @@ def test_no_index_no_new_tokens_and_a_table(trained, tiny_dataset):
 
 
 def test_it_recommends_scores_and_follows_a_user(trained, tiny_dataset, stage):
-    recommender = Recommender.load(trained, dtype="fp32", device="cpu")
+    recommender = Recommender.from_pretrained(trained, dtype="fp32", device="cpu")
     histories = [history[-6:] for history in Dataset.load(tiny_dataset).test["history"].to_list()[:6]]
     items, scores = recommender.rank(histories, k=48)
     assert [sorted(row) for row in items.tolist()] == [list(range(48))] * 6
@@ -133,7 +133,7 @@ def test_recpo_and_the_table_of_both_policies(trained, adapter, tiny_dataset, st
 def test_a_table_of_other_weights_is_read_anew(trained, tmp_path, capsys):
     shutil.copytree(trained, tmp_path / "moved")
     manifest = read_manifest(trained)
-    recommender = Recommender.load(trained, dtype="fp32", device="cpu")
+    recommender = Recommender.from_pretrained(trained, dtype="fp32", device="cpu")
     mine = recommender.policy.answers.table.clone()
     file = tmp_path / "moved" / "policy.safetensors"
     save_file({"items": mine * 0}, file, metadata={"weights": "older"})
