@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reasonrec.data_gen.histories import UserHistory
+from reasonrec.recipes.answered import Answered, Recommendation
 from reasonrec.recipes.decoding.search import Found
 from reasonrec.recipes.decoding.session import UserState
 from reasonrec.recipes.items import Items, named
@@ -88,3 +89,14 @@ class FollowedUser:
         priors = recommender.priors([self.history], excluded)
         prior = None if priors is None else priors(np.zeros(1, dtype=np.int64))
         return self._state.search(k=k, num_beams=num_beams, exclude=excluded, exact=exact, prior=prior)
+
+    def recommend(self, *, k: int = 10, num_beams: int | None = None) -> list[Recommendation]:
+        """Items for the history so far, by raw id and title.
+
+        Args:
+            k: Items to return.
+            num_beams: Width of the search, at most the session's.
+        """
+        found = self.search(k=k, num_beams=num_beams)
+        answered = Answered(found.items.cpu().numpy(), found.scores.float().cpu().numpy())
+        return answered.lists(self._recommender.policy.catalogue)[0]

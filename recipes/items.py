@@ -127,5 +127,6 @@ class ItemIds:
         """
         if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
             raise UserError(f"{shown(items)} is no list: {what} has to be a list, and histories a list of lists")
-        values = items.tolist() if hasattr(items, "tolist") else list(items)
+        convert = getattr(items, "tolist", None) or getattr(items, "to_pylist", None)  # NumPy and others; Arrow
+        values = list(items) if convert is None else convert()
         return values if isinstance(values, list) else [values]

@@ -30,7 +30,9 @@ from reasonrec.tokenizers.terminal import say, visible
 class RecommendConfig:
     """Configuration of one recommendation."""
 
-    model: str = field(metadata={"help": "folder of the trained model (sft.py)", "path": True})
+    model: str = field(
+        metadata={"help": "folder of the trained model (sft.py), or user/name on the Hub", "path": True}
+    )
     user: str | None = field(default=None, metadata={"help": "raw id of a user of the data set"})
     history: str | None = field(default=None, metadata={"help": "raw item ids, oldest first, joined by commas"})
     k: int = field(default=10, metadata={"help": "items to recommend", "at_least": 1})
@@ -73,7 +75,7 @@ class RecommendConfig:
     def __post_init__(self) -> None:
         if (self.user is None) == (self.history is None):
             raise UserError("give either --user or --history")
-        if self.mode == "reasoning" and self.exhaustive:
+        if self.mode == "reasoning" and self.exhaustive:  # before anything is loaded
             raise UserError("exhaustive is for mode=direct; with chains, raise num_beams instead")
 
 
@@ -123,10 +125,9 @@ def main() -> None:
     # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
     from accelerate import PartialState
 
+    from reasonrec.recipes.answered import answer
     from reasonrec.recipes.models.checkpoint import training_data
-    from reasonrec.recipes.rankers.reasoning import Reasoner, Thinking
     from reasonrec.recipes.recommender import Recommender
-    from reasonrec.recipes.verdict import UNMEASURED
 
     if not PartialState().is_main_process:
         return
@@ -139,42 +140,39 @@ def main() -> None:
         without=config.without,
     )
     say(recommender.precision)
-    verdict, thinks = recommender.verdict, config.mode == "reasoning"
-    if thinks and not config.unproven and not (verdict and verdict.offered):
-        say(f"{verdict or UNMEASURED}: items at once instead; --unproven true thinks all the same")
-        thinks = False
-    if recommender.pool is not None and not thinks:
-        say(f"pooled with {', '.join(recommender.pool.experts)}")
+    folder = recommender.path
+    assert folder is not None  # it was loaded
     catalogue = recommender.policy.catalogue
     if config.user is not None:
-        history = known_history(training_data(read_manifest(config.model), config.model, config.dataset), config.user)
+        history = known_history(training_data(read_manifest(folder), folder, config.dataset), config.user)
     else:
         history = UserHistory.of(given_history(catalogue, config.history or "", strict=config.strict))
-    beams, thoughts = max(config.num_beams, config.k), []
-    if thinks:
-        reasoner, thinking = Reasoner(recommender, config.k, beams), Thinking(config.chains, config.max_chain)
-        reasoned = reasoner([history], thinking, repeats=config.repeats, strict=config.strict)
-        items, scores = reasoned.items, reasoned.scores
-        thoughts = [reasoner.readable(chain) for chain in reasoned.chains[0]]
-    else:
-        items, scores = recommender.rank(
-            [history],
-            k=config.k,
-            num_beams=beams,
-            exhaustive=config.exhaustive,
-            strict=config.strict,
-            repeats=config.repeats,
-        )
-    titles, ids = catalogue.titles, catalogue.item_ids
+    found = answer(
+        recommender,
+        [history],
+        k=config.k,
+        mode=config.mode,
+        num_beams=config.num_beams,
+        exhaustive=config.exhaustive,
+        repeats=config.repeats,
+        strict=config.strict,
+        chains=config.chains,
+        max_chain=config.max_chain,
+        unproven=config.unproven,
+    )
+    if found.note:
+        say(f"{found.note}; --unproven true thinks all the same")
+    if recommender.pool is not None and not found.thoughts:
+        say(f"pooled with {', '.join(recommender.pool.experts)}")
     say(f"\nhistory ({len(history.shown)} items, the last {min(len(history.shown), 5)}):")
     for item in history.shown[-5:]:
-        say(f"    {visible(titles[item])}")
-    for thought in thoughts:
+        say(f"    {visible(catalogue.titles[item])}")
+    for thought in found.thoughts[0] if found.thoughts else ():
         say(f"thought: {visible(' '.join(thought.split()))}")
     say(f"recommended ({'nothing seen before' if recommender.masks(config.repeats) else 'repeats allowed'}):")
-    for rank, (item, score) in enumerate(zip(items[0], scores[0], strict=True), start=1):
-        if item >= 0:
-            say(f"{rank:>4}  {visible(titles[item]):<60.60}  id {visible(ids[item], 60):<12} log-prob {score:.2f}")
+    for rank, item in enumerate(found.lists(catalogue)[0], start=1):
+        title, item_id = visible(item.title), visible(item.id, 60)
+        say(f"{rank:>4}  {title:<60.60}  id {item_id:<12} log-prob {item.score:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,37 +1,41 @@
-"""Load a trained recommender once and recommend many times.
+"""Load a trained recommender once, from a folder or the Hub, and recommend many times.
 
 A history is everything the user had, oldest first: raw item ids as text, or item numbers as integers, or a
-`UserHistory`. What comes back are item numbers; `Recommender.items` turns them into raw ids.
+`UserHistory`. `recommend` and `explain` return items with their raw ids and titles; `rank` and `score` are the same
+for those who work with item numbers and arrays (`Recommender.items` leads from one to the other).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from reasonrec.data_gen.histories import UserHistory
+from reasonrec.recipes.answered import Answered, Arrays, Explanation, How, Mode, Recommendation, answer, users_of
 from reasonrec.recipes.decoding.prior import Prior, Priors
 from reasonrec.recipes.decoding.search import check_width
 from reasonrec.recipes.followed_user import FollowedUser
-from reasonrec.recipes.items import History, ItemIds, Items, named
+from reasonrec.recipes.hub import local_folder
+from reasonrec.recipes.items import History, Items
 from reasonrec.recipes.keys import PrecisionName
+from reasonrec.recipes.known_users import KnownUsers
 from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.models.precision import Precision, choose, load_finite
 from reasonrec.recipes.policies.base import Policy
 from reasonrec.recipes.policies.context import check_context
 from reasonrec.recipes.policies.inference import Ranking, rank, score
-from reasonrec.recipes.policies.loading import causal_lm, load_trained
+from reasonrec.recipes.policies.loading import Quantization, causal_lm, load_trained, loading_method
 from reasonrec.recipes.verdict import Verdict
+from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.manifest import Manifest
-from reasonrec.tokenizers.terminal import shown
 from reasonrec.tokenizers.whole import whole
 
 if TYPE_CHECKING:
@@ -57,15 +61,17 @@ def load_pool(path: Path, manifest: Manifest, policy: Policy, without: Sequence[
     return Pool.load(path, manifest.facts, popularity, policy.answers.longest, without)
 
 
-class Recommender:
+class Recommender(KnownUsers):
     """A trained model with its index: histories in, ranked items out.
 
+    Example:
+        >>> recommender = Recommender.from_pretrained("you/my-recommender")  # doctest: +SKIP
+        >>> recommender.recommend(["bk-0010", "bk-0042"], k=3)  # doctest: +SKIP
+
     Attributes:
-        policy: How the model reads and answers, and the catalogue.
         model: The causal LM, adapter included.
-        setting: What it was trained with.
         precision: What it computes in, and why; None if the model was not loaded here.
-        items: Raw ids to item numbers, and back.
+        path: The folder it was loaded from, if it was.
         pool: Experts that are heard beside the model (`recipes/fuse.py`), if the checkpoint has some.
         verdict: Whether thinking pays (`recipes/judge_reasoning.py`), if the checkpoint was judged.
 
@@ -81,33 +87,34 @@ class Recommender:
         precision: Precision | None = None,
         pool: Pool | None = None,
         verdict: Verdict | None = None,
+        path: Path | None = None,
     ) -> None:
-        self.policy = policy
-        self.pool = pool
-        self.verdict = verdict
-        self.setting = setting
-        self.precision = precision
+        super().__init__(policy, setting)
+        self.precision, self.pool, self.verdict, self.path = precision, pool, verdict, path
         self.model = causal_lm(model)
         self.model.eval()
         check_context(self.model, policy, setting.max_history, trained=True)
         policy.answers.to(self.model.device)
-        self.items = ItemIds(policy.catalogue.item_ids)
 
     @classmethod
     def from_pretrained(
         cls,
         path: str | Path,
         *,
+        revision: str | None = None,
+        quantization: Quantization = "auto",
         base_model: str | None = None,
         dtype: torch.dtype | PrecisionName | None = None,
         device: str | None = None,
         trust_remote_code: bool = False,
         without: Sequence[str] = (),
     ) -> Recommender:
-        """Load what `recipes/sft.py`, `recipes/grpo.py` or `recipes/fuse.py` wrote.
+        """Load what a training, `recipes/fuse.py` or `recipes/publish.py` wrote.
 
         Args:
-            path: Folder of the adapter or model.
+            path: Folder of the adapter or model, or its repository on the Hub (`user/name`).
+            revision: Branch, tag or commit of the repository.
+            quantization: `auto` loads the base as it was in the training, `4bit` in NF4, None in whole weights.
             base_model: Where an adapter's base model is now; where the training found it by default. A fully trained
                 model needs none.
             dtype: A dtype or its name (bf16, fp16, fp32); what the hardware is fast in if unset.
@@ -116,104 +123,97 @@ class Recommender:
             without: Experts of the checkpoint that are not to be heard.
 
         Raises:
-            UserError: If the base model is not that of the training (the message names the hashes and the command that
-                mends it), or there is no such expert.
+            UserError: If a file is missing or was changed, the Hub does not give the repository, the base model is not
+                that of the training (the message names the hashes and what mends it), or there is no such expert.
         """
+        folder = local_folder(path, revision)
+        method = loading_method(read_manifest(folder), quantization)
         (policy, model, setting, manifest), precision = load_finite(
             lambda chosen: load_trained(
-                path,
+                folder,
                 base_model=base_model,
                 precision=chosen,
+                method=method,
                 trust_remote_code=trust_remote_code,
             ),
             choose(dtype, device or ("cuda" if torch.cuda.is_available() else "cpu")),
             itemgetter(1),
         )
-        if setting.method != "qlora" or manifest.kind == "model":
+        if method != "qlora":
             model = model.to(precision.device)
-        pool = load_pool(Path(path), manifest, policy, without)
-        return cls(policy, model, setting, precision, pool, Verdict.stored(manifest))
+        pool = load_pool(folder, manifest, policy, without)
+        return cls(policy, model, setting, precision, pool, Verdict.stored(manifest), folder)
 
-    def prompts(self, histories: Sequence[History]) -> list[list[int]]:
-        """Token ids of the prompt of each history, in direct mode."""
-        return [self.policy.prompts.direct(items) for items in self.shown(histories)]
+    @overload
+    def recommend(
+        self, histories: list[str] | list[int] | UserHistory, *, k: int = ..., mode: Mode = ..., **how: Unpack[How]
+    ) -> list[Recommendation]: ...
 
-    def shown(self, histories: Sequence[History]) -> list[NDArray[np.int64]]:
-        """Item numbers that the prompt of each history shows."""
-        return [self.items.history(history).last(self.setting.max_history).shown for history in histories]
+    @overload
+    def recommend(
+        self, histories: list[list[str]] | list[list[int]], *, k: int = ..., mode: Mode = ..., **how: Unpack[How]
+    ) -> list[list[Recommendation]]: ...
 
-    def known(self, histories: Sequence[History], *, strict: bool = False) -> list[UserHistory]:
-        """Histories without items that are not in the catalogue.
+    @overload
+    def recommend(
+        self, histories: Any, *, k: int = ..., mode: Mode = ..., arrays: Literal[True], **how: Unpack[How]
+    ) -> Arrays: ...
 
-        Args:
-            histories: Histories, or item numbers.
-            strict: Refuse unknown items and empty histories instead of warning about them.
+    @overload
+    def recommend(self, histories: Any, *, k: int = ..., mode: Mode = ..., **how: Unpack[How]) -> list[Any]: ...
 
-        Raises:
-            UserError: In strict mode; it counts them.
-        """
-        given = [self.items.history(history) for history in self._each(histories, "histories")]
-        known = [history.among(self.policy.catalogue.n_items) for history in given]
-        lost = [len(a.shown) - len(b.shown) for a, b in zip(given, known, strict=True)]
-        empty = sum(len(history.shown) == 0 for history in known)
-        problems = []
-        if any(lost):
-            problems.append(
-                f"{sum(lost)} items in {sum(map(bool, lost))} histories are not in the catalogue "
-                f"(0..{self.policy.catalogue.n_items - 1})"
-            )
-        if empty:
-            problems.append(f"{empty} of {len(known)} histories are empty")
-        if problems and strict:
-            raise UserError(f"{' and '.join(problems)}: correct them, or turn strict off to go on without them")
-        if problems:
-            warnings.warn(
-                f"{' and '.join(problems)}: unknown items are skipped, an empty history is ranked by the prompt alone",
-                stacklevel=3,
-            )
-        return known
+    def recommend(
+        self, histories: Any, *, k: int = 10, mode: Mode = "direct", arrays: bool = False, **how: Unpack[How]
+    ) -> Any:
+        """Recommend items to a user, or to each of several.
 
-    def excluded(
-        self, histories: Sequence[UserHistory], repeats: bool | None, exclude: Sequence[Items] | None
-    ) -> list[np.ndarray] | None:
-        """What must not be recommended to each user; None for nothing.
+        Example:
+            >>> first = recommender.recommend(["bk-0010", "bk-0042"])[0]  # doctest: +SKIP
+            >>> first.id, first.title, first.score  # doctest: +SKIP
 
         Args:
-            histories: Their histories.
-            repeats: Whether they may be recommended what they had; as the data set says if None.
-            exclude: For each of them further items that must not appear.
+            histories: Everything a user had, oldest first, as a flat list (an empty one is a new user's), or a list of
+                such lists: raw ids or item numbers, in lists or in NumPy, Arrow or other arrays.
+            k: Items to return.
+            mode: Items at once (`direct`), or behind chains of thought (`reasoning`), where they were shown to help.
+            arrays: Return arrays instead of lists.
+            **how: See `How`.
+
+        Returns:
+            `Recommendation`s, best first: a list for a flat history, a list of lists for a list of them; fewer than
+            `k` where fewer items are allowed.
 
         Raises:
-            UserError: If `exclude` does not have one list for each.
+            UserError: As `rank`.
         """
-        exclude = None if exclude is None else self._each(exclude, "exclude")
-        if exclude is not None and len(exclude) != len(histories):
-            raise UserError(f"exclude has {len(exclude)} lists for {len(histories)} histories: give one for each")
-        more = None if exclude is None else [self._numbers(items, "excluded item") for items in exclude]
-        if not self.masks(repeats):
-            return more
-        if more is None:
-            return [history.masked for history in histories]
-        return [np.union1d(history.masked, items) for history, items in zip(histories, more, strict=True)]
+        users, single = users_of(histories)
+        found = self._answer(users, k=k, mode=mode, **how)
+        if arrays:
+            made = found.arrays(self.policy.catalogue)
+            return Arrays(*(array[0] for array in made)) if single else made
+        lists = found.lists(self.policy.catalogue)
+        return lists[0] if single else lists
 
-    def masks(self, repeats: bool | None) -> bool:
-        """Whether what a user had is masked: by what the caller says, else by what the data set says."""
-        return self.policy.catalogue.mask_history if repeats is None else not repeats
+    def explain(self, history: History, *, k: int = 10, **how: Unpack[How]) -> Explanation:
+        """Recommend to one user in reasoning mode, and show the chain.
 
-    def _numbers(self, items: Items, what: str) -> np.ndarray:
-        given = self.items.listed(items, f"{what}s")
-        found, n_items = self.items.find(given), self.policy.catalogue.n_items
-        for item, number in zip(given, found, strict=True):  # what was to be hidden would appear
-            if not 0 <= number < n_items:
-                raise UserError(f"{what} {named(item)} is not in the catalogue, whose numbers are 0..{n_items - 1}")
+        Args:
+            history: Everything the user had, oldest first.
+            k: Items to return.
+            **how: See `How`.
+
+        Raises:
+            UserError: As `rank`.
+        """
+        found = self._answer([history], k=k, mode="reasoning", **how)
+        (recommendations,) = found.lists(self.policy.catalogue)
+        return Explanation(found.thoughts[0] if found.thoughts else [], recommendations, found.note)
+
+    def _answer(self, users: Sequence[History], **how: Any) -> Answered:
+        found = answer(self, users, **how)
+        if found.note:
+            warnings.warn(f"{found.note}; unproven=True thinks all the same", stacklevel=3)
         return found
-
-    @staticmethod
-    def _each(lists: Any, name: str) -> list[Any]:
-        """One list for each user; rows of arrays and tensors stay what they are."""
-        if isinstance(lists, str | bytes | Mapping | UserHistory) or not isinstance(lists, Iterable):
-            raise UserError(f"{name}={shown(lists)} has to be a list with one list of items for each user")
-        return list(lists)
 
     def rank(
         self,

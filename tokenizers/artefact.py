@@ -202,9 +202,15 @@ def read_manifest(path: str | Path, kind: str | None = None) -> Manifest:
     check_names(path, manifest.kind, manifest.files)
     for name, expected in manifest.files.items():
         if not (path / name).is_file():
-            raise UserError(f"{path / name} is missing: run the stage that made {path} again")
-        if file_hash(path / name) != expected:
-            raise UserError(f"{path / name} was changed after {path} was made: run its stage again")
+            raise UserError(
+                f"{path / name} is missing: run the stage that made {path} again, or get it anew (SHA-256 "
+                f"{expected[:12]}… is expected)"
+            )
+        if (found := file_hash(path / name)) != expected:
+            raise UserError(
+                f"{path / name} was changed after {path} was made: run its stage again, or get it anew (its SHA-256 "
+                f"is {found[:12]}…, {expected[:12]}… was expected)"
+            )
     if manifest.version == 1:
         warnings.warn(f"{path} was made by an older version of this kit (its manifest has no seal)", stacklevel=2)
     return manifest

@@ -97,7 +97,9 @@ def training_data(manifest: Manifest, path: str | Path, dataset: str | Path | No
     found, remedy = manifest.config.get("dataset"), "pass --dataset PATH"
     if dataset is None:
         if not isinstance(found, str):
-            raise UserError(f"this {manifest.kind} does not say where its dataset is: {remedy}")
+            raise UserError(
+                f"{path} holds no dataset, and this {manifest.kind} does not say where its dataset is: {remedy}"
+            )
         if not Path(dataset := located(found, path)).exists():
             raise UserError(f"{path} was trained with the dataset at {shown(dataset)}, where nothing is now: {remedy}")
     data = Dataset.load(dataset)

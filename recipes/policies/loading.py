@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from reasonrec.recipes.models.adapter_config import read_adapter_config
 from reasonrec.recipes.models.checkpoint import Setting, base_of, check_base, trained_tokenizer
@@ -17,9 +18,12 @@ from reasonrec.tokenizers.catalogue import Catalogue
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.manifest import Manifest
 from reasonrec.tokenizers.places import own_name
+from reasonrec.tokenizers.terminal import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Quantization = Literal["auto", "4bit"] | None
 
 
 class Trained(NamedTuple):
@@ -43,6 +47,32 @@ def causal_lm(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
+def loading_method(manifest: Manifest, quantization: Quantization) -> Method:
+    """How the weights of a checkpoint, or of its base, are loaded to recommend.
+
+    Args:
+        manifest: Its manifest.
+        quantization: `auto` (as they were in the training), `4bit`, or None for whole weights.
+
+    Raises:
+        UserError: If it is none of these.
+    """
+    if quantization not in ("auto", "4bit", None):
+        raise UserError(f"quantization={shown(quantization)} has to be auto, 4bit or None")
+    if quantization == "4bit":
+        return "qlora"
+    if manifest.kind != "adapter" or (trained := Setting.stored(manifest).method) != "qlora":
+        return "lora"  # as they are computed in
+    if quantization is None:
+        warnings.warn(
+            "this adapter was trained on a base in 4 bit and meets whole weights now, so its scores differ from those "
+            'of the training: quantization="auto" loads the base as it was',
+            stacklevel=3,
+        )
+        return "lora"
+    return trained
+
+
 def load_fresh(
     setting: Setting, policy: Policy, precision: Precision | None = None, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, str]:
@@ -63,6 +93,7 @@ def load_trained(
     *,
     base_model: str | None = None,
     precision: Precision | None = None,
+    method: Method | None = None,
     trainable: bool = False,
     trust_remote_code: bool = False,
 ) -> Trained:
@@ -73,6 +104,7 @@ def load_trained(
         base_model: Where an adapter's base model is now; where the training found it by default. A fully trained model
             needs none.
         precision: What is computed in, and where; as the hardware is if unset.
+        method: How the weights, or an adapter's base, are loaded; as they were in the training if unset.
         trainable: To train on: its adapter takes gradients, or the whole model is in float32.
         trust_remote_code: Run code that comes with the model or its base. Only the caller says so, never the folder.
 
@@ -92,12 +124,12 @@ def load_trained(
     tokenizer = trained_tokenizer(path, manifest, setting, trust_remote_code)
     policy = build_policy(catalogue, setting, tokenizer)
     if manifest.kind == "model":
-        method: Method = "full" if trainable else "lora"  # its weights as they are computed in
+        method = method or ("full" if trainable else "lora")  # its weights as they are computed in
         model = load_base(str(path), method=method, precision=precision, trust_remote_code=trust_remote_code)
     else:
         base = load_base(
             setting.base_model,
-            method=setting.method,
+            method=method or setting.method,
             precision=precision,
             trust_remote_code=trust_remote_code,
             layers=setting.layers,
