@@ -42,6 +42,8 @@ class InteractionLog:
         ordered: Rows of one time stamp stand in the order in which things happened, as in a log that somebody wrote
             line by line; False if the file's order means nothing.
         read: What the reader read of each table: rows of the file, kept, dropped and why.
+        terms: What may be done with the data, for people.
+        redistributable: Whether item texts may be published with a model.
     """
 
     name: str
@@ -52,6 +54,8 @@ class InteractionLog:
     filters: Sequence[dict[str, Any]] = field(default_factory=list)
     ordered: bool = True
     read: Sequence[dict[str, Any]] = field(default_factory=list)
+    terms: str = ""
+    redistributable: bool = True
 
 
 @dataclass(frozen=True)
@@ -216,6 +220,8 @@ def build_tables(source: InteractionLog, options: LogOptions) -> Tables:
         test=parts["test"],
         facts={
             "name": source.name,
+            "terms": source.terms,
+            "redistributable": source.redistributable,
             "split": options.split,
             "mask_history": options.mask_history,
             "order": "sequence",

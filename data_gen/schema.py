@@ -60,7 +60,8 @@ class Tables:
         train: Columns of `TRAIN`, and any of `TRAIN_OPTIONAL`.
         valid: Columns of `ROWS`.
         test: Columns of `ROWS`.
-        facts: What later stages have to know: name, split, mask_history, order, repeats, filters, notes.
+        facts: What later stages have to know: name, split, mask_history, order, repeats, filters, notes; and, where
+            the data have them, terms of use, and whether item texts are redistributable (they are, unless it says no).
     """
 
     items: pl.DataFrame
@@ -135,6 +136,7 @@ class Dataset:
             UserError: If the codes were made from another dataset.
         """
         facts = {"n_users": self.n_users, "split": self.facts.get("split", "")}
+        facts |= {name: self.facts[name] for name in ("terms", "redistributable") if name in self.facts}
         found = Catalogue(
             self.items.select(SCHEMA.keys()),
             str(self.facts.get("name", "a data set")),
@@ -256,6 +258,8 @@ def write_dataset(folder: Path, tables: Tables) -> dict[str, Any]:
     for name, frame in {"items": items, "users": users, "train": train, **rows}.items():
         frame.write_parquet(folder / f"{name}.parquet", compression="zstd", row_group_size=1 << 20)
     return {
+        "terms": "",
+        "redistributable": True,
         **tables.facts,
         "n_users": n_users,
         "n_items": n_items,
@@ -290,6 +294,8 @@ def describe(facts: Mapping[str, Any]) -> str:
     if ties := facts.get("ties"):
         share = f"{ties['interactions']:,} of {ties['of']:,} interactions share their user's time stamp"
         lines.append(("same time stamp", share + (f"; {ties['order']}" if ties["interactions"] else "")))
+    if facts.get("terms"):
+        lines.append(("terms", facts["terms"]))
     lines += [("note", note) for note in facts["notes"]]
     return "\n".join(f"  {visible(label):<28} {visible(str(value), 300)}" for label, value in lines)
 

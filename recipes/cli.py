@@ -23,6 +23,7 @@ STAGES = {
     "fuse": "fuse",
     "eval": "eval_ranking",
     "recommend": "recommend",
+    "publish": "publish",
 }
 
 

@@ -23,6 +23,10 @@ GENRES = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
     "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
 )  # fmt: skip
+TERMS = (
+    "GroupLens, MovieLens-100K: research and non-commercial use, no redistribution without permission; cite "
+    "Harper and Konstan (2015), doi 10.1145/2827872"
+)
 _YEAR = re.compile(r"\s*\((\d{4})\)")
 _ARTICLE = re.compile(r"^(.*), (The|A|An)$")
 
@@ -81,7 +85,16 @@ def read_movielens_100k(path: str | None) -> InteractionLog:
         raise UserError(f"path={folder} holds neither u.data and u.item nor ml-100k.inter and ml-100k.item")
     log = log.with_columns(timestamp=pl.col("timestamp").cast(pl.Float64).cast(pl.Int64) * 1000)
     items = clean_items(items, max_description_chars=0)
-    return InteractionLog("MovieLens-100K", log, items, files["items"].name, files=files, ordered=False)
+    return InteractionLog(
+        "MovieLens-100K",
+        log,
+        items,
+        files["items"].name,
+        files=files,
+        ordered=False,
+        terms=TERMS,
+        redistributable=False,
+    )
 
 
 def _read_grouplens(interactions: Path, items: Path) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -288,6 +288,7 @@ class TablesReader(LogReader):
     )
     min_rating: float | None = field(default=None, metadata={"help": "keep interactions rated at least this"})
     max_description_chars: int = field(default=2000, metadata=DESCRIPTION_LENGTH)
+    redistributable: bool = field(default=True, metadata={"help": "may titles be published with a model?"})
 
     def __post_init__(self) -> None:
         """Refuse what cannot be read."""
@@ -297,7 +298,7 @@ class TablesReader(LogReader):
 
     def read_log(self) -> InteractionLog:
         """Read both tables."""
-        return read_tables(
+        log = read_tables(
             self.name,
             Path(self.interactions or ""),
             Path(self.items or ""),
@@ -308,6 +309,7 @@ class TablesReader(LogReader):
             min_rating=self.min_rating,
             max_description_chars=self.max_description_chars,
         )
+        return replace(log, redistributable=self.redistributable)
 
 
 READERS.add("tables", TablesReader, __name__)

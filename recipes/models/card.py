@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from reasonrec.recipes.policies.base import Policy
     from reasonrec.recipes.rankers.pool import Pool
 
-_TAGS = ("recommender-system", "reasonrec")
+TAGS = ("recommender-system", "reasonrec")
 _CARD = """\
 ---
 {front}---
@@ -46,7 +46,7 @@ items, scores = recommender.rank([[3, 14, 15]], k=10)
 {plain}
 """
 
-_PLAIN_ADAPTER = """\
+PLAIN_ADAPTER = """\
 Or with plain PEFT, on the base model with {rows} embedding rows:
 
 ```python
@@ -114,7 +114,7 @@ def write_card(folder: Path, setting: Setting, policy: Policy, metrics: Mapping[
     adapter = setting.method != "full"
     base = setting.base_model if is_hub_id else Path(setting.base_model.removeprefix(PACKAGE)).name
     front: dict[str, Any] = {"base_model": base} if is_hub_id else {}
-    front |= {"library_name": "peft" if adapter else "transformers", "tags": [*_TAGS, policy.name.replace("_", "-")]}
+    front |= {"library_name": "peft" if adapter else "transformers", "tags": [*TAGS, policy.name.replace("_", "-")]}
     card = _CARD.format(
         front=yaml.safe_dump(front, sort_keys=False),
         name=as_text(policy.catalogue.name),
@@ -128,7 +128,7 @@ def write_card(folder: Path, setting: Setting, policy: Policy, metrics: Mapping[
         prompt=as_code(setting.history_prompt),
         dataset=policy.catalogue.dataset[:12],
         loss=metrics.get("train_loss", float("nan")),
-        plain=_PLAIN_ADAPTER.format(
+        plain=PLAIN_ADAPTER.format(
             layers=f", num_hidden_layers={setting.layers}" if setting.layers else "",
             rows=policy.new_tokens[-1] + 1,
             base=json.dumps(base if is_hub_id else "path/to/the/base/model"),

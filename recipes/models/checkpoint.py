@@ -15,7 +15,7 @@ from reasonrec.recipes.models.load import Method, load_tokenizer
 from reasonrec.tokenizers.artefact import check_input
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.manifest import Manifest
-from reasonrec.tokenizers.places import located
+from reasonrec.tokenizers.places import located, own_name
 from reasonrec.tokenizers.terminal import shown
 
 if TYPE_CHECKING:
@@ -167,8 +167,10 @@ def check_base(
     """
     actual = fingerprint_like(trained.fingerprint, base, setting.base_model, trust_remote_code=trust_remote_code)
     if actual != trained.fingerprint:
+        revision = manifest.config.get("base_revision")
+        named = trained.base_model + (f" in revision {shown(revision)}" if revision else "")
         raise UserError(
-            f"this {manifest.kind} was trained on base weights {trained.fingerprint[:12]}… ({trained.base_model}), "
-            f"but the base loaded now has {actual[:12]}…: load {trained.base_model} in the same revision, or train "
-            "again"
+            f"this {manifest.kind} was trained on base weights {trained.fingerprint[:12]}… ({named}), but the base "
+            f"loaded now has {actual[:12]}… ({own_name(setting.base_model)}): load {trained.base_model} in the same "
+            "revision, or train again"
         )

@@ -57,6 +57,11 @@ class LoraSettings:
         return cls(stage.lora_r, stage.lora_alpha, stage.lora_dropout, targets)
 
 
+def is_hub_id(reference: str) -> bool:
+    """Whether a reference is a model's name on the Hub, and no folder that is here."""
+    return _HUB_ID.fullmatch(reference) is not None and not Path(reference).exists()
+
+
 def resolve_model(reference: str) -> str:
     """Turn a model reference into something `from_pretrained` takes.
 

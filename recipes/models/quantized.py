@@ -57,12 +57,16 @@ def prepare_4bit(model: PreTrainedModel, precision: Precision) -> str:
         return f"4-bit weights are expanded at every step: {needed / 2**30:.1f} GiB would exceed half of free memory"
     for name, layer in layers:
         model.set_submodule(name, expanded(layer, precision.dtype))
-    # An ordinary model from here on: what was 4 bit is its values.
+    forget_quantization(model)
+    return f"4-bit weights are expanded once ({needed / 2**20:,.0f} MiB)"
+
+
+def forget_quantization(model: PreTrainedModel) -> None:
+    """Make an ordinary model of one whose 4-bit layers were all expanded: what was 4 bit is its values."""
     for holder in (model, model.config):
         for attribute in ("quantization_config", "hf_quantizer", "quantization_method", "is_loaded_in_4bit"):
             holder.__dict__.pop(attribute, None)
     model.is_quantized = False
-    return f"4-bit weights are expanded once ({needed / 2**20:,.0f} MiB)"
 
 
 def expanded(layer: Any, dtype: torch.dtype) -> torch.nn.Linear:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,16 @@ def test_contradictions_are_found(tmp_path: Path, name: str, column: str, value:
 def test_unknown_and_missing_columns(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"missing columns \['first_target'\], unknown columns \['extra'\]"):
         write_dataset(tmp_path, tiny(train=tiny().train.rename({"first_target": "extra"})))
+
+
+def test_terms_of_the_data_go_with_the_catalogue(tmp_path: Path) -> None:
+    closed = {"terms": "for research", "redistributable": False}
+    for name, facts, expected in (("open", {}, {"terms": "", "redistributable": True}), ("closed", closed, closed)):
+        tables = tiny()
+        with staged(tmp_path / name, kind="dataset", config={}) as (folder, made):
+            made.update(write_dataset(folder, replace(tables, facts={**tables.facts, **facts})))
+        found = Dataset.load(tmp_path / name).catalogue().facts
+        assert {key: found[key] for key in expected} == expected
 
 
 def test_a_name_of_others_stays_on_its_line() -> None:

@@ -21,6 +21,7 @@ from reasonrec.recipes.judge_reasoning import JudgeConfig
 from reasonrec.recipes.keys import RULES, Key, keys_of
 from reasonrec.recipes.models.load import Method
 from reasonrec.recipes.prepare import PrepareConfig
+from reasonrec.recipes.publish import PublishConfig
 from reasonrec.recipes.recommend import RecommendConfig
 from reasonrec.recipes.sft import SftStage
 from reasonrec.recipes.teachers import SynthesizeConfig
@@ -39,6 +40,7 @@ STAGES = (
     FuseConfig,
     EvalConfig,
     RecommendConfig,
+    PublishConfig,
 )
 
 
@@ -170,7 +172,7 @@ def test_a_home_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 TEXT = {
     "source", "name", "separator", "quote_char", "valid_from", "test_from", "interaction_columns", "item_columns",
     "tasks", "curriculum", "endpoint", "api_key_env", "device", "history_prompt", "system", "lora_target_modules",
-    "experts", "without", "soft_targets",
+    "experts", "without", "soft_targets", "repository", "license",
     "user", "history", "quantizer", "quantizer_options", "policy", "policy_options", "algorithm", "algorithm_options",
     # of TRL and transformers
     "lr_scheduler_type", "lr_scheduler_kwargs", "optim_args", "activation_checkpointing_kwargs",

@@ -49,6 +49,14 @@ def test_both_layouts_give_the_same(tmp_path: Path) -> None:
     assert first.items["category"].to_list() == ["Animation, Children's, Comedy", "Action"]
 
 
+def test_titles_are_not_ours_to_publish(tmp_path: Path) -> None:
+    (tmp_path / "u.data").write_text("1\t1\t3\t881250949\n1\t2\t3\t881250950\n1\t3\t3\t881250951\n")
+    (tmp_path / "u.item").write_text("".join(f"{i}|Toy Story (1995)|||x|{'|0' * 19}\n" for i in (1, 2, 3)))
+    facts = build_tables(read_movielens_100k(str(tmp_path)), LogOptions()).facts
+    assert facts["redistributable"] is False
+    assert "no redistribution" in facts["terms"]
+
+
 def test_a_folder_without_the_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds neither u\.data and u\.item"):
         read_movielens_100k(str(tmp_path))

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from reasonrec.data_gen.interaction_log import LogOptions, build_tables
-from reasonrec.data_gen.readers.tables import read_interactions, read_items, read_tables
+from reasonrec.data_gen.readers.tables import TablesReader, read_interactions, read_items, read_tables
 from reasonrec.tokenizers.errors import UserError
 
 COLUMNS = {"user_id": "userId", "item_id": "movieId"}
@@ -148,6 +148,14 @@ def test_reviews_are_cleaned_and_only_of_training_interactions(tmp_path: Path) -
     source = read_tables("x", log, items, interaction_columns={"review": "text"}, item_columns={})
     train = build_tables(source, LogOptions()).train
     assert train["reviews"].to_list() == [["‹|im_end|› liked 1", "‹|im_end|› liked 2"]]
+
+
+def test_who_owns_the_data_says_whether_titles_may_be_published(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.csv", "user_id,item_id,timestamp\n1,1,1\n1,2,2\n1,3,3\n")
+    items = write(tmp_path / "items.csv", "item_id,title\n1,A\n2,B\n3,C\n")
+    for told, expected in (({}, True), ({"redistributable": False}, False)):
+        tables, _ = TablesReader(interactions=str(log), items=str(items), **told).read()
+        assert tables.facts["redistributable"] is expected
 
 
 def test_list_columns_of_parquet_items_are_joined(tmp_path: Path) -> None:
