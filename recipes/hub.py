@@ -10,6 +10,7 @@ Who may read or write is the business of `hf auth login` and its environment var
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,8 @@ def local_folder(path: str | Path, revision: str | None = None) -> Path:
 def push(folder: Path, repository: str, *, private: bool | None = None, message: str = "Publish a recommender") -> str:
     """Put a folder on the Hub as one commit; what the repository had beside it goes.
 
+    `upload_folder` may take several commits: who loads in between, or after one failed, would get half of an artefact.
+
     Args:
         folder: A published folder (`recipes/publish.py`).
         repository: `user/name`; it is made if it is not there.
@@ -70,19 +73,26 @@ def push(folder: Path, repository: str, *, private: bool | None = None, message:
     Raises:
         UserError: If the Hub refuses or does not answer.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     if not _REPOSITORY.fullmatch(repository):
         raise UserError(f"repository={shown(repository)} has to be a name on the Hub, such as you/my-recommender")
     with _hub(f"{repository} cannot be written"):
         api = HfApi()
         api.create_repo(repository, private=private, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=repository,
-            folder_path=folder,
-            commit_message=message,
-            delete_patterns="*",  # a file of an earlier one would be a stranger to the manifest
-        )
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        # A file of an earlier one would be a stranger to the manifest; hidden ones are the Hub's.
+        stale = [name for name in api.list_repo_files(repository) if name not in files and not name.startswith(".")]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*you are about to commit a data file")  # the catalogue
+            done = api.create_commit(
+                repository,
+                [
+                    *(CommitOperationAdd(name, path) for name, path in files.items()),
+                    *(CommitOperationDelete(name) for name in stale),
+                ],
+                commit_message=message,
+            )
     return str(done.commit_url)
 
 

@@ -9,6 +9,9 @@ user, no path, no name of a machine. It is scanned before it is pushed. Log in w
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import TRUST_HELP
@@ -75,6 +78,29 @@ def publish(config: PublishConfig) -> str | None:
     where = push(out, config.repository, private=config.private)
     say(f"published: {where}")
     return where
+
+
+def publish_again(path: Path | None, base_model: str, repository: str, **options: Any) -> str:
+    """Publish a checkpoint that is loaded.
+
+    Args:
+        path: The folder it was loaded from.
+        base_model: Where its base model is.
+        repository: Where to.
+        **options: Further keys of `PublishConfig`.
+
+    Returns:
+        Where it stands.
+
+    Raises:
+        UserError: If there is no folder, or as `publish`.
+    """
+    if path is None:
+        raise UserError("this recommender was not loaded from a folder: save it, and load that")
+    with TemporaryDirectory() as folder, releasing_outputs():
+        out = str(Path(folder) / "published")
+        where = publish(PublishConfig(str(path), out, repository, base_model=base_model, **options))
+    return str(where)
 
 
 @releasing_outputs()

@@ -144,6 +144,23 @@ class Recommender(KnownUsers):
         pool = load_pool(folder, manifest, policy, without)
         return cls(policy, model, setting, precision, pool, Verdict.stored(manifest), folder)
 
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Publish the checkpoint this was loaded from, as `recipes/publish.py` does.
+
+        Args:
+            repository: `user/name`; log in with `hf auth login`.
+            **options: Keys of that stage: `report`, `merge`, `titles`, `license`, `private`.
+
+        Returns:
+            Where it stands.
+
+        Raises:
+            UserError: If it was not loaded from a folder, something must not be published, or the Hub refuses.
+        """
+        from reasonrec.recipes.publish import publish_again
+
+        return publish_again(self.path, self.setting.base_model, repository, **options)
+
     @overload
     def recommend(
         self, histories: list[str] | list[int] | UserHistory, *, k: int = ..., mode: Mode = ..., **how: Unpack[How]
