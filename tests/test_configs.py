@@ -161,11 +161,12 @@ def commands(folder: Path, *words: str) -> list[str]:
 
 def test_the_demo_runs_what_is_missing_and_nothing_twice(dry_run: Path) -> None:
     stages = (
-        "prepare", "index_items", "sft", "grpo", "fuse", "eval_ranking", "synthesize", "sft",
+        "prepare", "index_items", "sft", "grpo", "fuse", "eval_ranking", "publish", "synthesize", "sft",
         "judge_reasoning", "eval_ranking", "recommend",
     )  # fmt: skip
     folders = (
-        "dataset", "index", "sft", "grpo", "fused", "report", "traces", "reason_sft", "judged", "reasoning_report",
+        "dataset", "index", "sft", "grpo", "fused", "report", "published", "traces", "reason_sft", "judged",
+        "reasoning_report",
     )  # fmt: skip
 
     def planned() -> list[str]:
@@ -187,20 +188,21 @@ def test_the_demo_reads_what_it_made(dry_run: Path) -> None:
     """Each stage's output is what the Makefile waits for and what the next one's configuration reads."""
     lines = "\n".join(commands(dry_run, "demo"))
     used = [ROOT / config for config in re.findall(r"--config (\S+)", lines)]
-    assert [path.parent.name for path in used] == ["demo"] * 10
+    assert [path.parent.name for path in used] == ["demo"] * 11
     values = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in used]
     outputs = [value["output_dir"] for value in values]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert all(f"= {output}/manifest.json\n" in makefile for output in outputs)
-    dataset, index, model, reinforced, fused, _, traces, reasoning, *_ = outputs
-    assert all(value["dataset"] == dataset for place, value in enumerate(values) if place not in (0, 3, 4, 8))
-    assert values[2]["index"] == values[6]["index"] == values[7]["index"] == index
+    dataset, index, model, reinforced, fused, report, published, traces, reasoning, *_ = outputs
+    assert all(value["dataset"] == dataset for place, value in enumerate(values) if place not in (0, 3, 4, 6, 9))
+    assert values[2]["index"] == values[7]["index"] == values[8]["index"] == index
     assert values[3]["model"] == values[4]["model"] == model
     assert values[5]["models"] == [model, reinforced, fused]
-    assert (values[7]["model"], values[7]["traces"]) == (model, traces)
-    assert (values[8]["model"], values[8]["direct"]) == (reasoning, model)
-    assert values[9]["models"] == values[9]["reasoning_models"] == [reasoning]
-    assert f"--model {fused} " in lines, "who ranks best has the last word"
+    assert (values[6]["model"], values[6]["report"]) == (fused, report), "who ranks best has the last word"
+    assert (values[8]["model"], values[8]["traces"]) == (model, traces)
+    assert (values[9]["model"], values[9]["direct"]) == (reasoning, model)
+    assert values[10]["models"] == values[10]["reasoning_models"] == [reasoning]
+    assert f"--model {published} " in lines
 
 
 @pytest.mark.parametrize("hardware", [path.stem for path in HARDWARE])

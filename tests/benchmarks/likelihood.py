@@ -33,7 +33,7 @@ def added_on_test(path: str, options: argparse.Namespace) -> dict[str, object]:
     """Nats of the test targets by the model, by its experts, and by both."""
     manifest = read_manifest(path)
     dataset = training_data(manifest, path)
-    recommender = Recommender.load(path, dtype=options.precision)
+    recommender = Recommender.from_pretrained(path, dtype=options.precision)
     assert recommender.pool is not None, f"{path} has no experts"
     experts, test = recommender.pool.experts, sampled(dataset.rows("test"), options.seed, options.max_rows)
     valid = sampled(dataset.rows("valid"), options.seed, options.max_rows)

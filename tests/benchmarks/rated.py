@@ -145,7 +145,7 @@ def measured(
 ) -> Measured:
     """What the lists of held-out users are worth, what they find, and how novel they are."""
     histories = dataset.rows(split)["history"].to_list()[:rows]  # type: ignore[arg-type]
-    lists, _ = Recommender(policy, model, setting).recommend(histories, k=10, num_beams=20, batch_size=250)
+    lists, _ = Recommender(policy, model, setting).rank(histories, k=10, num_beams=20, batch_size=250)
     share = dataset.items["train_count"].to_numpy() + 1.0
     novelty = -np.log2(share / share.sum())
     hit, ndcg = world.expected_metrics(lists, histories)
