@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.recipes import eval_ranking, grpo, index_items, recommend, sft, synthesize
+from reasonrec.recipes import eval_ranking, grpo, index_items, publish, recommend, sft, synthesize
 from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.models.load import load_tokenizer
 from reasonrec.recipes.policies.base import build_policy
@@ -107,6 +107,7 @@ ENTRIES: dict[str, tuple[Any, str]] = {
     "index_items": (index_items, "--dataset {dataset} --codebook_sizes 4 4 --embedding_model {base}"),
     "index_items, own module": (index_items, "--dataset {dataset} --codebook_sizes 4 4 --embedding_model {encoder}"),
     "local teacher": (synthesize, "--dataset {dataset} --teacher local --max_new_tokens 4 --teacher_model {base}"),
+    "publish, merged": (publish, "--model {adapter} --merge true --dry_run true"),
     "filter": (synthesize, "--dataset {dataset} --filter_model {adapter}"),
 }
 RUN = ["recommend", "sft from the base", "grpo", "index_items", "local teacher"]
@@ -168,7 +169,7 @@ def test_who_is_told_to_runs_it(world: dict[str, Path], entry: str, tmp_path: Pa
 
 def test_python_runs_it_when_told(world: dict[str, Path]) -> None:
     code = "import sys; from reasonrec.recipes.recommender import Recommender as R; "
-    code += "R.load(sys.argv[1], trust_remote_code=True)"
+    code += "R.from_pretrained(sys.argv[1], trust_remote_code=True)"
     done = subprocess.run([sys.executable, "-c", code, str(world["adapter"])], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert world["marker"].exists()
