@@ -110,3 +110,20 @@ def test_quantization_is_as_trained_unless_told(in_4bit: Path, adapter: Path) ->
     assert any(isinstance(module, Linear4bit) for module in packed.model.modules())
     with pytest.raises(UserError, match="quantization='8bit' has to be auto, 4bit or None"):
         Recommender.from_pretrained(adapter, quantization="8bit")  # type: ignore[arg-type]
+
+
+def test_experts_stay_with_a_merged_model(adapter: Path, stage, tmp_path: Path) -> None:
+    words = ["--experts", "{co_visitation: {window: 3}}", "--precision", "fp32"]
+    stage("fuse", "--model", str(adapter), *words, "--output_dir", str(tmp_path / "fused"))
+    merged = merged_from(tmp_path / "fused", tmp_path / "merged")
+    before, after = (
+        Recommender.from_pretrained(folder, dtype="fp32", device="cpu") for folder in (tmp_path / "fused", merged)
+    )
+    assert after.pool is not None
+    expected = {item.id: item.score for item in before.recommend([1, 2, 3], k=48)}
+    found = {item.id: item.score for item in after.recommend([1, 2, 3], k=48)}
+    assert found == pytest.approx(expected, abs=2 * ATOL)
+    card = (merged / "README.md").read_text(encoding="utf-8")
+    assert "pooled with experts: co_visitation" in card
+    assert "# accelerate launch recipes/fuse.py --config fuse.yaml" in card
+    assert "# accelerate launch recipes/sft.py --config sft.yaml" in card

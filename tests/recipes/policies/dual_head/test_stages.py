@@ -20,6 +20,7 @@ from reasonrec.recipes.args import run
 from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.policies.base import build_policy
 from reasonrec.recipes.policies.dual_head.answers import ITEM_BASE
+from reasonrec.recipes.publish import PublishConfig, publish
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.catalogue import SCHEMA, Catalogue
@@ -92,6 +93,19 @@ def test_it_recommends_scores_and_follows_a_user(trained, tiny_dataset, stage):
                  "--mode", "reasoning", "--max_chain", "8", "--unproven").stdout  # fmt: skip
     assert said.count("log-prob") == 3
     assert "thought:" in said
+
+
+def test_it_is_published_with_its_titles_and_merged_with_its_table(trained, tmp_path):
+    """Titles are what it reads: they cannot be left out."""
+    with pytest.raises(UserError, match="policy=dual_head reads titles: it cannot be published without them"):
+        publish(PublishConfig(str(trained), str(tmp_path / "out"), titles=False, dry_run=True))
+    publish(PublishConfig(str(trained), str(tmp_path / "merged"), merge=True, dry_run=True))
+    before, after = (
+        Recommender.from_pretrained(folder, dtype="fp32", device="cpu") for folder in (trained, tmp_path / "merged")
+    )
+    assert torch.equal(after.policy.answers.table, before.policy.answers.table), "read, and not made anew"
+    everything = [list(range(48))]
+    np.testing.assert_allclose(after.score([[1, 2, 3]], everything), before.score([[1, 2, 3]], everything), atol=1e-3)
 
 
 def test_killed_and_run_again_it_ends_the_same(stage, flags, killed_behind, tmp_path):
