@@ -29,6 +29,16 @@ def is_repository(name: str | Path) -> bool:
     return isinstance(name, str) and _REPOSITORY.fullmatch(name) is not None and not Path(name).exists()
 
 
+def check_repository(name: str) -> None:
+    """Check the name of a repository that is to be written.
+
+    Raises:
+        UserError: If the Hub has none of such names.
+    """
+    if not _REPOSITORY.fullmatch(name):
+        raise UserError(f"repository={shown(name)} has to be a name on the Hub, such as you/my-recommender")
+
+
 def local_folder(path: str | Path, revision: str | None = None) -> Path:
     """The folder of a checkpoint: where it is, or where the Hub's cache keeps it.
 
@@ -75,8 +85,7 @@ def push(folder: Path, repository: str, *, private: bool | None = None, message:
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    if not _REPOSITORY.fullmatch(repository):
-        raise UserError(f"repository={shown(repository)} has to be a name on the Hub, such as you/my-recommender")
+    check_repository(repository)
     with _hub(f"{repository} cannot be written"):
         api = HfApi()
         api.create_repo(repository, private=private, exist_ok=True)

@@ -58,10 +58,12 @@ def publish(config: PublishConfig) -> str | None:
     Raises:
         UserError: If something must not be published, or the Hub refuses.
     """
-    from reasonrec.recipes.hub import push
+    from reasonrec.recipes.hub import check_repository, push
     from reasonrec.recipes.publishing.folder import build_folder
     from reasonrec.tokenizers.artefact import read_manifest
 
+    if config.repository is not None:
+        check_repository(config.repository)
     out = claim_output(config.output_dir, overwrite=config.overwrite)
     build_folder(config, out)
     manifest = read_manifest(out)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from reasonrec.recipes.evaluation.report import sentence
@@ -229,5 +230,5 @@ def base_licence(folder: Path) -> str:
 
     try:
         return str(ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.license or "")
-    except (OSError, ValueError):
+    except (OSError, ValueError, yaml.YAMLError):
         return ""

@@ -178,6 +178,10 @@ def test_mistakes_are_named(
 ) -> None:
     out = ["--output_dir", str(tmp_path / "out")]
     assert "repository is not set" in publish("--model", str(adapter), *out)[1]
+    assert (
+        "repository='me' has to be a name on the Hub"
+        in publish("--model", str(adapter), "--repository", "me", *out)[1]
+    )
     assert "is a index, not a trained model" in publish("--model", str(tiny_index), "--dry_run", *out)[1]
     shutil.copytree(adapter, tmp_path / "other")
     edit_manifest(tmp_path / "other", lambda manifest: manifest.facts.update(more=1))
