@@ -142,13 +142,16 @@ def check_base_weights(config: PublishConfig, source: Path, manifest: Manifest, 
 
 
 def read_report(report: Path, source: Path, manifest: Manifest) -> tuple[Mapping[str, Any], list[str]]:
-    """The metrics of a report, and which of its rows are this checkpoint's.
+    """The metrics of a report, and which of its rows are this checkpoint's, or of the one it is a copy of.
 
     Raises:
         UserError: If the checkpoint is not among the models that it compares.
     """
     made = read_manifest(report, "report")
-    names = [Path(place).name for place, found in made.inputs.items() if found == manifest.hash]
+    same = {manifest.hash, manifest.inputs.get("published")}
+    if stage_of(manifest) == "judge_reasoning":  # the model as it was, with a verdict
+        same.add(manifest.inputs.get("model"))
+    names = [Path(place).name for place, found in made.inputs.items() if found in same]
     if not names:
         raise UserError(
             f"report={report} compares {', '.join(sorted(set(made.inputs) - {'dataset'})) or 'no models'}, and "

@@ -191,6 +191,24 @@ def test_mistakes_are_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_judged_copy_has_the_numbers_of_its_model(
+    publish, adapter: Path, report: Path, edit_manifest, tmp_path: Path
+) -> None:
+    def amend(stage_key: str) -> Path:
+        folder = tmp_path / stage_key
+        shutil.copytree(adapter, folder)
+        edit_manifest(folder, lambda manifest: manifest.facts.update(more=1))
+        edit_manifest(folder, lambda manifest: manifest.inputs.update(model=read_manifest(adapter).hash))
+        edit_manifest(folder, lambda manifest: manifest.config.update({stage_key: "other"}))
+        return folder
+
+    flags = ["--report", str(report), "--dry_run", "--output_dir", str(tmp_path / "out")]
+    trained_on = publish("--model", str(amend("algorithm")), *flags)[1]
+    assert "none of them is" in trained_on, "what was trained since is another model"
+    assert publish("--model", str(amend("direct")), *flags)[1] == ""
+    assert "**lora, exact search**" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_another_base_is_refused(publish, adapter: Path, tiny_base: Path, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
