@@ -49,6 +49,7 @@ class PublishConfig:
             raise UserError("repository is not set: say where to publish (you/my-recommender), or pass --dry_run true")
 
 
+@releasing_outputs()
 def publish(config: PublishConfig) -> str | None:
     """Make the folder, and push it unless this is a dry run.
 
@@ -99,13 +100,12 @@ def publish_again(path: Path | None, base_model: str, repository: str, **options
     """
     if path is None:
         raise UserError("this recommender was not loaded from a folder: save it, and load that")
-    with TemporaryDirectory() as folder, releasing_outputs():
+    with TemporaryDirectory() as folder:
         out = str(Path(folder) / "published")
         where = publish(PublishConfig(str(path), out, repository, base_model=base_model, **options))
     return str(where)
 
 
-@releasing_outputs()
 def main() -> None:
     """Parse, build, scan, push."""
     (config,) = parse([PublishConfig])

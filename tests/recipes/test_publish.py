@@ -9,6 +9,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -17,10 +18,13 @@ from huggingface_hub import ModelCard
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import run
+from reasonrec.recipes.publish import PublishConfig
+from reasonrec.recipes.publish import publish as publish_folder
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.catalogue import CATALOGUE_FILE
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.output import is_held, unfinished_outputs
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +226,15 @@ def test_another_base_is_refused(publish, adapter: Path, tiny_base: Path, tmp_pa
     error = publish(*flags, "--output_dir", str(tmp_path / "out"))[1]
     stored = read_manifest(adapter).facts["setting"]
     assert f"{stored['fingerprint'][:12]}… ({stored['base_model']}), but another has " in error
+
+
+def test_called_from_python_it_holds_no_output_behind_it(adapter: Path, tiny_base: Path, tmp_path: Path) -> None:
+    """Neither of a publication nor of a refusal: the same process may publish there again."""
+    before = unfinished_outputs()
+    config = PublishConfig(str(adapter), str(tmp_path / "out"), base_model=str(tiny_base), dry_run=True)
+    publish_folder(config)
+    assert not is_held(tmp_path / "out")
+    with pytest.raises(UserError, match="report"):
+        publish_folder(replace(config, output_dir=str(tmp_path / "refused"), report=str(adapter)))
+    assert not is_held(tmp_path / "refused")
+    assert unfinished_outputs() == before

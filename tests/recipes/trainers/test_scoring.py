@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -87,5 +89,7 @@ def test_a_reward_is_told_what_the_user_gave_the_target(tiny_base, policy_of, tm
 def test_a_reward_that_reads_ratings_needs_some(tiny_dataset, tmp_path):
     (tmp_path / "rated.py").write_text(RATED)
     rewards = load_rewards({f"{tmp_path / 'rated.py'}:rated": 1.0})
+    dataset = Dataset.load(tiny_dataset)
+    unrated = replace(dataset, train=dataset.train.drop("ratings"))
     with pytest.raises(UserError, match=r"^reward '.*rated' reads ratings, and .* has none: prepare it anew with"):
-        build_scorer(rewards, None, Dataset.load(tiny_dataset), reasoning=False)
+        build_scorer(rewards, None, unrated, reasoning=False)
