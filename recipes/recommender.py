@@ -38,6 +38,9 @@ from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.manifest import Manifest
 from reasonrec.tokenizers.whole import whole
 
+# Beams at a time where the whole catalogue is scored: each has places in the cache, and a million would fill a laptop.
+EXHAUSTIVE_BEAMS = 16_384
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -280,6 +283,7 @@ class Recommender(KnownUsers):
         batch_size = whole("batch_size", batch_size, at_least=1)
         if exhaustive:
             num_beams, exact = max(self.policy.catalogue.n_items, whole("k", k, at_least=1)), False
+            batch_size = max(1, min(batch_size, EXHAUSTIVE_BEAMS // num_beams))
         k, num_beams = check_width(k, num_beams)
         known = self.known(histories, strict=strict)
         excluded = self.excluded(known, repeats, exclude)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from reasonrec.data_gen.schema import Dataset
+from reasonrec.recipes import recommender as module
 from reasonrec.recipes.decoding.prefix import padded
 from reasonrec.recipes.decoding.score import score_all_items
 from reasonrec.recipes.models.precision import choose
@@ -173,3 +174,23 @@ def test_only_a_trained_model_is_loaded(tiny_index: Path, adapter: Path, tmp_pat
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(UserError, match=r"adapter_model\.safetensors was changed"):
         Recommender.from_pretrained(damaged)
+
+
+def test_the_whole_catalogue_is_scored_for_few_users_at_a_time(
+    recommender: Recommender, histories: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each user of a batch takes as much memory as a batch of a search with 50 beams."""
+    seen, inner = [], module.rank
+
+    def watched(policy, model, prompts, how, **more):
+        seen.append(how.batch_size)
+        return inner(policy, model, prompts, how, **more)
+
+    monkeypatch.setattr(module, "rank", watched)
+    monkeypatch.setattr(module, "EXHAUSTIVE_BEAMS", 3 * N_ITEMS)
+    few = recommender.rank(histories, k=5, exhaustive=True, batch_size=64)
+    monkeypatch.setattr(module, "EXHAUSTIVE_BEAMS", 1)
+    one = recommender.rank(histories[:4], k=5, exhaustive=True, batch_size=64)
+    recommender.rank(histories[:4], k=5, batch_size=64)
+    assert seen == [3, 1, 64]
+    np.testing.assert_allclose(one[1], few[1][:4], atol=1e-4)
