@@ -36,7 +36,9 @@ def test_a_history_of_ids_gives_items(recommender: Recommender, ids: list[str]) 
     assert found == [Recommendation(ids[i], titles[i], float(s)) for i, s in zip(items[0], scores[0], strict=True)]
     assert [item.score for item in found] == sorted((item.score for item in found), reverse=True)
     several = recommender.recommend([ids[:3], ids[5:6]], k=4)
-    assert several[0] == found
+    assert [item.id for item in several[0]] == [item.id for item in found]
+    # Another batch rounds otherwise.
+    np.testing.assert_allclose([item.score for item in several[0]], [item.score for item in found], atol=1e-5)
     assert recommender.recommend(UserHistory.of([0, 1, 2]), k=4) == found
     assert recommender.recommend([0, 1, 2], k=4) == found
 
