@@ -345,6 +345,7 @@ for case in range(3):
     except UserError as error:
         said.append(str(error).split(";")[0])
 Path(sys.argv[1], f"said-{state.process_index}").write_text("\\n".join(said))
+state.destroy_process_group()  # else gloo's threads may outlive the interpreter that ends, which aborts it
 '''
 
 
