@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from reasonrec.data_gen.histories import UserHistory
 from reasonrec.recipes.items import History, ItemIds, Items
-from reasonrec.recipes.verdict import UNMEASURED
+from reasonrec.recipes.models.verdict import UNMEASURED
 from reasonrec.tokenizers.catalogue import Catalogue
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import shown

@@ -67,12 +67,12 @@ def main() -> None:
     from reasonrec.recipes.evaluation.intervals import bootstrap_means, percentile_interval
     from reasonrec.recipes.models.amended import about_amended, amended
     from reasonrec.recipes.models.checkpoint import OTHER, trained_tokens, training_data
+    from reasonrec.recipes.models.verdict import Verdict
     from reasonrec.recipes.rankers.likelihood import nats, thought_nats
     from reasonrec.recipes.rankers.model import ModelRanker
     from reasonrec.recipes.rankers.pooled import sampled
     from reasonrec.recipes.rankers.reasoning import Reasoner, Thinking
     from reasonrec.recipes.recommender import Recommender
-    from reasonrec.recipes.verdict import Verdict
     from reasonrec.rewards.metrics import per_row
     from reasonrec.tokenizers.artefact import check_input
 

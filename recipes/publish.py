@@ -59,7 +59,7 @@ def publish(config: PublishConfig) -> str | None:
     Raises:
         UserError: If something must not be published, or the Hub refuses.
     """
-    from reasonrec.recipes.hub import check_repository, push
+    from reasonrec.recipes.models.hub import check_repository, push
     from reasonrec.recipes.publishing.folder import build_folder
     from reasonrec.tokenizers.artefact import read_manifest
 

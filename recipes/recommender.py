@@ -22,18 +22,17 @@ from reasonrec.recipes.answered import Answered, Arrays, Explanation, How, Mode,
 from reasonrec.recipes.decoding.prior import Prior, Priors
 from reasonrec.recipes.decoding.search import check_width
 from reasonrec.recipes.followed_user import FollowedUser
-from reasonrec.recipes.hub import local_folder
 from reasonrec.recipes.items import History, Items
 from reasonrec.recipes.keys import PrecisionName
 from reasonrec.recipes.known_users import KnownUsers
-from reasonrec.recipes.models.checkpoint import Setting
+from reasonrec.recipes.models.checkpoint import Setting, trained_manifest
+from reasonrec.recipes.models.hub import local_folder
 from reasonrec.recipes.models.precision import Precision, choose, load_finite
+from reasonrec.recipes.models.verdict import Verdict
 from reasonrec.recipes.policies.base import Policy
 from reasonrec.recipes.policies.context import check_context
 from reasonrec.recipes.policies.inference import Ranking, rank, score
 from reasonrec.recipes.policies.loading import Quantization, causal_lm, load_trained, loading_method
-from reasonrec.recipes.verdict import Verdict
-from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.manifest import Manifest
 from reasonrec.tokenizers.whole import whole
@@ -130,10 +129,12 @@ class Recommender(KnownUsers):
                 that of the training (the message names the hashes and what mends it), or there is no such expert.
         """
         folder = local_folder(path, revision)
-        method = loading_method(read_manifest(folder), quantization)
-        (policy, model, setting, manifest), precision = load_finite(
+        manifest = trained_manifest(folder)
+        method = loading_method(manifest, quantization)
+        (policy, model, setting, _), precision = load_finite(
             lambda chosen: load_trained(
                 folder,
+                manifest,
                 base_model=base_model,
                 precision=chosen,
                 method=method,

@@ -12,7 +12,7 @@ from reasonrec.data_gen.tasks.prompts import check_history_prompt
 from reasonrec.recipes.keys import fit
 from reasonrec.recipes.models.fingerprint import fingerprint_like
 from reasonrec.recipes.models.load import Method, load_tokenizer
-from reasonrec.tokenizers.artefact import check_input
+from reasonrec.tokenizers.artefact import check_input, read_manifest
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.manifest import Manifest
 from reasonrec.tokenizers.places import located, own_name
@@ -21,6 +21,7 @@ from reasonrec.tokenizers.terminal import shown
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+TRAINED = ("adapter", "model")  # kinds of artefacts that recommend
 OTHER = "pass the one it was trained with, or train again with recipes/sft.py"
 
 
@@ -105,6 +106,18 @@ def training_data(manifest: Manifest, path: str | Path, dataset: str | Path | No
     data = Dataset.load(dataset)
     check_input(manifest, "dataset", data.manifest, OTHER)
     return data
+
+
+def trained_manifest(path: str | Path) -> Manifest:
+    """Read and verify the manifest of a trained model.
+
+    Raises:
+        UserError: If it is another artefact, or as `read_manifest`.
+    """
+    manifest = read_manifest(path)
+    if manifest.kind not in TRAINED:
+        raise UserError(f"{path} is a {manifest.kind}, not a trained model: give the output folder of recipes/sft.py")
+    return manifest
 
 
 def trained_tokens(path: str | Path) -> int:

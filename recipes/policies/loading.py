@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from reasonrec.recipes.models.adapter_config import read_adapter_config
-from reasonrec.recipes.models.checkpoint import Setting, base_of, check_base, trained_tokenizer
+from reasonrec.recipes.models.checkpoint import Setting, base_of, check_base, trained_manifest, trained_tokenizer
 from reasonrec.recipes.models.fingerprint import fingerprint
 from reasonrec.recipes.models.load import Method, load_base
 from reasonrec.recipes.models.precision import Precision, choose
 from reasonrec.recipes.policies.base import Policy, build_policy
-from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.catalogue import Catalogue
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.manifest import Manifest
@@ -90,6 +89,7 @@ def load_fresh(
 
 def load_trained(
     path: str | Path,
+    manifest: Manifest | None = None,
     *,
     base_model: str | None = None,
     precision: Precision | None = None,
@@ -101,6 +101,7 @@ def load_trained(
 
     Args:
         path: Folder of the adapter or model.
+        manifest: Its manifest, if that was read and verified already: every file is hashed for it.
         base_model: Where an adapter's base model is now; where the training found it by default. A fully trained model
             needs none.
         precision: What is computed in, and where; as the hardware is if unset.
@@ -115,9 +116,7 @@ def load_trained(
     from peft import PeftModel
 
     path, precision = Path(path), precision or choose()
-    manifest = read_manifest(path)
-    if manifest.kind not in ("adapter", "model"):
-        raise UserError(f"{path} is a {manifest.kind}, not a trained model: give the output folder of recipes/sft.py")
+    manifest = manifest or trained_manifest(path)
     trained = Setting.stored(manifest)
     setting = replace(trained, base_model=base_model or base_of(manifest, path))
     catalogue = Catalogue.load(path, manifest.facts)

@@ -14,8 +14,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from reasonrec.recipes.evaluation.report import sentence
 from reasonrec.recipes.models.card import PLAIN_ADAPTER, TAGS, as_code, as_text
 from reasonrec.recipes.models.checkpoint import Setting
+from reasonrec.recipes.models.verdict import UNMEASURED, Verdict
 from reasonrec.recipes.publishing.commands import launch_file
-from reasonrec.recipes.verdict import UNMEASURED, Verdict
 from reasonrec.tokenizers.catalogue import Catalogue
 from reasonrec.tokenizers.manifest import Manifest
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from reasonrec.recipes.hub import TRAINED
-from reasonrec.recipes.models.checkpoint import Setting, base_of
+from reasonrec.recipes.models.checkpoint import Setting, base_of, trained_manifest
 from reasonrec.recipes.models.fingerprint import PREFIX, fingerprint, weight_files
 from reasonrec.recipes.models.load import is_hub_id, resolve_model
 from reasonrec.recipes.policies.base import POLICIES
@@ -44,11 +43,7 @@ def build_folder(config: PublishConfig, out: Path) -> Path:
             file holds what is private.
     """
     source = Path(config.model)
-    manifest = read_manifest(source)
-    if manifest.kind not in TRAINED:
-        raise UserError(
-            f"{source} is a {manifest.kind}, not a trained model: give the output folder of recipes/sft.py"
-        )
+    manifest = trained_manifest(source)
     setting, catalogue = Setting.stored(manifest), Catalogue.load(source, manifest.facts)
     check_titles(config, catalogue, setting)
     measured, own = (None, []) if config.report is None else read_report(Path(config.report), source, manifest)

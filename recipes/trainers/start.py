@@ -7,7 +7,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
-from reasonrec.recipes.models.checkpoint import Setting, base_of
+from reasonrec.recipes.models.checkpoint import TRAINED, Setting, base_of
 from reasonrec.recipes.models.load import LoraSettings, Method, add_adapter
 from reasonrec.recipes.models.precision import Precision, load_finite
 from reasonrec.recipes.policies.base import Policy
@@ -17,7 +17,6 @@ from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.manifest import Manifest
 from reasonrec.tokenizers.output import MANIFEST
 
-_TRAINED = ("adapter", "model")
 # What a training that goes on cannot change.
 _AGREED = ("method", "history_prompt", "chat", "system", "max_history", "policy", "policy_options", "layers")
 _OF_ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
@@ -32,7 +31,7 @@ def earlier_training(model: str) -> Manifest | None:
     if not (Path(model) / MANIFEST).is_file():
         return None
     manifest = read_manifest(model)
-    if manifest.kind not in _TRAINED:
+    if manifest.kind not in TRAINED:
         raise UserError(f"model={model} is of kind {manifest.kind!r}: give a base model, or the output of a training")
     return manifest
 

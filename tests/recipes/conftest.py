@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -43,6 +44,25 @@ def killed_behind() -> Callable[..., None]:
         assert done.returncode == -signal.SIGKILL, done.stdout[-2000:] + done.stderr[-4000:]
 
     return launch
+
+
+@pytest.fixture
+def refused_by(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., str]:
+    """A function that runs a stage in this process with what it has to refuse; gives the one line that says why."""
+    from reasonrec.recipes.args import run
+
+    def run_stage(name: str, *words: str) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *words, "--output_dir", str(tmp_path / "out")])
+        with pytest.raises(SystemExit) as stopped:
+            run(importlib.import_module(f"reasonrec.recipes.{name}").main)()
+        assert stopped.value.code == 2
+        assert not (tmp_path / "out").exists()
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+        return line
+
+    return run_stage
 
 
 @pytest.fixture(scope="session")

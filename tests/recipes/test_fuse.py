@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ import pytest
 
 from reasonrec.data_gen.histories import UserHistory
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.recipes.args import run
 from reasonrec.recipes.rankers.model import ModelRanker
 from reasonrec.recipes.rankers.pool import MODEL
 from reasonrec.recipes.recommender import Recommender
@@ -131,17 +129,8 @@ def test_ranker_and_scores_agree(recommender: Recommender, tiny_dataset: Path) -
 
 
 @pytest.fixture
-def refused(monkeypatch, capsys, tmp_path) -> Callable[..., str]:
-    def run_stage(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["fuse", *words, "--output_dir", str(tmp_path / "out")])
-        with pytest.raises(SystemExit) as stopped:
-            run(importlib.import_module("reasonrec.recipes.fuse").main)()
-        assert stopped.value.code == 2
-        assert not (tmp_path / "out").exists()
-        (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
-        return line
-
-    return run_stage
+def refused(refused_by: Callable[..., str]) -> Callable[..., str]:
+    return partial(refused_by, "fuse")
 
 
 def test_mistakes_are_named(refused, fused: tuple[Path, str], adapter: Path, other_world: tuple[Path, Path]) -> None:

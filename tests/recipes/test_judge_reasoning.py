@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.data_gen.tasks.choice import validation_sample
-from reasonrec.recipes.args import run
+from reasonrec.recipes.models.verdict import FACT, UNMEASURED, Verdict
 from reasonrec.recipes.recommender import Recommender
-from reasonrec.recipes.verdict import FACT, UNMEASURED, Verdict
 from reasonrec.tokenizers.artefact import read_manifest
 
 FLAGS = ["--max_chain", "6", "--num_beams", "20", "--precision", "fp32"]
@@ -96,17 +94,9 @@ def test_cases_that_a_training_looked_at_are_not_asked_again(
 
 
 def test_mistakes_are_named(
-    adapter: Path, other_world: tuple[Path, Path], edit_manifest, monkeypatch, capsys, tmp_path: Path
+    adapter: Path, other_world: tuple[Path, Path], edit_manifest, refused_by: Callable[..., str], tmp_path: Path
 ) -> None:
-    def refused(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["judge", *words, "--output_dir", str(tmp_path / "out")])
-        with pytest.raises(SystemExit) as stopped:
-            run(importlib.import_module("reasonrec.recipes.judge_reasoning").main)()
-        assert stopped.value.code == 2
-        assert not (tmp_path / "out").exists()
-        (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
-        return line
-
+    refused = partial(refused_by, "judge_reasoning")
     pair = ["--model", str(adapter), "--direct", str(adapter)]
     assert "but dataset " in refused(*pair, "--dataset", str(other_world[0]))
     shutil.copytree(adapter, tmp_path / "all")

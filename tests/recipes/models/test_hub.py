@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reasonrec.recipes.hub import is_repository, local_folder, push
+from reasonrec.recipes.models.hub import is_repository, local_folder, push
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.artefact import file_hash, read_manifest
 from reasonrec.tokenizers.errors import UserError

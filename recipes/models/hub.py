@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from reasonrec.recipes.models.checkpoint import TRAINED
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.manifest import KINDS
 from reasonrec.tokenizers.output import MANIFEST
 from reasonrec.tokenizers.terminal import one_line, shown
 
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-TRAINED = ("adapter", "model")  # kinds of artefacts that recommend
 
 
 def is_repository(name: str | Path) -> bool:

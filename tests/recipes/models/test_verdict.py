@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from reasonrec.recipes.verdict import FACT, Verdict
+from reasonrec.recipes.models.verdict import FACT, Verdict
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.manifest import Manifest
 
