@@ -8,7 +8,7 @@ is known.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -141,18 +141,21 @@ class SyntheticWorld:
         Raises:
             ValueError: If the history is empty.
         """
+        return self._of_next(history, self.preferences)
+
+    def _of_next(self, history: Sequence[int] | np.ndarray, by_persona: np.ndarray) -> np.ndarray:
+        """The chance of each item's cluster, times a mean over the personas (personas, n_items) -> (n_items,)."""
         if len(history) == 0:
             raise ValueError("the next item's probabilities need a history of at least one item")
         step = self.transitions[self.cluster_of[history[-1]]]
-        return step[self.cluster_of] * (self.posterior(history) @ self.preferences)
+        return np.asarray(step[self.cluster_of] * (self.posterior(history) @ by_persona))
 
     def values(self, history: Sequence[int] | np.ndarray) -> np.ndarray:
         """What each item is worth in a list: the chance that it comes next, times how it is rated then (n_items,).
 
         v(y | h) = P(next cluster is y's) · Σ_u q_u(h) w_u(y | its cluster) r_u(y).
         """
-        step = self.transitions[self.cluster_of[history[-1]]]
-        return np.asarray(step[self.cluster_of] * (self.posterior(history) @ (self.preferences * self.ratings)))
+        return self._of_next(history, self.preferences * self.ratings)
 
     def expected_value(self, rankings: np.ndarray, histories: Sequence[Sequence[int]], k: int = 10) -> float:
         """Mean over the cases of Σ v(item) over the first k items of a list: the expected rating of the next choice, 0
@@ -163,12 +166,7 @@ class SyntheticWorld:
             histories: The cases.
             k: How much of the lists counts.
         """
-        lists = np.asarray(rankings)[:, :k]
-        worth = [
-            np.where(ranking >= 0, self.values(history)[ranking], 0.0).sum()
-            for ranking, history in zip(lists, histories, strict=True)
-        ]
-        return float(np.mean(worth))
+        return float(_listed(self.values, np.asarray(rankings)[:, :k], histories).sum(axis=1).mean())
 
     def best_value(self, histories: Sequence[Sequence[int]], k: int = 10) -> float:
         """The expected value of the best lists."""
@@ -212,12 +210,7 @@ class SyntheticWorld:
         """
         rankings = np.asarray(rankings)[:, :k]
         discounts = 1 / np.log2(np.arange(2, rankings.shape[1] + 2))
-        chances = np.stack(
-            [
-                np.where(ranking >= 0, self.probabilities(history)[ranking], 0.0)
-                for ranking, history in zip(rankings, histories, strict=True)
-            ]
-        )
+        chances = _listed(self.probabilities, rankings, histories)
         return float(chances.sum(axis=1).mean()), float((chances @ discounts).mean())
 
     def sample(self, n_users: int, rng: np.random.Generator) -> tuple[list[np.ndarray], np.ndarray]:
@@ -234,6 +227,14 @@ class SyntheticWorld:
                 cluster = _draw(chain[cluster], rng)
             items[:, t] = cluster * m + _draw(by_cluster[personas, cluster], rng)
         return [row[:length] for row, length in zip(items, lengths, strict=True)], personas
+
+
+def _listed(
+    worth: Callable[[Sequence[int]], np.ndarray], rankings: np.ndarray, histories: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """What each listed item is worth to its case, 0 for nothing: shape of `rankings`."""
+    rows = zip(rankings, histories, strict=True)
+    return np.stack([np.where(ranking >= 0, worth(history)[ranking], 0.0) for ranking, history in rows])
 
 
 def _draw(cumulative: np.ndarray, rng: np.random.Generator) -> np.ndarray:

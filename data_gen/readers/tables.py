@@ -137,8 +137,7 @@ def read_interactions(
 
     Returns:
         `user_id`, `item_id` (text), `timestamp` (epoch milliseconds), and `rating` and `review` where they are mapped,
-        in the order of the file;
-        what the filter did; what was read.
+        in the order of the file; what the filter did; what was read.
 
     Raises:
         UserError: If a column is missing, or a value is missing or does not parse.

@@ -163,10 +163,11 @@ class Scorer:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
         """What the answers are worth if these prompts' targets, as they were rated, are right."""
         target = prompts.target[numbers]
+        told = {"target_items": target.tolist(), **self.policy.columns(target)}
         if "target_rating" in self.rewards.requires:
             assert prompts.rating is not None  # `build_scorer` looked
-            batch["target_rating"] = [None if np.isnan(r) else float(r) for r in prompts.rating[numbers]]
-        values = self.rewards(**batch, target_items=target.tolist(), **self.policy.columns(target))
+            told["target_rating"] = [None if np.isnan(r) else float(r) for r in prompts.rating[numbers]]
+        values = self.rewards(**batch, **told)
         return values, self.rewards.total(values), np.array(parsed.predicted_items) == target
 
     def _lists(self, model: PreTrainedModel, rollouts: Rollouts) -> list[list[int]]:
