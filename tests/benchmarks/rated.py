@@ -19,12 +19,9 @@ Writes `runs/bench/rated.json`.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import platform
 import tempfile
-import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -33,23 +30,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scratch_base import make_scratch_base
-from srpo import MAX_HISTORY, Size, keep_means, make_data, start_from_the_log
+from srpo import MAX_HISTORY, Size, keep_means, run, start_from_the_log
 from torch.nn.utils.rnn import pad_sequence
 
 from reasonrec.data_gen.readers.synthetic import SyntheticWorld
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.data_gen.tasks.prompts import HISTORY
 from reasonrec.data_gen.tasks.rl_prompts import PromptWindow, RlPrompts, prompt_block
 from reasonrec.recipes.evaluation.intervals import seed_interval
 from reasonrec.recipes.models.checkpoint import Setting
-from reasonrec.recipes.policies.base import Policy, build_policy
+from reasonrec.recipes.policies.base import Policy
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.algorithms import build_algorithm
 from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer, RolloutSettings
 from reasonrec.recipes.trainers.scoring import build_scorer
 from reasonrec.rewards.registry import load_rewards
-from reasonrec.tokenizers.artefact import write_json
 
 REWARD = '''
 from reasonrec.rewards.prefix import common_prefix
@@ -226,27 +220,5 @@ def summary(
     }
 
 
-def main() -> None:
-    """Start, tune, compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="runs/bench/rated.json")
-    for name, value in vars(Size()).items():
-        parser.add_argument(f"--{name}", type=int, default=value)
-    options = vars(parser.parse_args())
-    out = Path(options.pop("out"))
-    size, began = Size(**options), time.perf_counter()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        dataset, index, world = make_data(Path(scratch), size)
-        titles = dataset.items["title"].to_list()
-        base = make_scratch_base(Path(scratch) / "base", titles, hidden=64, layers=2, heads=4, seed=0)
-        setting = Setting(str(base), "full", HISTORY, False, None, MAX_HISTORY, True)
-        policy = build_policy(dataset.catalogue(index), setting)
-        result = compare(policy, dataset, setting, world, size)
-    result["seconds"] = round(time.perf_counter() - began)
-    write_json(out, result)
-    print(json.dumps({name: result[name] for name in ("best", "paired", "holds", "seconds")}, indent=1))
-
-
 if __name__ == "__main__":
-    main()
+    run("rated", __doc__, compare, ("best", "paired", "holds"))

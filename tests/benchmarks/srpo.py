@@ -18,6 +18,7 @@ import platform
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -277,12 +278,12 @@ def shares(log: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([entry[f"rollouts/{name}"] for entry in late])) for name in names}
 
 
-def main() -> None:
-    """Start, tune, compare."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", default="runs/bench/srpo.json")
-    for name, value in vars(Size()).items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+def run(name: str, about: str | None, compare: Callable[..., dict[str, Any]], printed: tuple[str, ...]) -> None:
+    """Parse the size, make world and policy, compare, and write `runs/bench/<name>.json`."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default=f"runs/bench/{name}.json")
+    for key, value in vars(Size()).items():
+        parser.add_argument(f"--{key}", type=int, default=value)
     options = vars(parser.parse_args())
     out = Path(options.pop("out"))
     size, began = Size(**options), time.perf_counter()
@@ -297,7 +298,7 @@ def main() -> None:
         result = compare(policy, dataset, setting, world, size)
     result["seconds"] = round(time.perf_counter() - began)
     write_json(out, result)
-    print(json.dumps({name: result[name] for name in ("test", "paired", "shares", "holds", "seconds")}, indent=1))
+    print(json.dumps({key: result[key] for key in (*printed, "seconds")}, indent=1))
 
 
 def compare(policy: Policy, dataset: Dataset, setting: Setting, world: SyntheticWorld, size: Size) -> dict[str, Any]:
@@ -388,4 +389,4 @@ def summary(
 
 
 if __name__ == "__main__":
-    main()
+    run("srpo", __doc__, compare, ("test", "paired", "shares", "holds"))

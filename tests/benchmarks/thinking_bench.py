@@ -13,7 +13,6 @@ import polars as pl
 import torch
 from datasets import Dataset as HfDataset
 from numpy.typing import NDArray
-from scipy import sparse
 
 from reasonrec.data_gen.histories import UserHistory
 from reasonrec.data_gen.schema import Dataset
@@ -23,10 +22,10 @@ from reasonrec.data_gen.tasks.render import PAIR_WINDOW, Material
 from reasonrec.recipes.models.load import LoraSettings, add_adapter, restore_trainable, trainable_values
 from reasonrec.recipes.policies.base import Policy
 from reasonrec.recipes.policies.loading import causal_lm, load_fresh, load_trained
+from reasonrec.recipes.rankers.item_teachers import CompanyTeacher
 from reasonrec.recipes.rankers.likelihood import nats
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments
-from reasonrec.tokenizers.collaborative import near_pairs
 
 Values = dict[str, torch.Tensor]  # of everything that trains, by name
 
@@ -56,17 +55,13 @@ class Bench:
     seed: int
     sequences: list[NDArray[np.int64]] = field(init=False)
     source_of: dict[int, int] = field(init=False)
+    teacher: CompanyTeacher = field(init=False)
 
     def __post_init__(self) -> None:
         self.sequences = [np.asarray(items, dtype=np.int64) for items in self.dataset.train["items"].to_list()]
         self.source_of = {int(user): place for place, user in enumerate(self.dataset.train["user"].to_list())}
         assert len(self.source_of) == len(self.sequences), "one training sequence for each user"
-        n = self.dataset.n_items
-        self.pairs = near_pairs(np.concatenate(self.sequences), self._owner(), n, PAIR_WINDOW)
-        self.counts = np.bincount(np.concatenate(self.sequences), minlength=n)
-
-    def _owner(self) -> NDArray[np.int64]:
-        return np.repeat(np.arange(len(self.sequences)), [len(one) for one in self.sequences])
+        self.teacher = CompanyTeacher(self.dataset, PAIR_WINDOW, SHOWN)
 
     def windows(self, users: NDArray[np.bool_] | None = None) -> list[Window]:
         """Windows of the training sequences in a seeded order, more than any arm reads."""
@@ -78,17 +73,10 @@ class Bench:
 
     def companions(self, history: NDArray[np.int64], source: int, seed: int | None = None) -> list[int]:
         """The strongest companions of a history, without the user it is for; shuffled by a seed."""
-        own, n = self.sequences[source], self.dataset.n_items
-        recent = history[-SHOWN:][::-1]
-        mine = near_pairs(own, np.zeros(len(own), np.int64), n, PAIR_WINDOW)
-        others = self.counts - np.bincount(own, minlength=n)
-        rows = self.pairs[recent] - mine[recent]
-        scale = 1 / np.sqrt(np.maximum(others, 1))
-        weights = scale[recent] / np.arange(1, len(recent) + 1)
-        strength = (sparse.csr_array(weights[None]) @ rows).toarray()[0] * scale
-        strength[history] = 0
-        best = np.argsort(-strength, kind="stable")[:SHOWN]
-        best = best[strength[best] > 1e-9]
+        user = self.dataset.train["user"][source]
+        rows = pl.DataFrame({"row": [0], "user": [user], "history": [history.tolist()]})
+        best = self.teacher.top(rows, SHOWN, mask=True)[0][0]
+        best = best[best >= 0]
         return list(best if seed is None else np.random.default_rng([seed, source]).permutation(best))
 
     def shown(self) -> list[NDArray[np.int64]]:
