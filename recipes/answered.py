@@ -18,6 +18,7 @@ from reasonrec.tokenizers.terminal import shown
 from reasonrec.tokenizers.whole import whole
 
 if TYPE_CHECKING:
+    from reasonrec.recipes.policies.inference import Stream
     from reasonrec.recipes.recommender import Recommender
 
 Mode = Literal["direct", "reasoning"]
@@ -112,6 +113,7 @@ class How(TypedDict, total=False):
         max_chain: Longest chain in tokens.
         seed: Seed of sampled chains.
         unproven: Think even where it was not shown to help (`recipes/judge_reasoning.py`).
+        stream: Told every step of the chains, and may end them (`inference.reason`).
     """
 
     num_beams: int
@@ -125,6 +127,7 @@ class How(TypedDict, total=False):
     max_chain: int
     seed: int
     unproven: bool
+    stream: Stream | None
 
 
 def users_of(histories: Any) -> tuple[list[History], bool]:
@@ -167,6 +170,7 @@ def answer(
     max_chain: int = 128,
     seed: int = 0,
     unproven: bool = False,
+    stream: Stream | None = None,
 ) -> Answered:
     """Rank items for each history, at once or behind chains; a checkpoint thinks only where that was shown to help.
 
@@ -186,6 +190,7 @@ def answer(
         max_chain: See `How`.
         seed: See `How`.
         unproven: See `How`.
+        stream: See `How`.
 
     Raises:
         UserError: If there is no such mode, or as `Recommender.rank`.
@@ -214,7 +219,7 @@ def answer(
     from reasonrec.recipes.rankers.reasoning import Reasoner, Thinking
 
     reasoner = Reasoner(recommender, k, num_beams, batch_size, progress)
-    thinking = Thinking(chains, max_chain, seed=seed)
+    thinking = Thinking(chains, max_chain, seed=seed, stream=stream)
     found = reasoner(histories, thinking, repeats=repeats, exclude=exclude, strict=strict)
     thoughts = [[reasoner.readable(chain) for chain in own] for own in found.chains]
     return Answered(found.items, found.scores, thoughts)

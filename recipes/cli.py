@@ -24,6 +24,7 @@ STAGES = {
     "eval": "eval_ranking",
     "recommend": "recommend",
     "publish": "publish",
+    "serve": "serve",
 }
 
 

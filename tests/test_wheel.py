@@ -39,7 +39,7 @@ def test_it_holds_every_module_and_asset_and_nothing_else(wheel: Path) -> None:
     wanted = [path for path in wanted if "__pycache__" not in path.parts]
     assert held == {f"reasonrec/{path.relative_to(ROOT).as_posix()}" for path in wanted}
     suffixes = {PurePosixPath(name).suffix for name in held}
-    assert suffixes == {".py", ".yaml", ".md", ".html", ".json", ".typed"}
+    assert suffixes == {".py", ".yaml", ".md", ".html", ".css", ".js", ".svg", ".json", ".typed"}
     assert any(name.name == "LICENSE" for name in names)
 
 

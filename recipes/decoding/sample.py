@@ -15,12 +15,13 @@ on other numbers of processes, and after a resume.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reasonrec.recipes.decoding.backbone import all_done
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from reasonrec.recipes.decoding.answers import Answers
 
 Step = tuple[Tensor, Tensor, Tensor, Tensor]  # token, log-probability, chosen, written: (prompts, lanes) each
+# Told what each step of the chains wrote, (prompts, generations) with -1 where a chain has ended; says which prompts,
+# (prompts,), nobody waits for any more: their chains are cut.
+Stream = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
 TEXT_ROWS = 64  # rows whose full-vocabulary distribution exists at a time
 
 
@@ -49,6 +53,7 @@ class Sampler:
         close_ids: Token ids of the delimiter that ends a chain; without any, only the begin marker does.
         greedy: Take the most probable token instead of drawing one.
         batch: Prompts that are rolled out at a time.
+        stream: Told every step of `write_chains`.
     """
 
     generations: int
@@ -57,6 +62,7 @@ class Sampler:
     close_ids: tuple[int, ...] = ()
     greedy: bool = False
     batch: int = 64
+    stream: Stream | None = None
 
     def __post_init__(self) -> None:
         if self.generations < 1 or self.batch < 1 or self.max_chain < 0:
@@ -329,6 +335,9 @@ def _write_chains(
         opens = writing & (token == begin_id)
         chain = chain + (writing & ~opens)
         begun, cut = begun | opens, cut | (writing & torch.isin(token, ends))
+        if sampler.stream is not None:
+            left = sampler.stream(torch.where(writing & ~opens, token, -1).cpu().numpy())
+            cut = cut | (writing & ~opens & torch.from_numpy(left).to(device)[:, None])
         writing = writing & ~opens & ~cut & ~_closes([written[0] for written in steps[-len(close) :]], close)
     cut = cut | writing
     for forced, lanes in [*((int(t), cut) for t in close), (begin_id, ~begun)]:

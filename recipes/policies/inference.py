@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Prompt = Sequence[int]
+# As `decoding.sample.Stream`, with the numbers of the users whose prompts they are in front.
+Stream = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]
 
 
 @dataclass
@@ -103,6 +106,7 @@ def reason(
     *,
     exclude: Exclude | None = None,
     seed: int = 0,
+    stream: Stream | None = None,
 ) -> Ranked:
     """Write chains behind prompts that end with the opening delimiter, and rank the catalogue behind them.
 
@@ -114,6 +118,7 @@ def reason(
         sampler: How chains are drawn.
         exclude: For each user the items that must not appear.
         seed: Seed of sampled chains.
+        stream: Told every step of the chains, and may end them.
     """
     n, users = sampler.generations, len(prompts)
     chains: list[list[list[int]]] = [[] for _ in prompts]
@@ -124,7 +129,7 @@ def reason(
             model,
             policy.answers,
             [prompts[user] for user in chunk],
-            sampler,
+            replace(sampler, stream=None if stream is None else partial(stream, chunk)),
             eos_ids=[policy.eos_id],
             pad_id=policy.pad_id,
             room=policy.answers.room(how.width, n),

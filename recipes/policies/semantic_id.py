@@ -6,6 +6,7 @@ The policy that is trained is the policy that recommends: labels that are codes 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -367,10 +368,15 @@ class SemanticIds(Policy):
         """The words alone."""
         return [token for token in chain if token < self.vocabulary.first_id]
 
+    @cached_property
+    def _names(self) -> dict[tuple[int, ...], str]:
+        """The title of the item that each sequence of tokens stands for."""
+        titles = self.catalogue.titles
+        return {tuple(ids): titles[item] for item, ids in enumerate(self.prompts.item_token_ids)}
+
     def readable(self, chain: Sequence[int]) -> str:
         """Words, and a title in place of the codes of an item."""
-        titles, tokenizer = self.catalogue.titles, self.tokenizer
-        names = {tuple(ids): titles[item] for item, ids in enumerate(self.prompts.item_token_ids)}
+        names, tokenizer = self._names, self.tokenizer
         parts: list[str] = []
         words: list[int] = []
         place = 0

@@ -28,7 +28,7 @@ from reasonrec.recipes.decoding.search import MAX_BEAMS, MAX_K
 from reasonrec.recipes.evaluation.controls import donors
 from reasonrec.recipes.items import History, Items
 from reasonrec.recipes.policies.context import check_context
-from reasonrec.recipes.policies.inference import Ranked, Ranking, rank, reason, score
+from reasonrec.recipes.policies.inference import Ranked, Ranking, Stream, rank, reason, score
 from reasonrec.recipes.rankers.base import Ranker
 from reasonrec.recipes.rankers.model import may_repeat
 from reasonrec.recipes.recommender import Recommender
@@ -49,12 +49,14 @@ class Thinking:
         max_chain: Longest chain in tokens; it is cut and closed there.
         temperature: Temperature of sampled chains.
         seed: Seed of sampled chains.
+        stream: Told every step of the chains, and may end them (`inference.reason`).
     """
 
     chains: int = 1
     max_chain: int = 128
     temperature: float = 1.0
     seed: int = 0
+    stream: Stream | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("chains", 1), ("max_chain", 1), ("seed", 0)):
@@ -126,7 +128,16 @@ class Reasoner:
         )
         prompts = [policy.prompts.reasoning(shown) for shown in recommender.shown(users)]
         sampler = thinking.sampler(self.close_ids)
-        return reason(policy, recommender.model, prompts, self._how, sampler, exclude=excluded, seed=thinking.seed)
+        return reason(
+            policy,
+            recommender.model,
+            prompts,
+            self._how,
+            sampler,
+            exclude=excluded,
+            seed=thinking.seed,
+            stream=thinking.stream,
+        )
 
     def behind(
         self,

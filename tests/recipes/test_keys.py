@@ -23,6 +23,7 @@ from reasonrec.recipes.models.load import Method
 from reasonrec.recipes.prepare import PrepareConfig
 from reasonrec.recipes.publish import PublishConfig
 from reasonrec.recipes.recommend import RecommendConfig
+from reasonrec.recipes.serve import ServeConfig
 from reasonrec.recipes.sft import SftStage
 from reasonrec.recipes.teachers import SynthesizeConfig
 from reasonrec.recipes.trainers.keys import inherited
@@ -41,6 +42,7 @@ STAGES = (
     EvalConfig,
     RecommendConfig,
     PublishConfig,
+    ServeConfig,
 )
 
 
@@ -172,7 +174,7 @@ def test_a_home_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 TEXT = {
     "source", "name", "separator", "quote_char", "valid_from", "test_from", "interaction_columns", "item_columns",
     "tasks", "curriculum", "endpoint", "api_key_env", "device", "history_prompt", "system", "lora_target_modules",
-    "experts", "without", "soft_targets", "repository", "license",
+    "experts", "without", "soft_targets", "repository", "license", "host", "allowed_hosts",
     "user", "history", "quantizer", "quantizer_options", "policy", "policy_options", "algorithm", "algorithm_options",
     # of TRL and transformers
     "lr_scheduler_type", "lr_scheduler_kwargs", "optim_args", "activation_checkpointing_kwargs",

@@ -1,0 +1,272 @@
+"""One model for many callers: users who ask at the same time are ranked in one batch, by one thread.
+
+The thread takes whoever waits when it is done with the batch before, and waits up to `wait` seconds for more only
+where a batch is not full. A search is a handful of model calls, so nobody joins one that has begun. Chains are a
+hundred, and between two of their steps a batch of users who do not think is answered: they are late by one step.
+
+Every user takes one of `capacity` slots, from the moment they ask until they are answered or hang up; who finds none
+is told to come back (`Full`), so no queue grows.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reasonrec.data_gen.histories import UserHistory
+from reasonrec.recipes.answered import Mode, Recommendation, answer
+from reasonrec.recipes.rankers.reasoning import Reasoner
+
+if TYPE_CHECKING:
+    from reasonrec.recipes.recommender import Recommender
+
+logger = logging.getLogger("reasonrec.serve")
+
+
+class Full(Exception):
+    """All slots are taken."""
+
+
+class Closed(Exception):
+    """The engine is shutting down."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one user is told.
+
+    Attributes:
+        items: Recommendations, best first.
+        thoughts: Chains as text, if the model thought.
+        note: Why it did not, if it was asked to.
+        seconds: Time from asking to here.
+    """
+
+    items: list[Recommendation]
+    thoughts: list[str]
+    note: str
+    seconds: float
+
+
+@dataclass(eq=False)
+class Ask:
+    """One user's question.
+
+    Attributes:
+        history: What the user had.
+        deliver: Called once, from the engine's thread, with the reply or what went wrong.
+        k: Items to return.
+        mode: Items at once, or behind a chain.
+        repeats: Whether what the user had may appear; as the data set says if None.
+        exclude: Item numbers that must not appear.
+        thought: Called from the engine's thread with the chain so far, again and again while it is written.
+    """
+
+    history: UserHistory
+    deliver: Callable[[Reply | Exception], None]
+    k: int = 10
+    mode: Mode = "direct"
+    repeats: bool | None = None
+    exclude: Sequence[int] = ()
+    thought: Callable[[str], None] | None = None
+    asked: float = field(default_factory=time.monotonic)
+    gone: bool = False
+
+    @property
+    def kind(self) -> tuple[Mode, bool | None]:
+        """Who can share a batch."""
+        return self.mode, self.repeats
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How an engine works.
+
+    Attributes:
+        max_batch: Users in one batch.
+        wait: Seconds that a batch waits for more users.
+        capacity: Users that wait or are answered at a time.
+        num_beams: Width of the search.
+        max_chain: Longest chain in tokens.
+        unproven: Think even where it was not shown to help.
+    """
+
+    max_batch: int = 16
+    wait: float = 0.005
+    capacity: int = 128
+    num_beams: int = 50
+    max_chain: int = 128
+    unproven: bool = False
+
+
+class Engine:
+    """Answers from one thread.
+
+    Args:
+        recommender: Who recommends.
+        settings: How.
+        measured: Told each batch: users, seconds.
+    """
+
+    def __init__(
+        self,
+        recommender: Recommender,
+        settings: EngineSettings,
+        measured: Callable[[int, float], None] = lambda users, seconds: None,
+    ) -> None:
+        self.recommender, self.settings, self._measured = recommender, settings, measured
+        self._waiting: deque[Ask] = deque()
+        self._changed = threading.Condition()
+        self._running = 0
+        self._closing = False
+        self._thread = threading.Thread(target=self._serve, name="reasonrec-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def open(self) -> int:
+        """Slots that are taken."""
+        return len(self._waiting) + self._running
+
+    @property
+    def alive(self) -> bool:
+        """Whether it answers."""
+        return self._thread.is_alive()
+
+    def submit(self, asks: Sequence[Ask]) -> None:
+        """Let users ask: all of them, or none.
+
+        Raises:
+            Full: If there are fewer slots.
+            Closed: If the engine is shutting down.
+        """
+        with self._changed:
+            if self._closing or not self._thread.is_alive():
+                raise Closed
+            if self.open + len(asks) > self.settings.capacity:
+                raise Full
+            self._waiting.extend(asks)
+            self._changed.notify()
+
+    def leave(self, asks: Sequence[Ask]) -> None:
+        """Users hang up: those who wait are forgotten, chains that are being written end at the next step."""
+        with self._changed:
+            for ask in asks:
+                ask.gone = True
+            self._waiting = deque(ask for ask in self._waiting if not ask.gone)
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Answer who waits, and stop.
+
+        Args:
+            timeout: Seconds to wait for that.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(timeout)
+
+    def _serve(self) -> None:
+        while not self._closing or self._waiting:
+            self._answer(self._next())
+
+    def _next(self) -> list[Ask]:
+        """The next batch, by who waits longest; empty if they all hung up, or it is time to stop."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._waiting) or self._closing)
+            if self._waiting:
+                until = self._waiting[0].asked + self.settings.wait
+                self._changed.wait_for(
+                    lambda: len(self._waiting) >= self.settings.max_batch or self._closing,
+                    timeout=max(0.0, until - time.monotonic()),
+                )
+            return self._take()
+
+    def _take(self, mode: Mode | None = None) -> list[Ask]:
+        """Those who can be answered together with the first of a mode (or of any); the lock is held."""
+        first = next((ask for ask in self._waiting if mode in (None, ask.mode)), None)
+        if first is None:
+            return []
+        batch = [ask for ask in self._waiting if ask.kind == first.kind][: self.settings.max_batch]
+        taken = set(map(id, batch))
+        self._waiting = deque(ask for ask in self._waiting if id(ask) not in taken)
+        self._running += len(batch)
+        return batch
+
+    def _answer(self, batch: list[Ask]) -> None:
+        if not batch:
+            return
+        began, settings, first = time.monotonic(), self.settings, batch[0]
+        chains = _Chains(self, batch)
+        try:
+            found = answer(
+                self.recommender,
+                [ask.history for ask in batch],
+                k=max(ask.k for ask in batch),  # the list of fewer items is the beginning of this one
+                mode=first.mode,
+                num_beams=settings.num_beams,
+                repeats=first.repeats,
+                exclude=[np.asarray(ask.exclude, dtype=np.int64) for ask in batch],
+                batch_size=settings.max_batch,
+                max_chain=settings.max_chain,
+                unproven=settings.unproven,
+                stream=chains,
+            )
+        except Exception as error:  # whatever it is, those who wait have to be told, and the next batch be answered
+            logger.exception("a batch of %d users failed", len(batch))
+            self._free(batch, chains)
+            for ask in batch:
+                ask.deliver(error)
+            return
+        now = time.monotonic()
+        self._free(batch, chains)
+        self._measured(len(batch), now - began)
+        lists = found.lists(self.recommender.policy.catalogue)
+        thoughts = found.thoughts or [[] for _ in batch]
+        for ask, items, own in zip(batch, lists, thoughts, strict=True):
+            if not ask.gone:
+                ask.deliver(Reply(items[: ask.k], own, found.note, now - ask.asked))
+
+    def _free(self, batch: list[Ask], chains: _Chains) -> None:
+        with self._changed:
+            self._running -= len(batch) - chains.left
+
+    def let_pass(self) -> None:
+        """Answer those who do not think, between two steps of those who do."""
+        with self._changed:
+            batch = self._take("direct")
+        self._answer(batch)
+
+
+class _Chains:
+    """Follows the chains of a batch: hands on what is written, and ends those that nobody waits for."""
+
+    def __init__(self, engine: Engine, batch: Sequence[Ask]) -> None:
+        self._engine, self._batch = engine, batch
+        self._readable = Reasoner(engine.recommender).readable
+        self._written: list[list[int]] = [[] for _ in batch]
+        self._stopped = [False] * len(batch)
+        self.left = 0  #: users who hung up while their chain was written, whose slots are free again
+
+    def __call__(self, users: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
+        engine = self._engine
+        for user, (token,) in zip(users.tolist(), tokens[:, :1].tolist(), strict=True):
+            ask = self._batch[user]
+            if ask.gone and not self._stopped[user]:
+                self._stopped[user] = True
+                with engine._changed:
+                    engine._running -= 1
+                    self.left += 1
+            if token >= 0 and not ask.gone:
+                self._written[user].append(token)
+                if ask.thought is not None:
+                    ask.thought(self._readable(self._written[user]))
+        engine.let_pass()
+        return np.array([self._stopped[user] for user in users.tolist()])
