@@ -25,6 +25,7 @@ STAGES = {
     "recommend": "recommend",
     "publish": "publish",
     "serve": "serve",
+    "doctor": "doctor",
 }
 
 

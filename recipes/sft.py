@@ -7,7 +7,6 @@ An interrupted run goes on from its last checkpoint when the same command is giv
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,8 +71,10 @@ class SftStage(TaskChoice):
     )
     overwrite: bool = field(default=False, metadata={"help": "move an existing output_dir aside"})
     valid_rows: int = field(
-        default=0,
-        metadata={"help": "validation cases whose loss is reported at eval_steps; 0 for none", "at_least": 0},
+        default=0, metadata={"help": "validation cases whose loss is reported; 0 for none", "at_least": 0}
+    )
+    trial: str | None = field(
+        default=None, metadata={"help": "of doctor.py: try three steps, write here what they take", "path": True}
     )
 
     def __post_init__(self) -> None:
@@ -104,6 +105,7 @@ def main() -> None:
     from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments, save_weights
     from reasonrec.recipes.trainers.soft_targets import SoftTargets
     from reasonrec.recipes.trainers.start import agreed_setting, earlier_training, load_start
+    from reasonrec.recipes.trainers.trial import trial
 
     args = build(SftArguments, given)
     if (stage.valid_rows > 0) != (args.eval_strategy != "no"):
@@ -174,20 +176,18 @@ def main() -> None:
         processing_class=policy.tokenizer,
     )
     if state.is_main_process:
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        batches = math.ceil(len(plan) / (args.train_batch_size * state.num_processes))
-        say(f"{len(plan)} examples, {batches} batches, {trained:,} trainable weights")
-        say(precision)
+        say(f"{trainer.amount}\n{precision}")
+    if stage.trial:
+        write_json(Path(stage.trial), vars(trial(trainer)))
+        return
     result = resume.train_or_resume(trainer, out)
     if not state.is_main_process:
         return
     with staged(out, **about) as (folder, facts):
         save_weights(trainer.model, folder)
         facts.update(save_checkpoint(folder, setting, policy))
-        write_json(
-            folder / "train_metrics.json",
-            {"train": result.metrics | policy.measured(), "log": trainer.state.log_history},
-        )
+        measured = {"train": result.metrics | policy.measured(), "log": trainer.state.log_history}
+        write_json(folder / "train_metrics.json", measured)
         write_card(folder, setting, policy, result.metrics)
         if stage.curriculum:
             plot_plan(plan, parse_phases(stage.curriculum), folder / "curriculum.png")

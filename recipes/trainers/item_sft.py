@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,13 @@ class ItemSFTTrainer(QuickTrainer, SFTTrainer):
             self.data_collator = taught.collated(self.data_collator)
         self.add_callback(KeepFresh(policy))
         self._row_learning_rate = row_learning_rate
+
+    @property
+    def amount(self) -> str:
+        """How much is trained on how much, for people."""
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        batches = math.ceil(len(self.train_dataset) / (self.args.train_batch_size * self.args.world_size))
+        return f"{len(self.train_dataset)} examples, {batches} batches, {trained:,} trainable weights"
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         """The plan's order is the training order."""

@@ -13,6 +13,7 @@ import pytest
 
 from reasonrec.data_gen.readers.base import READERS as readers
 from reasonrec.recipes.args import parse
+from reasonrec.recipes.doctor import DoctorConfig
 from reasonrec.recipes.eval_ranking import EvalConfig
 from reasonrec.recipes.fuse import FuseConfig
 from reasonrec.recipes.grpo import GrpoStage
@@ -43,6 +44,7 @@ STAGES = (
     RecommendConfig,
     PublishConfig,
     ServeConfig,
+    DoctorConfig,
 )
 
 
