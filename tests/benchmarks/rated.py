@@ -123,7 +123,7 @@ def reinforced(
         trainer = ItemGRPOTrainer(
             prompts=prompts,
             scorer=build_scorer(load_rewards(rewards), policy, dataset, reasoning=False),
-            algorithm=build_algorithm("grpo" if arm == "GRPO" else "srpo", {}, size.generations),
+            algorithm=build_algorithm("grpo" if arm == "GRPO" else "srpo", {}, size.generations, scale=False),
             settings=RolloutSettings(rounds=size.rounds),
             model=copy.deepcopy(start),
             args=args,
@@ -208,10 +208,15 @@ def summary(
         for arm in ("GRPO", "SRPO")
         for other in ("SRPO, ratings exchanged", "SFT continued")
     }
+    found_most = np.stack([np.argsort(-world.probabilities(history), kind="stable")[:10] for history in histories])
     return {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "size": vars(size),
-        "best": {"value": world.best_value(histories), "hr@10": world.optimum(histories)[0]},
+        "best": {
+            "value": world.best_value(histories),
+            "hr@10": world.optimum(histories)[0],
+            "value of the lists that find most": world.expected_value(found_most, histories),
+        },
         "learning_rates": trials,
         "test": test,
         "training_reward": rewards,
