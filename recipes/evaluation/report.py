@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -200,6 +201,8 @@ def _render(
             return "control"
         return "model" if row["mode"] != BASELINE else ("best" if row["name"] in best else "base")
 
+    script = TEMPLATE.with_suffix(".js").read_text(encoding="utf-8")
+
     def slice_high(metric: str, shown: Sequence[Mapping[str, Any]]) -> float:
         """Right end of the slices' axis."""
         ends = [part[f"{metric}_ci95"][1] or part[metric] for row in shown for part in row["slices"].values()]
@@ -223,6 +226,8 @@ def _render(
         examples=cases,
         images=[(caption, _data_uri(source)) for caption, source in images.items()],
         version=kit_version(),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 # Runs a stage that is killed right behind a checkpoint: by itself, so that no test has to be quick enough to do it.
@@ -121,3 +123,16 @@ def other_world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     with staged(folder / "index", kind="index", config={}, inputs=inputs) as (work, _):
         build_index(codes, [4, 12]).save(work)
     return folder / "dataset", folder / "index"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The machine's own Chromium (Debian: `apt-get install chromium`); `CHROMIUM` names another."""
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None and not os.environ.get("CI"):
+        pytest.skip("no Chromium on this machine")
+    flags = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", *flags])
+        yield running
+        running.close()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from playwright.sync_api import Browser
 
 from reasonrec.recipes.evaluation import report
 from reasonrec.recipes.evaluation.compare import Row, evaluate_rows, overlap, verdict
@@ -205,7 +206,8 @@ def test_report_is_one_file_and_shows_text_as_text(
     image = b"\x89PNG not really"
     path = report.write_report(tmp_path, metrics, {f"loss {EVIL}": image}, cases)
     html = path.read_text(encoding="utf-8")
-    assert "<script" not in html
+    assert html.count("<script>") == html.count("<script") == 1, "its own"
+    assert "script-src 'sha256-" in html
     assert "&lt;script&gt;" in html
     assert not re.search(r"(src|href)=[\"'](?!data:)", html)  # nothing is loaded from elsewhere
     assert "url(" not in html
@@ -260,3 +262,39 @@ def test_numbers_are_written_like_the_tables() -> None:
         "–",
     ]
     assert [report.signed(v) for v in (0.01, -0.01, 0.0)] == ["+.0100", "−.0100", "+.0000"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_tables_fit_a_screen_and_can_be_sorted(
+    width: int, browser: Browser, tmp_path: Path, metrics: dict[str, Any]
+) -> None:
+    metrics["rows"][0]["name"] = "a name of a checkpoint that is quite long/" * 3
+    path = report.write_report(tmp_path, metrics)
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    problems: list[str] = []
+    page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
+    page.goto(path.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "what is wide scrolls by itself"
+    table = page.locator("table").first
+    first = table.locator("tbody tr").first.locator("td").first
+    before = first.bounding_box()
+    page.locator(".scroll").first.evaluate("box => { box.scrollLeft = 300; }")
+    after = first.bounding_box()
+    assert before is not None
+    assert after is not None
+    assert after["x"] == pytest.approx(before["x"], abs=4), "the names stay"
+    assert after["x"] + after["width"] < width * 0.6
+
+    column = 2
+    table.locator("thead button").nth(column).press("Enter")
+    cells = [text.split()[0] for text in table.locator(f"tbody td:nth-child({column + 1})").all_text_contents()]
+    numbers = [float(cell) for cell in cells]
+    assert len(set(numbers)) > 1
+    assert numbers == sorted(numbers, reverse=True)
+    assert table.locator("thead th").nth(column).get_attribute("aria-sort") == "descending"
+    table.locator("thead button").nth(column).press("Enter")
+    again = [float(t.split()[0]) for t in table.locator(f"tbody td:nth-child({column + 1})").all_text_contents()]
+    assert again == sorted(numbers)
+    assert problems == [], "its own script may run"
+    page.close()

@@ -7,8 +7,6 @@ The browser is the machine's own (Debian: `apt-get install chromium`); `CHROMIUM
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,7 +16,7 @@ from typing import Any
 import polars as pl
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.serve import listen
@@ -27,13 +25,9 @@ from reasonrec.recipes.serving.engine import Engine, EngineSettings
 from reasonrec.recipes.serving.metrics import Metrics
 from reasonrec.recipes.serving.service import Limits, Service
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 PICTURES = Path(__file__).parents[3] / "runs" / "page"
 EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>‮evil"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="no Chromium on this machine"),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +48,6 @@ def url(adapter: Path) -> Iterator[str]:
     yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     server.should_exit = True
     thread.join(60)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    flags = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *flags])
-        yield running
-        running.close()
 
 
 @pytest.fixture
