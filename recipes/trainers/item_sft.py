@@ -23,6 +23,8 @@ from reasonrec.recipes.trainers.refresh import KeepFresh
 from reasonrec.recipes.trainers.soft_targets import Taught
 from reasonrec.tokenizers.errors import UserError
 
+FEW_UPDATES = 100  # a rule of thumb
+
 
 @dataclass
 class SftArguments(SFTConfig):
@@ -88,7 +90,13 @@ class ItemSFTTrainer(QuickTrainer, SFTTrainer):
         """How much is trained on how much, for people."""
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         batches = math.ceil(len(self.train_dataset) / (self.args.train_batch_size * self.args.world_size))
-        return f"{len(self.train_dataset)} examples, {batches} batches, {trained:,} trainable weights"
+        updates = math.ceil(batches / self.args.gradient_accumulation_steps)
+        few = (
+            f"\nonly {updates} updates: new tokens start from rough text vectors and need hundreds of them; raise "
+            "num_train_epochs, or lower per_device_train_batch_size"
+        )
+        amount = f"{len(self.train_dataset)} examples, {batches} batches, {trained:,} trainable weights"
+        return amount + (few if updates < FEW_UPDATES else "")
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         """The plan's order is the training order."""

@@ -5,7 +5,7 @@ python tests/benchmarks/serving.py --model runs/demo/published
 Starts `recipes/serve.py` as its own process on this machine and asks it, over loopback and from as many threads as
 there are clients, for ten items behind histories of 1 to 30 random items:
 
-- start: from starting the process to the first list.
+- start: from starting a process to the first list, in Python and of the server; and `reasonrec recommend --help`.
 - alone: one client after the other; together: 16 clients at once. Their throughput is compared.
 - crowd: 64 clients and 48 slots, so that some are refused; the server's memory in its second and last minute.
 - hang-ups: chains that are begun and left; how many tokens the server wrote before each slot was free again.
@@ -65,6 +65,13 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
         self.process.wait()
+
+
+def timed(*command: str) -> float:
+    """Seconds that a process takes."""
+    began = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return round(time.perf_counter() - began, 2)
 
 
 def load(server: Server, ids: list[str], clients: int, seconds: float) -> dict[str, Any]:
@@ -182,6 +189,12 @@ def main() -> None:
         write_json(Path(options.out), result)
 
     Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+    first = (
+        "import sys; from reasonrec.recipes.recommender import Recommender; "
+        f"Recommender.from_pretrained(sys.argv[1]).recommend({ids[:5]!r})"
+    )
+    done("seconds_to_first_list_in_python", timed(sys.executable, "-c", first, options.model))
+    done("seconds_of_help", timed(str(Path(sys.executable).with_name("reasonrec")), "recommend", "--help"))
     began = time.perf_counter()
     with Server(options.model, "--capacity", "64") as server:
         httpx.post(f"{server.url}/v1/recommend", json={"history": ids[:5]}, timeout=120).raise_for_status()

@@ -70,9 +70,10 @@ def test_the_longest_examples_are_what_is_tried(
     assert found["seconds"] > 0
     assert found["peak"] > 10**7
     # Two passes in batches of 16, as long as the log of the real training says.
-    stage("sft", *sft_flags, *lora_flags, "--output_dir", str(tmp_path / "real"))
+    real = stage("sft", *sft_flags, *lora_flags, "--output_dir", str(tmp_path / "real"))
     log = json.loads((tmp_path / "real" / "train_metrics.json").read_text())["log"]
     assert found["steps"] == max(entry["step"] for entry in log)
+    assert f"only {found['steps']} updates: new tokens" in real.stdout
 
 
 def test_a_version_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
