@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -13,12 +14,31 @@ from reasonrec.recipes.recommender import Recommender
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def test_follow_a_user(adapter: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("follow_a_user", EXAMPLES / "follow_a_user.py")
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
+    return example
+
+
+def test_quickstart(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recommender = Recommender.from_pretrained(adapter)
+    history = recommender.policy.catalogue.item_ids[:3]
+    best = recommender.recommend(history, k=5)
+    load("quickstart").main(str(adapter), history)
+    *listed, two, again = capsys.readouterr().out.splitlines()
+    assert listed == [
+        f"{n:>3}  {i.title}  ({i.id}, log-probability {i.score:.2f})" for n, i in enumerate(best, start=1)
+    ]
+    assert two == f"two users: {[[i.id for i in row] for row in recommender.recommend([history, history[:1]], k=5)]}"
+    assert again.startswith("with repeats, without the first: ")
+    assert f"'{best[0].id}'" not in again
+
+
+def test_follow_a_user(adapter: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example = load("follow_a_user")
     recommender = Recommender.from_pretrained(adapter)
     whole = Dataset.load(tiny_dataset).test["history"][-1].to_list()
     example.main(str(adapter), recommender.items.ids(whole), clicks=2)
