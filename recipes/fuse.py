@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName
+from reasonrec.recipes.keys import MAX_SEED
+from reasonrec.recipes.loaded_model import LoadedModel
 from reasonrec.tokenizers.artefact import adopt, read_manifest
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
@@ -20,7 +21,7 @@ from reasonrec.tokenizers.terminal import say
 
 
 @dataclass
-class FuseConfig:
+class FuseConfig(LoadedModel):
     """Configuration of the fusion."""
 
     model: str = field(metadata={"help": "folder of the trained model (sft.py, grpo.py)", "path": True})
@@ -32,16 +33,9 @@ class FuseConfig:
     dataset: str | None = field(
         default=None, metadata={"help": "its dataset; where its training found it if unset", "path": True}
     )
-    base_model: str | None = field(
-        default=None,
-        metadata={"help": "its base model (Hub id or folder), if it moved since the training", "path": True},
-    )
     batch_size: int = field(
         default=64, metadata={"help": "cases read at a time; changes time, not results", "at_least": 1}
     )
-    precision: PrecisionName = field(default="auto", metadata={"help": PRECISION_HELP})
-    trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
-    device: str | None = field(default=None, metadata={"help": "device of the model; the accelerator if there is one"})
     seed: int = field(
         default=0, metadata={"help": "seed of training, sample and halves", "at_least": 0, "at_most": MAX_SEED}
     )
@@ -63,7 +57,6 @@ def main() -> None:
     from reasonrec.recipes.rankers.experts import build_experts
     from reasonrec.recipes.rankers.pool import MODEL, Pool
     from reasonrec.recipes.rankers.pooled import Heard, sampled
-    from reasonrec.recipes.recommender import Recommender
 
     if not PartialState().is_main_process:  # what is trained here takes a minute
         return
@@ -76,14 +69,7 @@ def main() -> None:
     if adopt(out, overwrite=config.overwrite, **about):
         return
     experts = build_experts(config.experts, dataset, seed=config.seed)
-    recommender = Recommender.from_pretrained(
-        config.model,
-        base_model=config.base_model,
-        dtype=config.precision,
-        device=config.device,
-        trust_remote_code=config.trust_remote_code,
-    )
-    say(recommender.precision)
+    recommender = config.load(config.model)
     valid = sampled(dataset.rows("valid"), config.seed)
     heard = Heard.of(recommender, experts, valid, batch_size=config.batch_size, progress=True)
     pool = Pool(experts, heard.weights([MODEL, *experts]))

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName
+from reasonrec.recipes.keys import MAX_SEED
+from reasonrec.recipes.loaded_model import LoadedModel
 from reasonrec.tokenizers.artefact import adopt, read_manifest
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
@@ -24,7 +25,7 @@ LONGEST = 10  # NDCG@10
 
 
 @dataclass
-class JudgeConfig:
+class JudgeConfig(LoadedModel):
     """Configuration of the judgement."""
 
     model: str = field(metadata={"help": "folder of the model that thinks (sft.py, grpo.py)", "path": True})
@@ -39,16 +40,9 @@ class JudgeConfig:
     dataset: str | None = field(
         default=None, metadata={"help": "its dataset; where its training found it if unset", "path": True}
     )
-    base_model: str | None = field(
-        default=None,
-        metadata={"help": "the base model (Hub id or folder), if it moved since the training", "path": True},
-    )
     batch_size: int = field(
         default=32, metadata={"help": "cases read at a time; changes time, not results", "at_least": 1}
     )
-    precision: PrecisionName = field(default="auto", metadata={"help": PRECISION_HELP})
-    trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
-    device: str | None = field(default=None, metadata={"help": "device; the accelerator if there is one"})
     seed: int = field(
         default=0, metadata={"help": "seed of chains, sample and halves", "at_least": 0, "at_most": MAX_SEED}
     )
@@ -72,7 +66,6 @@ def main() -> None:
     from reasonrec.recipes.rankers.model import ModelRanker
     from reasonrec.recipes.rankers.pooled import sampled
     from reasonrec.recipes.rankers.reasoning import Reasoner, Thinking
-    from reasonrec.recipes.recommender import Recommender
     from reasonrec.rewards.metrics import per_row
     from reasonrec.tokenizers.artefact import check_input
 
@@ -100,22 +93,11 @@ def main() -> None:
     valid = sampled(valid, config.seed, config.max_rows)
     target, users = valid["target"].to_numpy(), valid["user"].to_numpy()
     width = {"num_beams": config.num_beams, "batch_size": config.batch_size, "progress": True}
-
-    def load(path: str) -> Recommender:
-        return Recommender.from_pretrained(
-            path,
-            base_model=config.base_model,
-            dtype=config.precision,
-            device=config.device,
-            trust_remote_code=config.trust_remote_code,
-        )
-
-    plain = load(config.direct)
-    say(plain.precision)
+    plain = config.load(config.direct)
     without = nats(plain, valid, batch_size=config.batch_size, progress=True, seed=config.seed)
     lists = ModelRanker(plain, "direct", **width).rank(valid, LONGEST)
     del plain
-    reasoner = Reasoner(load(config.model), LONGEST, **width)
+    reasoner = Reasoner(config.load(config.model), LONGEST, **width)
     thinking = Thinking(config.chains, config.max_chain, seed=config.seed)
     within, thought = thought_nats(reasoner, valid, thinking, seed=config.seed)
     ndcg = [per_row(found, target, ks=(LONGEST,))[f"ndcg@{LONGEST}"] for found in (thought, lists)]

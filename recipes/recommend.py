@@ -19,7 +19,7 @@ import polars as pl
 from reasonrec.data_gen.histories import UserHistory
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.keys import PRECISION_HELP, TRUST_HELP, PrecisionName
+from reasonrec.recipes.loaded_model import LoadedModel
 from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.catalogue import Catalogue
 from reasonrec.tokenizers.errors import UserError
@@ -27,7 +27,7 @@ from reasonrec.tokenizers.terminal import say, visible
 
 
 @dataclass
-class RecommendConfig:
+class RecommendConfig(LoadedModel):
     """Configuration of one recommendation."""
 
     model: str = field(
@@ -61,16 +61,9 @@ class RecommendConfig:
     dataset: str | None = field(
         default=None, metadata={"help": "where user is looked up: the model's dataset, if it moved", "path": True}
     )
-    base_model: str | None = field(
-        default=None,
-        metadata={"help": "an adapter's base model (Hub id or folder), if it moved since the training", "path": True},
-    )
     without: list[str] = field(
         default_factory=list, metadata={"help": "experts of the checkpoint (fuse.py) that are not to be heard"}
     )
-    precision: PrecisionName = field(default="auto", metadata={"help": PRECISION_HELP})
-    trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
-    device: str | None = field(default=None, metadata={"help": "device; the accelerator if there is one"})
 
     def __post_init__(self) -> None:
         if (self.user is None) == (self.history is None):
@@ -127,19 +120,10 @@ def main() -> None:
 
     from reasonrec.recipes.answered import answer
     from reasonrec.recipes.models.checkpoint import training_data
-    from reasonrec.recipes.recommender import Recommender
 
     if not PartialState().is_main_process:
         return
-    recommender = Recommender.from_pretrained(
-        config.model,
-        base_model=config.base_model,
-        dtype=config.precision,
-        device=config.device,
-        trust_remote_code=config.trust_remote_code,
-        without=config.without,
-    )
-    say(recommender.precision)
+    recommender = config.load(config.model, without=config.without)
     folder = recommender.path
     assert folder is not None  # it was loaded
     catalogue = recommender.policy.catalogue

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.keys import PRECISION_HELP, TRUST_HELP, PrecisionName
+from reasonrec.recipes.loaded_model import LoadedModel
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import say
 
@@ -27,7 +27,7 @@ TOKEN = "REASONREC_TOKEN"
 
 
 @dataclass
-class ServeConfig:
+class ServeConfig(LoadedModel):
     """Configuration of a server."""
 
     model: str = field(
@@ -57,16 +57,9 @@ class ServeConfig:
     unproven: bool = field(
         default=False, metadata={"help": "think even where it was not shown to help (judge_reasoning.py)"}
     )
-    base_model: str | None = field(
-        default=None,
-        metadata={"help": "an adapter's base model (Hub id or folder), if it moved since the training", "path": True},
-    )
     without: list[str] = field(
         default_factory=list, metadata={"help": "experts of the checkpoint (fuse.py) that are not to be heard"}
     )
-    precision: PrecisionName = field(default="auto", metadata={"help": PRECISION_HELP})
-    trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
-    device: str | None = field(default=None, metadata={"help": "device; the accelerator if there is one"})
 
     def __post_init__(self) -> None:
         missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if not importlib.util.find_spec(name)]
@@ -122,7 +115,6 @@ def main() -> None:
     import uvicorn
     from accelerate import PartialState
 
-    from reasonrec.recipes.recommender import Recommender
     from reasonrec.recipes.serving.app import build_app
     from reasonrec.recipes.serving.engine import Engine, EngineSettings
     from reasonrec.recipes.serving.guards import Guard
@@ -132,15 +124,7 @@ def main() -> None:
     if not PartialState().is_main_process:
         return
     listening = listen(config.host.strip("[]"), config.port)
-    recommender = Recommender.from_pretrained(
-        config.model,
-        base_model=config.base_model,
-        dtype=config.precision,
-        device=config.device,
-        trust_remote_code=config.trust_remote_code,
-        without=config.without,
-    )
-    say(recommender.precision)
+    recommender = config.load(config.model, without=config.without)
     # Said of a user to that user (`unknown`), and not once more for each of them here.
     warnings.filterwarnings("ignore", message=".*histories are empty")
     metrics = Metrics()

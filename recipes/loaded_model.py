@@ -1,0 +1,48 @@
+"""How a stage loads the model that it asks: the keys that say so, and the loading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from reasonrec.recipes.keys import PRECISION_HELP, TRUST_HELP, PrecisionName
+from reasonrec.tokenizers.terminal import say
+
+if TYPE_CHECKING:
+    from reasonrec.recipes.recommender import Recommender
+
+
+@dataclass(kw_only=True)
+class LoadedModel:
+    """The keys of a stage that loads a trained model."""
+
+    base_model: str | None = field(
+        default=None,
+        metadata={"help": "an adapter's base model (Hub id or folder), if it moved since the training", "path": True},
+    )
+    precision: PrecisionName = field(default="auto", metadata={"help": PRECISION_HELP})
+    trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
+    device: str | None = field(default=None, metadata={"help": "device; the accelerator if there is one"})
+
+    def load(self, model: str, **how: Any) -> Recommender:
+        """Load a recommender, and say what it computes in.
+
+        Args:
+            model: Folder, or repository on the Hub.
+            **how: What else `Recommender.from_pretrained` takes.
+
+        Raises:
+            UserError: As that does.
+        """
+        from reasonrec.recipes.recommender import Recommender
+
+        recommender = Recommender.from_pretrained(
+            model,
+            base_model=self.base_model,
+            dtype=self.precision,
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+            **how,
+        )
+        say(recommender.precision)
+        return recommender
