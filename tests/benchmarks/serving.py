@@ -134,7 +134,7 @@ def hang_ups(server: Server, ids: list[str], tries: int) -> dict[str, Any]:
             next(lines)
             step = time.perf_counter() - began
         left = time.perf_counter()
-        while "reasonrec_users_open 0.0" not in httpx.get(f"{server.url}/metrics").text:
+        while "reasonrec_users_open 0.0" not in httpx.get(f"{server.url}/metrics", timeout=120).text:
             time.sleep(0.002)
         waited.append((time.perf_counter() - left) / step)
     return {"tries": tries, "slot_free_after_steps": {"p50": float(np.median(waited)), "most": float(max(waited))}}

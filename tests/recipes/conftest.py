@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 # Runs a stage that is killed right behind a checkpoint: by itself, so that no test has to be quick enough to do it.
@@ -132,6 +132,7 @@ def browser() -> Iterator[Browser]:
     if chromium is None and not os.environ.get("CI"):
         pytest.skip("no Chromium on this machine")
     flags = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    expect.set_options(timeout=120_000)  # a busy machine is no failure
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", *flags])
         yield running

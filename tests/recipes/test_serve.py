@@ -21,6 +21,7 @@ from reasonrec.recipes.serve import ServeConfig, is_loopback, listen
 from reasonrec.tokenizers.errors import UserError
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+HTTP = httpx.Client(timeout=120)  # a busy machine is no failure
 
 
 class Server:
@@ -70,14 +71,14 @@ def test_many_clients_at_once(server_of: Callable[..., Server], adapter: Path) -
     ids = recommender.policy.catalogue.item_ids
 
     def ask(first: int) -> list[str]:
-        answer = httpx.post(f"{server.url}/v1/recommend", json={"history": ids[first : first + 3], "k": 4}, timeout=60)
+        answer = HTTP.post(f"{server.url}/v1/recommend", json={"history": ids[first : first + 3], "k": 4})
         return [item["id"] for item in answer.json()["results"][0]["items"]]
 
     with ThreadPoolExecutor(16) as clients:
         found = list(clients.map(ask, range(32)))
     alone = recommender.recommend([ids[first : first + 3] for first in range(32)], k=4)
     assert found == [[item.id for item in row] for row in alone]
-    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    assert HTTP.get(f"{server.url}/health").json() == {"status": "ok"}
     status, rest = server.stop()
     assert status == 0, rest
     assert rest == "stopped\n"
@@ -87,15 +88,15 @@ def test_many_clients_at_once(server_of: Callable[..., Server], adapter: Path) -
 def test_who_hangs_up_gives_the_slot_back(server_of: Callable[..., Server], adapter: Path) -> None:
     server = server_of("--unproven", "true", "--max_chain", "100", "--capacity", "1")
     given = {"history": ["0-0-0"], "k": 2, "mode": "reasoning", "stream": True}
-    with httpx.stream("POST", f"{server.url}/v1/recommend", json=given, timeout=60) as answer:
+    with HTTP.stream("POST", f"{server.url}/v1/recommend", json=given) as answer:
         assert next(answer.iter_lines()) == "event: thought"
     # The only slot is taken until the server notices; then somebody else is answered, long before 100 tokens.
     refused = 0
-    while (second := httpx.post(f"{server.url}/v1/recommend", json={"history": ["0-0-1"], "k": 2})).status_code == 429:
+    while (second := HTTP.post(f"{server.url}/v1/recommend", json={"history": ["0-0-1"], "k": 2})).status_code == 429:
         assert second.headers["retry-after"] == "1"
         refused += 1
     assert second.status_code == 200
-    assert "reasonrec_users_open 0.0" in httpx.get(f"{server.url}/metrics").text
+    assert "reasonrec_users_open 0.0" in HTTP.get(f"{server.url}/metrics").text
     status, rest = server.stop(signal.SIGINT)
     assert (status, rest) == (0, "stopped\n")
 
@@ -104,7 +105,7 @@ def test_who_hangs_up_gives_the_slot_back(server_of: Callable[..., Server], adap
 def test_it_finishes_what_was_asked_before_the_signal(server_of: Callable[..., Server]) -> None:
     server = server_of("--unproven", "true", "--max_chain", "30")
     given = {"history": ["0-0-0"], "k": 2, "mode": "reasoning", "stream": True}
-    with httpx.stream("POST", f"{server.url}/v1/recommend", json=given, timeout=60) as answer:
+    with HTTP.stream("POST", f"{server.url}/v1/recommend", json=given) as answer:
         lines = answer.iter_lines()
         assert next(lines) == "event: thought"
         server.process.send_signal(signal.SIGTERM)
@@ -119,8 +120,8 @@ def test_a_token_lets_others_in(server_of: Callable[..., Server]) -> None:
     server = server_of("--host", "0.0.0.0", REASONREC_TOKEN="sesame")
     assert "sesame" not in "".join(server.said)
     local = server.url.replace("0.0.0.0", "127.0.0.1")
-    assert httpx.get(f"{local}/v1/models").status_code == 401
-    assert httpx.get(f"{local}/v1/models", headers={"authorization": "Bearer sesame"}).status_code == 200
+    assert HTTP.get(f"{local}/v1/models").status_code == 401
+    assert HTTP.get(f"{local}/v1/models", headers={"authorization": "Bearer sesame"}).status_code == 200
 
 
 @pytest.mark.slow
