@@ -253,17 +253,20 @@ class _Chains:
         self._readable = Reasoner(engine.recommender).readable
         self._written: list[list[int]] = [[] for _ in batch]
         self._stopped = [False] * len(batch)
-        self.left = 0  #: users who hung up while their chain was written, whose slots are free again
+
+    @property
+    def left(self) -> int:
+        """Users who hung up while their chain was written, whose slots are free again."""
+        return sum(self._stopped)
 
     def __call__(self, users: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
         engine = self._engine
         for user, (token,) in zip(users.tolist(), tokens[:, :1].tolist(), strict=True):
             ask = self._batch[user]
             if ask.gone and not self._stopped[user]:
-                self._stopped[user] = True
                 with engine._changed:
                     engine._running -= 1
-                    self.left += 1
+                    self._stopped[user] = True
             if token >= 0 and not ask.gone:
                 self._written[user].append(token)
                 if ask.thought is not None:

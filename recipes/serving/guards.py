@@ -10,7 +10,6 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 OPEN_PATHS = ("/", "/health")  # and the page's own files: they hold nothing of the model
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
 async def refuse(send: Send, status: int, detail: str, *headers: tuple[bytes, bytes]) -> None:
