@@ -19,7 +19,8 @@ from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, Precisi
 from reasonrec.tokenizers.artefact import adopt, check_input, read_manifest, staged, write_json
 from reasonrec.tokenizers.embed import JOINED, embed_items, with_joined
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.health import format_report, health_report, plot_report
+from reasonrec.tokenizers.health import format_report, health_report
+from reasonrec.tokenizers.health_plot import plot_report
 from reasonrec.tokenizers.index import REMEDY, ItemIndex, build_index, external_index, load_embeddings, save_quantizer
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
 from reasonrec.tokenizers.quantizers.base import Quantizer, build_quantizer

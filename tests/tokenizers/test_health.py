@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from reasonrec.tokenizers.health import first_category, format_report, health_report, plot_report
+from reasonrec.tokenizers.health import first_category, format_report, health_report
 from reasonrec.tokenizers.index import build_index
 
 # Six items in two levels; items 0, 1 and 2, 3 collide.
@@ -105,11 +105,4 @@ def test_the_report_is_json_and_prints():
     text = format_report(full)
     assert "4 of 6 items (66.7%) in 2 groups, the largest of 2; 80.0% of training targets" in text
     assert "against the category" in text
-
-
-@pytest.mark.parametrize("with_embeddings", [True, False])
-def test_the_plot_is_written(tmp_path, with_embeddings):
-    embeddings = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32) if with_embeddings else None
-    figure = plot_report(report(), build_index(CODES, [4, 3]), embeddings, "six items, $\\x$ \x1b")
-    figure.savefig(tmp_path / "health.png", dpi=40)
-    assert (tmp_path / "health.png").read_bytes().startswith(b"\x89PNG")
+    assert "change: 80% of the training targets need a code that only tells equals apart; use larger" in text
