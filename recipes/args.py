@@ -19,9 +19,10 @@ from dataclasses import MISSING
 from typing import Any, TypeVar
 
 from reasonrec.recipes.keys import Key, KeyTable, OptionsOf, describe, fit, keys_of, nearest, read_words
+from reasonrec.recipes.next_stage import next_commands
 from reasonrec.recipes.quiet import quiet
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.output import kept_of, unfinished_outputs
+from reasonrec.tokenizers.output import finished_outputs, kept_of, unfinished_outputs
 from reasonrec.tokenizers.terminal import say
 from reasonrec.tokenizers.yaml_files import read_yaml
 
@@ -174,17 +175,21 @@ def _print_help(keys: Sequence[Key], *, everything: bool) -> None:
 
 
 def run(main: Callable[[], Any]) -> Callable[[], None]:
-    """Run a stage's `main`: a user's mistake ends with one line on stderr and status 2.
+    """Run a stage's `main`, and name the command that goes on from what it wrote.
 
-    Ctrl-C (status 130) and SIGTERM (143) end it with what was kept and the command that goes on.
+    A user's mistake ends with one line on stderr and status 2, Ctrl-C (status 130) and SIGTERM (143) with what was
+    kept and the command that takes it up again.
     """
 
     @functools.wraps(main)
     def guarded() -> None:
-        command = list(sys.argv)
+        command, before = list(sys.argv), len(finished_outputs())
         try:
             with quiet(), _terminable():
                 main()
+                for out in finished_outputs()[before:]:
+                    for line in next_commands(out, command[1:]):
+                        say(f"next: {line}")
         except UserError as error:
             if os.environ.get("REASONREC_TRACEBACK"):
                 raise

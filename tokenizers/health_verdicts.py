@@ -1,7 +1,7 @@
 """What the numbers of a health report mean: good, acceptable, or what to change.
 
-The limits are rules of thumb for choosing what to look at first, from the indexes of this repository; whether codes help
-a model is known when one was trained on them.
+The limits are rules of thumb for choosing what to look at first, from the indexes of this repository; whether codes
+help a model is known when one was trained on them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def _grade(value: float, good: float, acceptable: float) -> Grade:
 def _usage(levels: list[dict[str, Any]]) -> Verdict:
     worst = min(levels, key=lambda level: float(level["perplexity"] / level["size"]))
     grade = _grade(worst["perplexity"] / worst["size"], 0.75, 0.4)
-    sentence = f"items spread over level {worst['level']} as over {worst['perplexity']:.0f} of its {worst['size']} codes"
+    sentence = (
+        f"items spread over level {worst['level']} as over {worst['perplexity']:.0f} of its {worst['size']} codes"
+    )
     if grade == "change":
         sentence += "; use quantizer: balanced, or fewer codes there"
     return Verdict("usage", grade, sentence)

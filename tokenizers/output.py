@@ -26,6 +26,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_SPACE = 1 << 16  # bytes; a disk with less than this is full
 _held: dict[Path, tuple[OutputLock, list[Path]]] = {}  # each lock with the folders that were made for it
 _unfinished: dict[Path, None] = {}
+_finished: list[Path] = []
 
 
 def partial_folder(out: Path) -> Path:
@@ -142,6 +143,7 @@ def finish_output(out: Path) -> None:
     """An output stands: let other processes write it."""
     release_output(out)
     _unfinished.pop(out, None)
+    _finished.append(out)
 
 
 @contextlib.contextmanager
@@ -167,6 +169,11 @@ def is_held(out: Path) -> bool:
 def unfinished_outputs() -> list[Path]:
     """The outputs that this process claimed and did not finish, in the order in which it claimed them."""
     return list(_unfinished)
+
+
+def finished_outputs() -> list[Path]:
+    """The outputs that this process finished, in their order."""
+    return list(_finished)
 
 
 def kept_of(out: Path) -> list[str]:
