@@ -23,6 +23,7 @@ STAGES = {
     "fuse": "fuse",
     "eval": "eval_ranking",
     "recommend": "recommend",
+    "grow": "grow_catalogue",
     "publish": "publish",
     "serve": "serve",
     "doctor": "doctor",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -17,6 +17,7 @@ from reasonrec.tokenizers.collaborative import Blend
 from reasonrec.tokenizers.count_model import Counted, losses
 from reasonrec.tokenizers.index import build_index
 from reasonrec.tokenizers.quantizers.base import Quantizer
+from reasonrec.tokenizers.said import Said
 from reasonrec.tokenizers.terminal import say
 
 KS = (2.0, 10.0, 50.0)  # train occurrences at which text and company weigh alike
@@ -46,6 +47,20 @@ class Tried:
     permuted_loss: float
 
 
+class Made(NamedTuple):
+    """What codes are made of.
+
+    Attributes:
+        embeddings: (items, dim).
+        report: For the health report: what was chosen and what was tried; empty for text that was asked for.
+        says: What text says of company, for items that come later; None where the embeddings are of text alone.
+    """
+
+    embeddings: Embeddings
+    report: dict[str, Any]
+    says: Said | None = None
+
+
 def embeddings_for(
     dataset: Dataset,
     text: Embeddings,
@@ -54,7 +69,7 @@ def embeddings_for(
     sizes: Sequence[int],
     *,
     seed: int = 0,
-) -> tuple[Embeddings, dict[str, Any]]:
+) -> Made:
     """What the codes of a dataset are made of.
 
     `auto` tries `KS`, and takes the best of them only if its loss is below that of text by a paired interval.
@@ -67,14 +82,11 @@ def embeddings_for(
         sizes: Codes of each level.
         seed: Of decomposition, halves and intervals.
 
-    Returns:
-        The embeddings, and for the health report what was chosen and what was tried.
-
     Raises:
         UserError: If k is given and no two items stand together in train.
     """
     if not asked:
-        return text, {}
+        return Made(text, {})
     log = TrainLog.of(dataset)
     together = CoVisitation(log, baskets=dataset.facts.get("order") == "set").together
 
@@ -82,11 +94,12 @@ def embeddings_for(
         return build_index(quantizer.fit_encode(vectors), sizes).codes
 
     if asked != "auto":
-        return Blend(together, log.counts, text, seed=seed)(asked), {"chosen": asked}
+        blend = Blend(together, log.counts, text, seed=seed)
+        return Made(blend(asked), {"chosen": asked}, blend.says)
     rows = dataset.rows("valid")
     if rows.height < 2 or not together.nnz:
         say("collaboration: auto has no validation rows or no pairs to judge by; codes are made of text alone")
-        return text, {"chosen": 0.0}
+        return Made(text, {"chosen": 0.0})
     if rows.height > MOST_ROWS:
         rows = rows.sample(MOST_ROWS, seed=seed)
     blend = Blend(together, log.counts, text, seed=seed)
@@ -101,7 +114,8 @@ def embeddings_for(
         versus = f", {one.difference:+.3f} [{low:+.3f}, {high:+.3f}] against text" if one.collaboration else ""
         say(f"codes of {what}: {one.loss:.3f} nats for a validation item{versus}")
     say(f"collaboration: auto chose {f'k = {chosen:g}' if chosen else 'text alone'}")
-    return blend(chosen) if chosen else text, {"chosen": chosen, "tried": [asdict(one) for one in tried]}
+    report = {"chosen": chosen, "tried": [asdict(one) for one in tried]}
+    return Made(blend(chosen), report, blend.says) if chosen else Made(text, report)
 
 
 class _Judge:

@@ -46,3 +46,27 @@ class LoadedModel:
         )
         say(recommender.precision)
         return recommender
+
+
+@dataclass(kw_only=True)
+class AskedModel(LoadedModel):
+    """The keys of a stage that recommends to whoever asks."""
+
+    model: str = field(
+        metadata={"help": "folder of the trained model (sft.py), or user/name on the Hub", "path": True}
+    )
+    without: list[str] = field(
+        default_factory=list, metadata={"help": "experts of the checkpoint (fuse.py) that are not to be heard"}
+    )
+    catalogue: str | None = field(
+        default=None,
+        metadata={"help": "a later version of the model's catalogue (grow_catalogue.py)", "path": True},
+    )
+
+    def recommender(self) -> Recommender:
+        """Load it.
+
+        Raises:
+            UserError: As `load`.
+        """
+        return self.load(self.model, without=self.without, catalogue=self.catalogue)

@@ -19,7 +19,7 @@ import polars as pl
 from reasonrec.data_gen.histories import UserHistory
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.loaded_model import LoadedModel
+from reasonrec.recipes.loaded_model import AskedModel
 from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.catalogue import Catalogue
 from reasonrec.tokenizers.errors import UserError
@@ -27,12 +27,9 @@ from reasonrec.tokenizers.terminal import say, visible
 
 
 @dataclass
-class RecommendConfig(LoadedModel):
+class RecommendConfig(AskedModel):
     """Configuration of one recommendation."""
 
-    model: str = field(
-        metadata={"help": "folder of the trained model (sft.py), or user/name on the Hub", "path": True}
-    )
     user: str | None = field(default=None, metadata={"help": "raw id of a user of the data set"})
     history: str | None = field(default=None, metadata={"help": "raw item ids, oldest first, joined by commas"})
     k: int = field(default=10, metadata={"help": "items to recommend", "at_least": 1})
@@ -60,9 +57,6 @@ class RecommendConfig(LoadedModel):
     )
     dataset: str | None = field(
         default=None, metadata={"help": "where user is looked up: the model's dataset, if it moved", "path": True}
-    )
-    without: list[str] = field(
-        default_factory=list, metadata={"help": "experts of the checkpoint (fuse.py) that are not to be heard"}
     )
 
     def __post_init__(self) -> None:
@@ -123,7 +117,7 @@ def main() -> None:
 
     if not PartialState().is_main_process:
         return
-    recommender = config.load(config.model, without=config.without)
+    recommender = config.recommender()
     folder = recommender.path
     assert folder is not None  # it was loaded
     catalogue = recommender.policy.catalogue

@@ -7,6 +7,7 @@ for those who work with item numbers and arrays (`Recommender.items` leads from 
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from operator import itemgetter
@@ -29,12 +30,18 @@ from reasonrec.recipes.models.checkpoint import Setting, trained_manifest
 from reasonrec.recipes.models.hub import local_folder
 from reasonrec.recipes.models.precision import Precision, choose, load_finite
 from reasonrec.recipes.models.verdict import Verdict
-from reasonrec.recipes.policies.base import Policy
+from reasonrec.recipes.policies.base import Policy, build_policy
 from reasonrec.recipes.policies.context import check_context
 from reasonrec.recipes.policies.inference import Ranking, rank, score
-from reasonrec.recipes.policies.loading import Quantization, causal_lm, load_trained, loading_method
+from reasonrec.recipes.policies.loading import (
+    Quantization,
+    causal_lm,
+    grown_catalogue,
+    load_pool,
+    load_trained,
+    loading_method,
+)
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.manifest import Manifest
 from reasonrec.tokenizers.whole import whole
 
 # Beams at a time where the whole catalogue is scored: each has places in the cache, and a million would fill a laptop.
@@ -44,23 +51,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from reasonrec.recipes.rankers.pool import Pool
-
-
-def load_pool(path: Path, manifest: Manifest, policy: Policy, without: Sequence[str] = ()) -> Pool | None:
-    """The experts of a checkpoint, if it has some; only then is what they need imported.
-
-    Args:
-        path: Its folder.
-        manifest: Its manifest.
-        policy: Its policy.
-        without: Experts that are not to be heard.
-    """
-    if "pool" not in manifest.facts and not without:
-        return None
-    from reasonrec.recipes.rankers.pool import Pool
-
-    popularity = policy.catalogue.items["train_count"].to_numpy().astype(np.int64)
-    return Pool.load(path, manifest.facts, popularity, policy.answers.longest, without)
 
 
 class Recommender(KnownUsers):
@@ -110,6 +100,7 @@ class Recommender(KnownUsers):
         device: str | None = None,
         trust_remote_code: bool = False,
         without: Sequence[str] = (),
+        catalogue: str | Path | None = None,
     ) -> Recommender:
         """Load what a training, `recipes/fuse.py` or `recipes/publish.py` wrote.
 
@@ -123,6 +114,7 @@ class Recommender(KnownUsers):
             device: Overrides the device (the accelerator if there is one).
             trust_remote_code: Run code that comes with the model or its base; nothing in the folder turns this on.
             without: Experts of the checkpoint that are not to be heard.
+            catalogue: Folder of a later version of its catalogue (`recipes/grow_catalogue.py`).
 
         Raises:
             UserError: If a file is missing or was changed, the Hub does not give the repository, the base model is not
@@ -139,6 +131,7 @@ class Recommender(KnownUsers):
                 precision=chosen,
                 method=method,
                 trust_remote_code=trust_remote_code,
+                grown=catalogue,
             ),
             choose(dtype, device or ("cuda" if torch.cuda.is_available() else "cpu")),
             itemgetter(1),
@@ -147,6 +140,27 @@ class Recommender(KnownUsers):
             model = model.to(precision.device)
         pool = load_pool(folder, manifest, policy, without)
         return cls(policy, model, setting, precision, pool, Verdict.stored(manifest), folder)
+
+    def with_catalogue(self, catalogue: str | Path, without: Sequence[str] = ()) -> Recommender:
+        """The same model with a later version of its catalogue (`recipes/grow_catalogue.py`); nothing is loaded twice.
+
+        Args:
+            catalogue: Its folder.
+            without: Experts of the checkpoint that are not to be heard.
+
+        Raises:
+            UserError: If this was not loaded from a folder, or the catalogue is none of this model.
+        """
+        if self.path is None:
+            raise UserError("this recommender was not loaded from a folder: save it, and load that")
+        later = grown_catalogue(self.policy.catalogue, catalogue, self.setting)
+        policy = build_policy(later, self.setting, self.policy.tokenizer)
+        pool = load_pool(self.path, trained_manifest(self.path), policy, without)
+        other = copy.copy(self)
+        KnownUsers.__init__(other, policy, self.setting)
+        other.pool = pool
+        policy.answers.to(self.model.device)
+        return other
 
     def push_to_hub(self, repository: str, **options: Any) -> str:
         """Publish the checkpoint this was loaded from, as `recipes/publish.py` does.

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.loaded_model import LoadedModel
+from reasonrec.recipes.loaded_model import AskedModel
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import say
 
@@ -27,12 +27,9 @@ TOKEN = "REASONREC_TOKEN"
 
 
 @dataclass
-class ServeConfig(LoadedModel):
+class ServeConfig(AskedModel):
     """Configuration of a server."""
 
-    model: str = field(
-        metadata={"help": "folder of the trained model (sft.py), or user/name on the Hub", "path": True}
-    )
     host: str = field(default="127.0.0.1", metadata={"help": "address to listen on; this machine only by default"})
     port: int = field(default=8000, metadata={"help": "port to listen on", "at_least": 0, "at_most": 65535})
     name: str | None = field(default=None, metadata={"help": "what the model is called; the folder's name if unset"})
@@ -56,9 +53,6 @@ class ServeConfig(LoadedModel):
     max_chain: int = field(default=128, metadata={"help": "longest chain in tokens", "at_least": 1})
     unproven: bool = field(
         default=False, metadata={"help": "think even where it was not shown to help (judge_reasoning.py)"}
-    )
-    without: list[str] = field(
-        default_factory=list, metadata={"help": "experts of the checkpoint (fuse.py) that are not to be heard"}
     )
 
     def __post_init__(self) -> None:
@@ -120,11 +114,12 @@ def main() -> None:
     from reasonrec.recipes.serving.guards import Guard
     from reasonrec.recipes.serving.metrics import Metrics
     from reasonrec.recipes.serving.service import Limits, Service
+    from reasonrec.recipes.serving.watch import CatalogueWatch
 
     if not PartialState().is_main_process:
         return
     listening = listen(config.host.strip("[]"), config.port)
-    recommender = config.load(config.model, without=config.without)
+    recommender = config.recommender()
     # Said of a user to that user (`unknown`), and not once more for each of them here.
     warnings.filterwarnings("ignore", message=".*histories are empty")
     metrics = Metrics()
@@ -138,7 +133,10 @@ def main() -> None:
     )
     engine = Engine(recommender, settings, metrics.batch)
     limits = Limits(config.max_k, config.max_history, config.max_users, config.timeout)
-    app = build_app(Service(engine, config.name or Path(config.model).name, limits), metrics)
+    service = Service(engine, config.name or Path(config.model).name, limits)
+    if config.catalogue is not None:
+        CatalogueWatch(service, config.catalogue, config.without)
+    app = build_app(service, metrics)
     guarded = Guard(app, token=os.environ.get(TOKEN) or None, hosts=config.hosts, max_body=config.max_body)
     server = uvicorn.Server(
         uvicorn.Config(

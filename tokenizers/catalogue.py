@@ -12,12 +12,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.grow import check_grown
 from reasonrec.tokenizers.index import INDEX_FILE, ItemIndex
 
 CATALOGUE_FILE = "catalogue.parquet"
+RETIRED = "retired"  # a column, where there are some
 TEXTS = ("title", "description", "category", "brand")
 SCHEMA: dict[str, Any] = {"item_id": pl.String, **dict.fromkeys(TEXTS, pl.String), "train_count": pl.Int32}
 
@@ -33,6 +37,8 @@ class Catalogue:
         dataset: Content hash of the dataset.
         facts: What a model's card says of the dataset (users, split).
         index: The codes, for a policy that writes them.
+        retired: Numbers of items that are recommended no more.
+        trained: How many items a model was trained with, where others came later; None for all of them.
     """
 
     items: pl.DataFrame
@@ -41,6 +47,8 @@ class Catalogue:
     dataset: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     index: ItemIndex | None = None
+    retired: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    trained: int | None = None
 
     @property
     def n_items(self) -> int:
@@ -78,7 +86,10 @@ class Catalogue:
         Returns:
             The rest, for the manifest's facts.
         """
-        self.items.write_parquet(folder / CATALOGUE_FILE, compression="zstd")
+        items = self.items
+        if len(self.retired):
+            items = items.with_columns(pl.Series(RETIRED, np.isin(np.arange(self.n_items), self.retired)))
+        items.write_parquet(folder / CATALOGUE_FILE, compression="zstd")
         if self.index is not None:
             self.index.save(folder)
         facts = {"name": self.name, "mask_history": self.mask_history, "dataset": self.dataset, **self.facts}
@@ -103,10 +114,14 @@ class Catalogue:
             items = pl.read_parquet(folder / CATALOGUE_FILE)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise UserError(f"{folder / CATALOGUE_FILE} cannot be read ({error}): train the model again") from error
+        retired = np.empty(0, dtype=np.int64)
+        if items.schema.get(RETIRED) == pl.Boolean:
+            retired = np.flatnonzero(items[RETIRED].fill_null(value=False).to_numpy())
+            items = items.drop(RETIRED)
         if items.schema != pl.Schema(SCHEMA) or items.null_count().row(0) != (0,) * len(SCHEMA):
             raise UserError(f"{folder / CATALOGUE_FILE} has other columns than this kit writes: train the model again")
         rest = {name: value for name, value in about.items() if name not in kinds}
-        found = cls(items, about["name"], about["mask_history"], about["dataset"], rest)
+        found = cls(items, about["name"], about["mask_history"], about["dataset"], rest, retired=retired)
         return found.with_codes(ItemIndex.read(folder)) if (folder / INDEX_FILE).is_file() else found
 
     def with_codes(self, index: ItemIndex) -> Catalogue:
@@ -120,3 +135,22 @@ class Catalogue:
                 f"codes of {index.n_items} items do not fit a catalogue of {self.n_items}: index them again"
             )
         return replace(self, index=index)
+
+    def grown_to(self, later: Catalogue, what: str) -> Catalogue:
+        """A later version of the same catalogue, for a model that was trained with this one.
+
+        Args:
+            later: The later version.
+            what: How to call it in a message.
+
+        Raises:
+            UserError: If it is of another dataset, or an item of this one has another id or other codes there.
+        """
+        if later.dataset != self.dataset:
+            raise UserError(
+                f"{what} belongs to the dataset {later.dataset[:12]}…, the model was trained on {self.dataset[:12]}…"
+            )
+        check_grown(self.codes, later.codes, what)
+        if later.item_ids[: self.n_items] != self.item_ids:
+            raise UserError(f"{what} numbers the items in another order than the model's catalogue")
+        return replace(later, facts=self.facts, trained=self.trained or self.n_items)

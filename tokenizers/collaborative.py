@@ -15,11 +15,11 @@ from scipy import sparse
 from scipy.sparse.linalg import svds
 
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.said import Said, Vectors, unit
 
 DIMENSIONS = 128
 SMOOTHING = 0.75  # exponent of the context's probability, as in word2vec: rare companions say less than PMI believes
 RIDGES = tuple(10.0**power for power in range(-2, 4))
-Vectors = NDArray[np.float32]
 
 
 def near_pairs(
@@ -112,7 +112,7 @@ def company(pairs: sparse.csr_array, *, dimensions: int = DIMENSIONS, seed: int 
     left, sizes = left[:, order], sizes[order]
     # The sign of a singular vector is arbitrary: its largest entry is positive.
     signs = np.sign(left[np.abs(left).argmax(axis=0), np.arange(kept)])
-    return _unit(left * signs * np.sqrt(np.maximum(sizes, 0)))
+    return unit(left * signs * np.sqrt(np.maximum(sizes, 0)))
 
 
 class Blend:
@@ -123,6 +123,9 @@ class Blend:
         counts: (items,) how often each item occurs in train.
         text: (items, dim) vectors of the items' text.
         seed: Of where the decomposition starts.
+
+    Attributes:
+        says: What text says of company, of these items and of any other.
 
     Raises:
         UserError: If no two items stand together in train.
@@ -143,14 +146,10 @@ class Blend:
         self.vectors = company(pairs, seed=seed)
         self.known = np.asarray(pairs.sum(axis=1)).ravel() > 0
         ridge = RidgeCV(alphas=RIDGES).fit(text[self.known], self.vectors[self.known])
-        self.said = _unit(ridge.predict(text).astype(np.float32))
+        self.says = Said(ridge.coef_.T.astype(np.float32), ridge.intercept_.astype(np.float32))
+        self.said = self.says(text)
 
     def __call__(self, k: float) -> Vectors:
         """(items, dimensions) rows of unit length; company and text weigh alike at k occurrences."""
         share = np.where(self.known, self.counts / (self.counts + k), 0)[:, None]
-        return _unit(share * self.vectors + (1 - share) * self.said)
-
-
-def _unit(vectors: NDArray[np.floating]) -> Vectors:
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.maximum(length, 1e-12), dtype=np.float32)
+        return unit(share * self.vectors + (1 - share) * self.said)

@@ -36,10 +36,27 @@ class Placed:
     distance: NDArray[np.float32]
     nearest: NDArray[np.float32]
 
+    @classmethod
+    def nothing(cls, depth: int) -> Placed:
+        """Of no items, in an index of so many levels."""
+        none = np.empty(0, dtype=np.float32)
+        return cls(np.empty((0, depth + 1), dtype=np.int32), none, none)
+
     @property
     def displaced(self) -> NDArray[np.bool_]:
         """(new,) whose nearest tuple was closed."""
         return self.distance > self.nearest
+
+    def __str__(self) -> str:
+        """How many were displaced and how far, for people."""
+        moved = self.displaced
+        if not moved.any():
+            return "all have the codes nearest to them"
+        taken, nearest = (float(np.sqrt(far[moved]).mean()) for far in (self.distance, self.nearest))
+        return (
+            f"the nearest codes of {moved.sum():,} were taken: theirs are {taken:.3f} away on average, instead of "
+            f"{nearest:.3f}"
+        )
 
 
 def nearest_tuples(

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from reasonrec.tokenizers.artefact import check_input, read_manifest
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.manifest import Manifest
+from reasonrec.tokenizers.said import Said
 
 INDEX_FILE = "index.safetensors"
 QUANTIZER_FILE = "quantizer.safetensors"
@@ -171,17 +172,22 @@ def _rank_in_group(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rank, count[group]
 
 
-def save_quantizer(folder: Path, codebooks: Sequence[np.ndarray], embeddings: np.ndarray) -> None:
+def save_quantizer(
+    folder: Path, codebooks: Sequence[np.ndarray], embeddings: np.ndarray, says: Said | None = None
+) -> None:
     """Write the codebooks and the item embeddings beside the index.
 
     Args:
         folder: The artefact's (partial) folder.
         codebooks: One float32 (K_l, dim) array per level.
         embeddings: float32 (items, dim).
+        says: What text says of company, if they are made of both.
     """
     books = {f"codebook_{level}": np.ascontiguousarray(book) for level, book in enumerate(codebooks)}
     save_file(books, folder / QUANTIZER_FILE)
-    save_file({"embeddings": np.ascontiguousarray(embeddings, dtype=np.float32)}, folder / EMBEDDINGS_FILE)
+    tensors = {"embeddings": embeddings} | ({} if says is None else says._asdict())
+    kept = {name: np.ascontiguousarray(tensor, dtype=np.float32) for name, tensor in tensors.items()}
+    save_file(kept, folder / EMBEDDINGS_FILE)
 
 
 def load_codebooks(path: str | Path) -> list[np.ndarray]:
@@ -201,6 +207,12 @@ def load_embeddings(path: str | Path) -> np.ndarray:
         UserError: If the index was imported and has none.
     """
     return load_file(_needed(Path(path) / EMBEDDINGS_FILE))["embeddings"]
+
+
+def load_says(path: str | Path) -> Said | None:
+    """What text says of company in an index artefact; None where the embeddings are of text alone."""
+    tensors = load_file(_needed(Path(path) / EMBEDDINGS_FILE))
+    return Said(tensors["weight"], tensors["bias"]) if "weight" in tensors else None
 
 
 def _needed(path: Path) -> Path:

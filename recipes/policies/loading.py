@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
 
 from reasonrec.recipes.models.adapter_config import read_adapter_config
 from reasonrec.recipes.models.checkpoint import Setting, base_of, check_base, trained_manifest, trained_tokenizer
 from reasonrec.recipes.models.fingerprint import fingerprint
 from reasonrec.recipes.models.load import Method, load_base
 from reasonrec.recipes.models.precision import Precision, choose
-from reasonrec.recipes.policies.base import Policy, build_policy
+from reasonrec.recipes.policies.base import POLICIES, Policy, build_policy
+from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.catalogue import Catalogue
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.manifest import Manifest
@@ -21,6 +25,8 @@ from reasonrec.tokenizers.terminal import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from reasonrec.recipes.rankers.pool import Pool
 
 Quantization = Literal["auto", "4bit"] | None
 
@@ -72,6 +78,23 @@ def loading_method(manifest: Manifest, quantization: Quantization) -> Method:
     return trained
 
 
+def grown_catalogue(catalogue: Catalogue, folder: str | Path, setting: Setting) -> Catalogue:
+    """A later version of a checkpoint's catalogue.
+
+    Args:
+        catalogue: The checkpoint's own.
+        folder: Where the later one is.
+        setting: What the checkpoint was trained with.
+
+    Raises:
+        UserError: If it is no later version of this one, or the policy has more to learn of an item than its codes.
+    """
+    if not POLICIES.find(setting.policy).with_codes:
+        raise UserError(f"policy {setting.policy} keeps a vector of each item: train it on the new items instead")
+    later = Catalogue.load(Path(folder), read_manifest(folder, "catalogue").facts)
+    return catalogue.grown_to(later, f"catalogue={folder}")
+
+
 def load_fresh(
     setting: Setting, policy: Policy, precision: Precision | None = None, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, str]:
@@ -96,6 +119,7 @@ def load_trained(
     method: Method | None = None,
     trainable: bool = False,
     trust_remote_code: bool = False,
+    grown: str | Path | None = None,
 ) -> Trained:
     """Load a trained model with all that belongs to it, to recommend with or to train on.
 
@@ -108,10 +132,11 @@ def load_trained(
         method: How the weights, or an adapter's base, are loaded; as they were in the training if unset.
         trainable: To train on: its adapter takes gradients, or the whole model is in float32.
         trust_remote_code: Run code that comes with the model or its base. Only the caller says so, never the folder.
+        grown: Folder of a later version of its catalogue (`recipes/grow_catalogue.py`).
 
     Raises:
-        UserError: If the base model is not that of the training, or not where it was; the message names the hashes and
-            the command that mends it.
+        UserError: If the base model is not that of the training, or not where it was (the message names the hashes and
+            the command that mends it), or the later catalogue is one of other items.
     """
     from peft import PeftModel
 
@@ -120,6 +145,8 @@ def load_trained(
     trained = Setting.stored(manifest)
     setting = replace(trained, base_model=base_model or base_of(manifest, path))
     catalogue = Catalogue.load(path, manifest.facts)
+    if grown is not None:
+        catalogue = grown_catalogue(catalogue, grown, setting)
     tokenizer = trained_tokenizer(path, manifest, setting, trust_remote_code)
     policy = build_policy(catalogue, setting, tokenizer)
     if manifest.kind == "model":
@@ -140,6 +167,23 @@ def load_trained(
         lora.target_modules = sorted(lora.target_modules or ())  # a set would be saved in another order each time
     policy.load(path, manifest, causal_lm(model))
     return Trained(policy, model, setting, manifest)
+
+
+def load_pool(path: Path, manifest: Manifest, policy: Policy, without: Sequence[str] = ()) -> Pool | None:
+    """The experts of a checkpoint, if it has some; only then is what they need imported.
+
+    Args:
+        path: Its folder.
+        manifest: Its manifest.
+        policy: Its policy.
+        without: Experts that are not to be heard.
+    """
+    if "pool" not in manifest.facts and not without:
+        return None
+    from reasonrec.recipes.rankers.pool import Pool
+
+    counts = policy.catalogue.items["train_count"].to_numpy().astype(np.int64)
+    return Pool.load(path, manifest.facts, counts, policy.answers.longest, without, policy.catalogue.trained)
 
 
 def save_checkpoint(folder: Path, setting: Setting, policy: Policy, *, current: bool = True) -> dict[str, Any]:

@@ -235,6 +235,45 @@ class Text(Expert):
         return cls(TextNeighbours(vectors, popularity))
 
 
+class Before(Expert):
+    """An expert from before some items came: of those it has no opinion.
+
+    They get the mean of the others' probabilities, so that next to them it moves nothing but what it moves among the
+    others; a zero would say that nobody wants them.
+
+    Args:
+        expert: Who knows the first items.
+        popularity: How often each item is a train target (n_items,), the later ones included.
+    """
+
+    name = "before"
+    tempers = (1.0,)
+
+    def __init__(self, expert: Expert, popularity: NDArray[np.int64]) -> None:
+        self.expert, self.popularity, self.temper = expert, popularity, expert.temper
+
+    def log_probs(self, rows: pl.DataFrame) -> NDArray[np.float32]:
+        """See `Expert`."""
+        known = len(self.expert.popularity)
+        heard = rows.with_columns(pl.col("history").list.eval(pl.element().filter(pl.element() < known)))
+        told = self.expert.log_probs(heard)
+        later = np.full((len(told), len(self.popularity) - known), -np.log(known), dtype=np.float32)
+        return np.concatenate([told, later], axis=1)
+
+    def scores(self, rows: pl.DataFrame) -> NDArray[np.float32]:
+        """See `Expert`: they are probabilities already."""
+        return self.log_probs(rows)
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """See `Expert`."""
+        return self.expert.tensors()
+
+    @classmethod
+    def restore(cls, tensors: Tensors, facts: Mapping[str, Any], popularity: NDArray[np.int64]) -> Expert:
+        """See `Expert`: it is never stored."""
+        raise TypeError("an expert is stored as the one it was trained as")
+
+
 @dataclass(frozen=True)
 class CompanyOptions:
     """Options of `co_visitation`.

@@ -23,7 +23,7 @@ from torch import Tensor
 from reasonrec.recipes.decoding.answers import Choices
 from reasonrec.recipes.decoding.prior import Prior, Tree, without
 from reasonrec.recipes.keys import fit
-from reasonrec.recipes.rankers.experts import EXPERTS, Expert
+from reasonrec.recipes.rankers.experts import EXPERTS, Before, Expert
 from reasonrec.recipes.rankers.top_k import rank_rows
 from reasonrec.tokenizers.errors import UserError
 
@@ -147,6 +147,7 @@ class Pool:
         popularity: NDArray[np.int64],
         levels: int,
         leave_out: Sequence[str] = (),
+        trained: int | None = None,
     ) -> Pool | None:
         """The pool of a verified checkpoint.
 
@@ -156,6 +157,7 @@ class Pool:
             popularity: How often each item is a train target (n_items,).
             levels: Tokens of the longest answer.
             leave_out: Names of experts that are not to be heard; the weights of the others stay.
+            trained: How many items the experts know, where others came later; None for all.
 
         Returns:
             The pool; None if it has none, or all its experts are left out.
@@ -179,9 +181,11 @@ class Pool:
                 if name not in experts:
                     raise UserError(f"{folder} has no expert {name!r} to leave out; it has {', '.join(experts)}")
                 del experts[name], weights[name]
-            made = {name: _restore(folder, name, said, popularity) for name, said in experts.items()}
+            made = {name: _restore(folder, name, said, popularity[:trained]) for name, said in experts.items()}
         except (KeyError, TypeError, ValueError, AttributeError, OSError, SafetensorError) as error:
             raise UserError(f"{folder}: its experts are not what this kit writes ({error}): fuse it again") from error
+        if trained is not None:
+            made = {name: Before(expert, popularity) for name, expert in made.items()}
         return cls(made, weights) if made else None
 
     def __str__(self) -> str:

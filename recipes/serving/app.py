@@ -17,7 +17,6 @@ from fastapi.staticfiles import StaticFiles
 
 from reasonrec.recipes.serving import wire
 from reasonrec.recipes.serving.metrics import Counted, Metrics
-from reasonrec.recipes.serving.search import ItemSearch
 from reasonrec.recipes.serving.service import Service
 
 # The page runs its own files and nothing else, whatever stands in a title.
@@ -39,7 +38,7 @@ def build_app(service: Service, metrics: Metrics) -> FastAPI:
         service: What answers.
         metrics: What is counted.
     """
-    engine, search = service.engine, ItemSearch(service.catalogue)
+    engine = service.engine
     index = (files("reasonrec.recipes.serving") / "page" / "index.html").read_text(encoding="utf-8")
     metrics.follow(engine)
 
@@ -82,7 +81,7 @@ def build_app(service: Service, metrics: Metrics) -> FastAPI:
     @app.get("/v1/items/search", responses=PROBLEMS)
     def items(q: str = Query(max_length=200), limit: int = Query(default=20, ge=1, le=100)) -> wire.SearchResponse:
         """Items whose title or id holds some words, what is chosen most often first."""
-        return wire.SearchResponse(items=[service.item(number) for number in search(q, limit)])
+        return wire.SearchResponse(items=[service.item(number) for number in service.search(q, limit)])
 
     @app.get("/v1/models")
     async def models() -> wire.Models:

@@ -111,7 +111,8 @@ class Engine:
     """Answers from one thread.
 
     Args:
-        recommender: Who recommends.
+        recommender: Who recommends. Another one may take its place at any time, if it numbers the same items alike:
+            the next batch is its own.
         settings: How.
         measured: Told each batch: users, seconds.
     """
@@ -203,11 +204,12 @@ class Engine:
     def _answer(self, batch: list[Ask]) -> None:
         if not batch:
             return
+        recommender = self.recommender  # another may take its place meanwhile
         began, settings, first = time.monotonic(), self.settings, batch[0]
-        chains = _Chains(self, batch)
+        chains = _Chains(self, batch, Reasoner(recommender).readable)
         try:
             found = answer(
-                self.recommender,
+                recommender,
                 [ask.history for ask in batch],
                 k=max(ask.k for ask in batch),  # the list of fewer items is the beginning of this one
                 mode=first.mode,
@@ -228,7 +230,7 @@ class Engine:
         now = time.monotonic()
         self._free(batch, chains)
         self._measured(len(batch), now - began)
-        lists = found.lists(self.recommender.policy.catalogue)
+        lists = found.lists(recommender.policy.catalogue)
         thoughts = found.thoughts or [[] for _ in batch]
         for ask, items, own in zip(batch, lists, thoughts, strict=True):
             if not ask.gone:
@@ -248,9 +250,8 @@ class Engine:
 class _Chains:
     """Follows the chains of a batch: hands on what is written, and ends those that nobody waits for."""
 
-    def __init__(self, engine: Engine, batch: Sequence[Ask]) -> None:
-        self._engine, self._batch = engine, batch
-        self._readable = Reasoner(engine.recommender).readable
+    def __init__(self, engine: Engine, batch: Sequence[Ask], readable: Callable[[Sequence[int]], str]) -> None:
+        self._engine, self._batch, self._readable = engine, batch, readable
         self._written: list[list[int]] = [[] for _ in batch]
         self._stopped = [False] * len(batch)
 

@@ -14,8 +14,11 @@ from fastapi import HTTPException
 
 from reasonrec.data_gen.histories import UserHistory
 from reasonrec.recipes.models.verdict import UNMEASURED
+from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.serving.engine import Ask, Closed, Engine, Full, Reply
+from reasonrec.recipes.serving.search import ItemSearch
 from reasonrec.recipes.serving.wire import FoundItem, Item, Model, RecommendRequest, UserResult
+from reasonrec.tokenizers.catalogue import Catalogue
 from reasonrec.tokenizers.errors import UserError
 
 
@@ -64,9 +67,27 @@ class Service:
 
     def __init__(self, engine: Engine, name: str, limits: Limits) -> None:
         self.engine, self.name, self.limits = engine, name, limits
-        self.recommender = engine.recommender
-        self.catalogue = self.recommender.policy.catalogue
-        self._codes = None if self.catalogue.index is None else self.catalogue.index.tuples()
+        self.search = ItemSearch(self.catalogue)
+
+    @property
+    def recommender(self) -> Recommender:
+        """Who recommends."""
+        return self.engine.recommender
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What there is to recommend."""
+        return self.recommender.policy.catalogue
+
+    def take(self, recommender: Recommender) -> None:
+        """Recommend from a later version of the catalogue from now on; who asked already is answered all the same.
+
+        Args:
+            recommender: The same model with that catalogue.
+        """
+        search = ItemSearch(recommender.policy.catalogue)
+        self.engine.recommender = recommender
+        self.search = search  # what it finds is known by now
 
     def model(self) -> Model:
         """What is served."""
@@ -84,7 +105,8 @@ class Service:
 
     def item(self, number: int) -> FoundItem:
         """An item of the catalogue."""
-        codes = None if self._codes is None else list(self._codes[number])
+        index = self.catalogue.index
+        codes = None if index is None else [code for code in index.codes[number].tolist() if code >= 0]
         return FoundItem(id=self.catalogue.item_ids[number], title=self.catalogue.titles[number], codes=codes)
 
     def submit(self, request: RecommendRequest) -> Pending:

@@ -126,6 +126,40 @@ def other_world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="session")
+def later_version() -> Callable[..., Path]:
+    """A function that writes a catalogue artefact with more items, at drawn places, than another."""
+    from dataclasses import replace
+
+    import polars as pl
+
+    from reasonrec.tokenizers.artefact import staged
+    from reasonrec.tokenizers.catalogue import Catalogue
+    from reasonrec.tokenizers.grow import grown_index, place_items
+
+    def make(catalogue: Catalogue, out: Path, *, new: int, retired: list[int] | None = None) -> Path:
+        """A catalogue with more items at drawn places."""
+        random = np.random.default_rng(0)
+        books = [random.normal(size=(size, 3)).astype(np.float32) for size in catalogue.codes.level_sizes[:-1]]
+        placed = place_items(catalogue.codes, books, random.normal(size=(new, 3)).astype(np.float32))
+        added = pl.DataFrame(
+            [{"item_id": f"new-{n}", "title": f"new item {n}"} for n in range(new)],
+            schema={"item_id": pl.String, "title": pl.String},
+        )
+        items = pl.concat([catalogue.items, added], how="diagonal").with_columns(
+            pl.col(pl.String).fill_null(""), pl.col("train_count").fill_null(0)
+        )
+        gone = np.array(retired or [], dtype=np.int64)
+        grown = replace(catalogue, items=items, index=grown_index(catalogue.codes, placed.codes), retired=gone)
+        with staged(out, kind="catalogue", config={}, overwrite=True) as (folder, facts):
+            facts.update(grown.save(folder))
+            for name in ("quantizer", "embeddings"):
+                (folder / f"{name}.safetensors").write_bytes(b"")  # nobody who recommends reads them
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """The machine's own Chromium (Debian: `apt-get install chromium`); `CHROMIUM` names another."""
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from reasonrec.recipes.collaboration import KS, embeddings_for
+from reasonrec.recipes.collaboration import KS, Made, embeddings_for
 from reasonrec.tokenizers.quantizers.base import build_quantizer
 
 GROUP = np.repeat(np.arange(6), 8)
@@ -44,13 +44,14 @@ class World:
 QUANTIZER = build_quantizer("balanced", [6, 8], 0, {})
 
 
-def asked(world: Any, collaboration: Any) -> tuple[np.ndarray, dict[str, Any]]:
+def asked(world: Any, collaboration: Any) -> Made:
     return embeddings_for(world, world.text, collaboration, QUANTIZER, [6, 8])
 
 
 def test_company_is_chosen_where_text_knows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     world = World(text_knows=False)
-    vectors, report = asked(world, "auto")
+    vectors, report, says = asked(world, "auto")
+    assert says is not None
     assert report["chosen"] in KS
     assert f"collaboration: auto chose k = {report['chosen']:g}" in capsys.readouterr().out
     text, *others = report["tried"]
@@ -64,7 +65,8 @@ def test_company_is_chosen_where_text_knows_nothing(capsys: pytest.CaptureFixtur
 
 def test_text_stays_where_it_knows_as_much() -> None:
     world = World(text_knows=True)
-    vectors, report = asked(world, "auto")
+    vectors, report, says = asked(world, "auto")
+    assert says is None
     assert report["chosen"] == 0
     assert vectors is world.text
     assert len(report["tried"]) == 1 + len(KS)
@@ -79,6 +81,8 @@ def test_without_validation_text_stays_and_that_is_said(capsys: pytest.CaptureFi
 def test_what_is_told_is_done() -> None:
     world = World(text_knows=False)
     assert asked(world, 0)[0] is world.text
-    vectors, report = asked(world, 2.0)
+    vectors, report, says = asked(world, 2.0)
+    assert says is not None
+    assert says(world.text).shape == vectors.shape  # what an item gets that nobody had yet
     assert report == {"chosen": 2.0}
     assert not np.allclose(vectors[:, :6], world.text[:, :6])

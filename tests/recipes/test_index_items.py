@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from reasonrec.data_gen.schema import ROWS, Dataset, Tables, write_dataset
-from reasonrec.recipes import index_items
+from reasonrec.recipes import index_items, item_vectors
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.index_items import IndexConfig
 from reasonrec.tokenizers.artefact import read_manifest, staged, write_manifest
@@ -61,7 +61,7 @@ def stage(monkeypatch, *flags: str) -> None:
 
 @pytest.fixture
 def flags(tmp_path, monkeypatch) -> list[str]:
-    monkeypatch.setattr(index_items, "embed_items", fake_embeddings)
+    monkeypatch.setattr(item_vectors, "embed_items", fake_embeddings)
     dataset = make_dataset(tmp_path / "dataset")
     return ["--dataset", str(dataset), "--output_dir", str(tmp_path / "index"), "--codebook_sizes", "4", "2"]
 
@@ -130,7 +130,7 @@ def test_embeddings_are_used_again_only_where_they_fit(tmp_path, monkeypatch, fl
     def not_again(*_, **__):
         raise AssertionError("embedded again")
 
-    monkeypatch.setattr(index_items, "embed_items", not_again)
+    monkeypatch.setattr(item_vectors, "embed_items", not_again)
     source = ["--embeddings_from", str(tmp_path / "index")]
     stage(monkeypatch, *flags, *source, "--output_dir", str(tmp_path / "second"))
     assert read_manifest(tmp_path / "second").hash == read_manifest(tmp_path / "index").hash

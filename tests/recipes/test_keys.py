@@ -16,6 +16,7 @@ from reasonrec.recipes.args import parse
 from reasonrec.recipes.doctor import DoctorConfig
 from reasonrec.recipes.eval_ranking import EvalConfig
 from reasonrec.recipes.fuse import FuseConfig
+from reasonrec.recipes.grow_catalogue import GrowConfig
 from reasonrec.recipes.grpo import GrpoStage
 from reasonrec.recipes.index_items import IndexConfig
 from reasonrec.recipes.judge_reasoning import JudgeConfig
@@ -42,6 +43,7 @@ STAGES = (
     FuseConfig,
     EvalConfig,
     RecommendConfig,
+    GrowConfig,
     PublishConfig,
     ServeConfig,
     DoctorConfig,

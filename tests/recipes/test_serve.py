@@ -10,7 +10,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -62,6 +64,48 @@ def server_of(adapter: Path) -> Iterator[Callable[..., Server]]:
         if server.process.poll() is None:
             server.process.kill()
             server.process.wait()
+
+
+@pytest.mark.slow
+def test_a_later_catalogue_is_picked_up_and_nobody_notices(
+    server_of: Callable[..., Server], adapter: Path, later_version: Callable[..., Path], tmp_path: Path
+) -> None:
+    own = Recommender.from_pretrained(adapter, dtype="fp32", device="cpu").policy.catalogue
+    folder = later_version(own, tmp_path / "catalogue", new=1)
+    server = server_of("--catalogue", str(folder))
+    history = [*own.item_ids[:2], "new-2"]
+
+    def ask() -> dict[str, Any]:
+        answer = HTTP.post(f"{server.url}/v1/recommend", json={"history": history, "k": 4})
+        assert answer.status_code == 200, answer.text
+        return answer.json()["results"][0]
+
+    def items() -> int:
+        return int(HTTP.get(f"{server.url}/v1/models").json()["data"][0]["items"])
+
+    def search() -> list[str]:
+        answer = HTTP.get(f"{server.url}/v1/items/search", params={"q": "new item"})
+        return [item["id"] for item in answer.json()["items"]]
+
+    assert items() == own.n_items + 1
+    assert ask()["unknown"] == 1
+    assert search() == ["new-0"]
+    later_version(own, folder, new=4, retired=[0])
+    while items() == own.n_items + 1:  # nobody is refused meanwhile
+        ask()
+    assert items() == own.n_items + 4
+    assert ask()["unknown"] == 0
+    assert search() == [f"new-{n}" for n in range(4)]
+    # What is no later version changes nothing, and the log says why.
+    later_version(replace(own, items=own.items.reverse()), folder, new=5)
+    for line in iter(server.process.stdout.readline, ""):  # type: ignore[union-attr]
+        if "the catalogue stays as it was" in line:
+            assert "numbers the items in another order" in line
+            break
+    assert items() == own.n_items + 4
+    assert ask()["unknown"] == 0
+    status, _ = server.stop()
+    assert status == 0
 
 
 @pytest.mark.slow

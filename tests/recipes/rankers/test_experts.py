@@ -11,7 +11,7 @@ import pytest
 from scipy import sparse
 
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.recipes.rankers.experts import EXPERTS, Company, Expert, Text, build_experts
+from reasonrec.recipes.rankers.experts import EXPERTS, Before, Company, Expert, Text, build_experts
 from reasonrec.recipes.rankers.text import TextNeighbours
 from reasonrec.tokenizers.errors import UserError
 
@@ -111,3 +111,11 @@ def test_tables_of_another_shape_are_refused(company: Company, change, error) ->
     change(tensors)
     with pytest.raises(error):
         Company.restore(tensors, company.facts(), company.popularity)
+
+
+def test_an_expert_from_before_has_no_opinion_of_what_came_later(company: Company) -> None:
+    later = Before(company, np.array([4, 2, 0, 0, 0, 0]))
+    found = np.exp(later.log_probs(cases([[1, 4, 0], [5]])))
+    known = np.exp(company.log_probs(cases([[1, 0], []])))  # an item that it does not know is none of the history
+    np.testing.assert_allclose(found, np.concatenate([known, np.full((2, 2), 1 / 4)], axis=1), rtol=1e-5)
+    assert later.tensors().keys() == company.tensors().keys()

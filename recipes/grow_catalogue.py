@@ -1,0 +1,202 @@
+"""Add new items to the catalogue of trained models, and retire old ones, without training again.
+
+accelerate launch recipes/grow_catalogue.py --index runs/demo/index --add_items new.csv --output_dir runs/demo/grown
+
+`recommend` and `serve` take the result as `--catalogue`, with any checkpoint that was trained on the index.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from safetensors.numpy import load_file, save_file
+
+from reasonrec.data_gen.readers.base import DESCRIPTION_LENGTH
+from reasonrec.data_gen.schema import Dataset
+from reasonrec.recipes.args import parse, run
+from reasonrec.recipes.index_items import IndexConfig
+from reasonrec.recipes.item_vectors import TEXT_KEYS, text_embeddings
+from reasonrec.recipes.keys import PRECISION_HELP, TRUST_HELP, PrecisionName, recorded
+from reasonrec.tokenizers.artefact import read_manifest, staged
+from reasonrec.tokenizers.catalogue import SCHEMA, Catalogue
+from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.grow import Placed, grown_index, place_items
+from reasonrec.tokenizers.index import (
+    EMBEDDINGS_FILE,
+    QUANTIZER_FILE,
+    ItemIndex,
+    load_codebooks,
+    load_embeddings,
+    load_says,
+)
+from reasonrec.tokenizers.manifest import Manifest
+from reasonrec.tokenizers.output import claim_output, releasing_outputs
+from reasonrec.tokenizers.places import located, place
+from reasonrec.tokenizers.terminal import say, shown
+
+
+@dataclass
+class GrowConfig:
+    """Configuration of the stage.
+
+    Raises:
+        UserError: If nothing is to change.
+    """
+
+    index: str = field(
+        metadata={"help": "folder of the index (index_items.py), or of a catalogue that grew already", "path": True}
+    )
+    output_dir: str = field(metadata={"help": "folder of the grown catalogue", "path": "name"})
+    add_items: str | None = field(
+        default=None,
+        metadata={
+            "help": "CSV or Parquet: item_id, title (+ description, category, brand)",
+            "path": "name",
+        },
+    )
+    retire: str | None = field(
+        default=None,
+        metadata={"help": "text file with raw ids, one a line: items that are recommended no more", "path": "name"},
+    )
+    dataset: str | None = field(
+        default=None, metadata={"help": "dataset of the index; where the index found it if unset", "path": True}
+    )
+    item_columns: dict[str, str] = field(
+        default_factory=dict, metadata={"help": "YAML only; our name: the file's name"}
+    )
+    separator: str | None = field(
+        default=None, metadata={"help": "separator of a CSV file; .tsv: tab, else comma, if unset"}
+    )
+    max_description_chars: int = field(default=2000, metadata=DESCRIPTION_LENGTH)
+    batch_size: int = field(default=64, metadata={"help": "texts per forward pass", "at_least": 1})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, …; found out by default"})
+    precision: PrecisionName = field(default="auto", metadata={"help": PRECISION_HELP})
+    trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
+    overwrite: bool = field(default=False, metadata={"help": "move an existing output_dir aside"})
+
+    def __post_init__(self) -> None:
+        if self.add_items is None and self.retire is None:
+            raise UserError("nothing is to change: set add_items, retire, or both")
+
+
+def read_parent(config: GrowConfig) -> tuple[Catalogue, Manifest]:
+    """The catalogue that grows.
+
+    Raises:
+        UserError: If there is none, or an index was imported and has no codebooks.
+    """
+    parent = read_manifest(config.index)
+    if parent.kind == "catalogue":
+        return Catalogue.load(Path(config.index), parent.facts), parent
+    index = ItemIndex.load(config.index)
+    if (where := config.dataset or parent.config.get("dataset")) is None:
+        raise UserError(f"index={config.index} does not say where its dataset is: pass --dataset")
+    dataset = Dataset.load(config.dataset or located(where, config.index))
+    index.check_dataset(dataset.manifest)
+    return dataset.catalogue(index), parent
+
+
+def new_items(config: GrowConfig, catalogue: Catalogue) -> pl.DataFrame:
+    """The items of the table that are not in the catalogue yet, with the columns of `SCHEMA`."""
+    from reasonrec.data_gen.readers.tables import read_items
+
+    if config.add_items is None:
+        return catalogue.items.head(0)
+    table, _ = read_items(
+        Path(config.add_items),
+        columns=config.item_columns,
+        separator=config.separator,
+        max_description_chars=config.max_description_chars,
+    )
+    new = table.filter(~pl.col("item_id").is_in(catalogue.item_ids)).with_columns(train_count=pl.lit(0, pl.Int32))
+    if new["item_id"].is_duplicated().any():
+        twice = new.filter(pl.col("item_id").is_duplicated())["item_id"][0]
+        raise UserError(f"{config.add_items}: the item {shown(twice)} stands in several rows: leave one of them")
+    if known := table.height - new.height:
+        say(f"{known:,} of {table.height:,} items are in the catalogue already and stay as they are")
+    return new.select(list(SCHEMA))
+
+
+def retired_items(config: GrowConfig, catalogue: Catalogue) -> np.ndarray:
+    """Numbers of all items that are recommended no more, those of before included."""
+    if config.retire is None:
+        return catalogue.retired
+    path = Path(config.retire)
+    try:
+        words = [word for line in path.read_text(encoding="utf-8").splitlines() if (word := line.strip())]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"retire={path} cannot be read ({error}): give a text file with one raw id a line") from error
+    numbers = {item_id: number for number, item_id in enumerate(catalogue.item_ids)}
+    if unknown := [word for word in words if word not in numbers]:
+        raise UserError(
+            f"retire={path}: {len(unknown):,} of {len(words):,} ids are not in the catalogue, the first is "
+            f"{shown(unknown[0])}"
+        )
+    return np.union1d(catalogue.retired, np.array([numbers[word] for word in words], dtype=np.int64))
+
+
+def embed(config: GrowConfig, items: pl.DataFrame, text_settings: dict[str, Any]) -> np.ndarray:
+    """float32 (items, dim), made as those of the index were."""
+    texts = IndexConfig(
+        dataset="",
+        output_dir="",
+        **text_settings,
+        batch_size=config.batch_size,
+        device=config.device,
+        precision=config.precision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    vectors, says = text_embeddings(texts, items), load_says(config.index)
+    vectors = vectors if says is None else says(vectors)
+    if vectors.shape[1] != (needed := load_codebooks(config.index)[0].shape[1]):
+        raise UserError(
+            f"index={config.index} was made by a version that did not keep what text says of company ({needed} "
+            f"dimensions, texts have {vectors.shape[1]}): index the items again, and train on that"
+        )
+    return vectors
+
+
+@releasing_outputs()
+def main() -> None:
+    """Run the stage."""
+    (config,) = parse([GrowConfig])
+    if os.environ.get("RANK", "0") != "0":  # nothing here is training: one process does it
+        return
+    out = claim_output(config.output_dir, overwrite=config.overwrite)
+    codebooks, embeddings = load_codebooks(config.index), load_embeddings(config.index)
+    catalogue, parent = read_parent(config)
+    items = new_items(config, catalogue)
+    settings = parent.facts.get("text") or {key: parent.config[key] for key in TEXT_KEYS}
+    settings = settings | {"embedding_model": located(settings["embedding_model"], config.index)}
+    placed = Placed.nothing(catalogue.codes.depth)
+    if items.height:
+        vectors = embed(config, items, settings)
+        placed = place_items(catalogue.codes, codebooks, vectors)
+        embeddings = np.concatenate([embeddings, vectors])
+    grown = replace(
+        catalogue,
+        items=pl.concat([catalogue.items, items]),
+        index=grown_index(catalogue.codes, placed.codes),
+        retired=retired_items(config, catalogue),
+    )
+    about: dict[str, Any] = {"config": recorded(config, out), "overwrite": config.overwrite}
+    about["inputs"] = {"dataset": catalogue.dataset, "parent": parent.hash}
+    with staged(out, kind="catalogue", **about) as (folder, facts):
+        facts.update(grown.save(folder), n_items=grown.n_items)
+        facts["text"] = settings | {"embedding_model": place(settings["embedding_model"], out)}
+        shutil.copyfile(Path(config.index) / QUANTIZER_FILE, folder / QUANTIZER_FILE)
+        tensors = load_file(Path(config.index) / EMBEDDINGS_FILE) | {"embeddings": embeddings}
+        save_file(tensors, folder / EMBEDDINGS_FILE)
+    if items.height:
+        say(f"{items.height:,} items added; {placed}")
+    say(f"{out} holds {grown.n_items:,} items, {len(grown.retired):,} of them retired")
+
+
+if __name__ == "__main__":
+    run(main)()
