@@ -86,20 +86,14 @@ class GrowConfig:
 
 
 def read_parent(config: GrowConfig) -> tuple[Catalogue, Manifest]:
-    """The catalogue that grows.
-
-    Raises:
-        UserError: If there is none, or an index was imported and has no codebooks.
-    """
+    """The catalogue that grows."""
     parent = read_manifest(config.index)
     if parent.kind == "catalogue":
         return Catalogue.load(Path(config.index), parent.facts), parent
-    index = ItemIndex.load(config.index)
     if (where := config.dataset or parent.config.get("dataset")) is None:
         raise UserError(f"index={config.index} does not say where its dataset is: pass --dataset")
     dataset = Dataset.load(config.dataset or located(where, config.index))
-    index.check_dataset(dataset.manifest)
-    return dataset.catalogue(index), parent
+    return dataset.catalogue(ItemIndex.load(config.index)), parent
 
 
 def new_items(config: GrowConfig, catalogue: Catalogue) -> pl.DataFrame:
@@ -154,10 +148,10 @@ def embed(config: GrowConfig, items: pl.DataFrame, text_settings: dict[str, Any]
     )
     vectors, says = text_embeddings(texts, items), load_says(config.index)
     vectors = vectors if says is None else says(vectors)
-    if vectors.shape[1] != (needed := load_codebooks(config.index)[0].shape[1]):
+    if vectors.shape[1] != load_codebooks(config.index)[0].shape[1]:
         raise UserError(
-            f"index={config.index} was made by a version that did not keep what text says of company ({needed} "
-            f"dimensions, texts have {vectors.shape[1]}): index the items again, and train on that"
+            f"index={config.index} was made by a version that did not keep what text says of company: index the items "
+            "again, and train on that"
         )
     return vectors
 
