@@ -112,6 +112,34 @@ def check_unique_items(items: pl.DataFrame, where: str) -> None:
         )
 
 
+def note_alike(log: pl.DataFrame, items: pl.DataFrame) -> list[str]:
+    """What looks like a slip of the data: ids that differ only in case or white space, and items that read the same.
+
+    Args:
+        log: The interactions that are left.
+        items: Cleaned items.
+
+    Returns:
+        A sentence for each kind that occurs, which names no user and no title, because notes travel with a model.
+        Nothing is changed: both also happen on purpose.
+    """
+    notes = []
+    for name in ("user_id", "item_id"):
+        ids = log.select(pl.col(name).unique())
+        folded = ids.group_by(pl.col(name).str.to_lowercase().str.replace_all(r"\s+", "").alias("folded"))
+        groups = folded.agg(pl.col(name).sort()).filter(pl.col(name).list.len() > 1)[name].sort()
+        if len(groups):
+            example = f", e.g. {' and '.join(map(repr, groups[0].head(2)))}" if name == "item_id" else ""
+            notes.append(f"{len(groups)} groups of {name}s differ only in case or white space{example}")
+    texts = items.join(log.select("item_id").unique(), on="item_id", how="semi")
+    same = texts.group_by(pl.exclude("item_id")).agg(pl.col("item_id").sort()).filter(pl.col("item_id").list.len() > 1)
+    if same.height:
+        example = " and ".join(map(repr, same["item_id"].sort()[0].head(2)))
+        count = int(same["item_id"].list.len().sum())
+        notes.append(f"{count} items read like another one in all their text, e.g. item_id {example}")
+    return notes
+
+
 def require_text(log: pl.DataFrame, items: pl.DataFrame, *, drop: bool, where: str) -> pl.DataFrame:
     """Keep the interactions whose item has a title.
 

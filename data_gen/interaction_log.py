@@ -181,6 +181,7 @@ def build_tables(source: InteractionLog, options: LogOptions) -> Tables:
     """
     log, filter_facts = filter_log(source, options)
     notes = ["k-core and catalogue membership were computed on the whole log"]
+    notes += filters.note_alike(log, source.items)
     user_ids, item_ids = (unique_ids(log[name].unique().to_list()) for name in ("user_id", "item_id"))
     log = number_log(log, user_ids, item_ids)
     users, times = log["user"].to_numpy(), log["timestamp"].to_numpy()

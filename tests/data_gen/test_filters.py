@@ -13,6 +13,7 @@ from reasonrec.data_gen.filters import (
     filter_fact,
     k_core,
     k_core_mask,
+    note_alike,
     require_text,
 )
 from reasonrec.tokenizers.errors import UserError
@@ -84,3 +85,16 @@ def test_nothing_left_says_what_each_filter_removed() -> None:
     }  # fmt: skip
     with pytest.raises(UserError, match=r"k_core removed 2 of 2 interactions; lower user_k"):
         check_not_empty(log.head(0), facts, "lower user_k")
+
+
+def test_slips_are_noted_and_nothing_is_said_of_clean_data() -> None:
+    log = log_of(("ann", "a1"), ("Ann ", "A1"), ("bob", "b"), ("bob", "c"), ("bob", "d"))
+    items = pl.DataFrame(
+        {"item_id": ["a1", "A1", "b", "c", "d", "x"], "title": ["lamp", "pan", "cup", "cup", "", "pan"]}
+    )
+    assert note_alike(log, items) == [
+        "1 groups of user_ids differ only in case or white space",
+        "1 groups of item_ids differ only in case or white space, e.g. 'A1' and 'a1'",
+        "2 items read like another one in all their text, e.g. item_id 'b' and 'c'",
+    ]
+    assert note_alike(log_of(("ann", "a1"), ("bob", "b")), items) == []
