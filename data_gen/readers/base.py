@@ -17,6 +17,8 @@ MODULES = ("tables", "movielens", "complete_journey", "minionerec", "synthetic")
 # Options that several readers have: one name means one thing, with one default.
 FOLDER = {"help": "folder of a public data set; the installed package if unset", "path": "name"}
 DESCRIPTION_LENGTH = {"help": "cut longer descriptions", "at_least": 0}
+MIN_RATING = {"help": "keep interactions rated at least this"}
+WITH_REVIEWS = {"help": "keep what users wrote, of the training interactions only"}
 
 
 class Reader(Protocol):

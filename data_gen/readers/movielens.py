@@ -1,7 +1,7 @@
-"""MovieLens-100K, from the installed package `recbole` or from GroupLens' own folder.
+"""MovieLens: 100K from the installed package `recbole`, and all of GroupLens' own folders.
 
 The data are GroupLens' (research and non-commercial use, cite Harper & Konstan 2015); they are read where
-they lie and never copied.
+they lie and never copied. Their files: https://grouplens.org/datasets/movielens/
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import importlib.util
 import io
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
 
 from reasonrec.data_gen.clean import clean_items
 from reasonrec.data_gen.interaction_log import InteractionLog
-from reasonrec.data_gen.readers.base import FOLDER, READERS, LogReader
+from reasonrec.data_gen.readers.base import FOLDER, MIN_RATING, READERS, LogReader
+from reasonrec.data_gen.readers.csv_reader import CsvFile
+from reasonrec.data_gen.readers.line_files import LineFile, LineReader, interactions, one_row_each, rated
 from reasonrec.tokenizers.errors import UserError
 
 GENRES = (
@@ -27,6 +29,15 @@ TERMS = (
     "GroupLens, MovieLens-100K: research and non-commercial use, no redistribution without permission; cite "
     "Harper and Konstan (2015), doi 10.1145/2827872"
 )
+TERMS_OF_ALL = TERMS.replace("MovieLens-100K", "MovieLens")
+NO_GENRE = "(no genres listed)"
+# Fields of the files without a header, by their places.
+_RATING = {"user_id": 0, "item_id": 1, "rating": 2, "timestamp": 3}
+_MOVIE = {"item_id": 0, "title": 1, "category": 2}
+_CSV = {
+    "ratings": {"user_id": "userId", "item_id": "movieId", "rating": "rating", "timestamp": "timestamp"},
+    "movies": {"item_id": "movieId", "title": "title", "category": "genres"},
+}
 _YEAR = re.compile(r"\s*\((\d{4})\)")
 _ARTICLE = re.compile(r"^(.*), (The|A|An)$")
 
@@ -141,4 +152,79 @@ class MovieLensReader(LogReader):
         return read_movielens_100k(self.path)
 
 
+def read_movielens(reader: MovieLensFolder) -> InteractionLog:
+    """Read any of GroupLens' folders, told by its files; several ratings may be from one second, in no order.
+
+    Raises:
+        UserError: If there are no such files, or too many lines cannot be read.
+    """
+    folder = Path(reader.path or "")
+    kinds = {"100K": ("u.data", "u.item"), "csv": ("ratings.csv", "movies.csv"), "dat": ("ratings.dat", "movies.dat")}
+    kind = next((kind for kind, names in kinds.items() if all((folder / name).is_file() for name in names)), None)
+    if kind is None:
+        choices = ", ".join(" and ".join(names) for names in kinds.values())
+        raise UserError(f"path={folder} holds none of these pairs of files: {choices}; unpack GroupLens' ZIP there")
+    if kind == "100K":
+        whole = read_movielens_100k(str(folder))
+        log, facts, dropped = rated(whole.interactions, reader.min_rating)
+        read = {"table": "interactions", "rows": whole.interactions.height, "kept": log.height, "dropped": dropped}
+        read |= {"blank_lines": 0, "ids_written_as_floats": {}}
+        return replace(whole, interactions=log, filters=facts, read=[read])
+    rows, movies = (LineFile(folder / name, table, reader.max_bad_lines)
+                    for name, table in zip(kinds[kind], ("interactions", "items"), strict=True))  # fmt: skip
+    if kind == "csv":
+        found, texts = _read_csv(rows, _CSV["ratings"]), _read_csv(movies, _CSV["movies"])
+    else:
+        found = rows.fields(_RATING, 4, "::")
+        texts = movies.fields(_MOVIE, 3, "::", encoding=_encoding(movies.path))
+    log, facts, read = interactions(rows, found, reader.min_rating)
+    texts, items_read = one_row_each(movies, texts)
+    genres = texts["category"].replace(NO_GENRE, "").str.replace_all("|", ", ", literal=True)
+    texts = texts.with_columns(category=genres, title=pl.Series([movie_title(title) for title in texts["title"]]))
+    return InteractionLog(
+        f"MovieLens, {folder.resolve().name}",
+        log,
+        clean_items(texts, max_description_chars=0),
+        movies.path.name,
+        files={"interactions": rows.path, "items": movies.path},
+        filters=facts,
+        ordered=False,
+        read=[read, items_read],
+        terms=TERMS_OF_ALL,
+        redistributable=False,
+    )
+
+
+def _read_csv(file: LineFile, columns: dict[str, str]) -> pl.DataFrame:
+    """Columns of a CSV file, all of whose records are whole."""
+    table = CsvFile(file.path, ",", '"', trusted=True)
+    lacking = [name for name in columns.values() if name not in table.columns]
+    if lacking:
+        raise UserError(f"{file.path} lacks the columns {', '.join(lacking)}: it is not GroupLens' file")
+    frame = table.read(list(columns.values()))
+    file.rows, file.blank = table.rows, table.blank
+    return frame.rename({theirs: ours for ours, theirs in columns.items()})
+
+
+def _encoding(path: Path) -> str:
+    """GroupLens wrote 1M in Latin-1, and 10M in UTF-8."""
+    try:
+        path.read_bytes().decode()
+    except UnicodeDecodeError:
+        return "latin-1"
+    return "utf-8"
+
+
+@dataclass(frozen=True)
+class MovieLensFolder(LineReader):
+    """A folder of GroupLens': 100K, 1M, 10M, 20M, 25M, 32M, latest or latest-small."""
+
+    min_rating: float | None = field(default=None, metadata=MIN_RATING)
+
+    def read_log(self) -> InteractionLog:
+        """Read ratings and movies."""
+        return read_movielens(self)
+
+
 READERS.add("movielens_100k", MovieLensReader, __name__)
+READERS.add("movielens", MovieLensFolder, __name__)

@@ -16,7 +16,7 @@ import polars as pl
 from reasonrec.data_gen.clean import clean_items, clean_text
 from reasonrec.data_gen.filters import filter_fact
 from reasonrec.data_gen.interaction_log import InteractionLog
-from reasonrec.data_gen.readers.base import DESCRIPTION_LENGTH, READERS, LogReader
+from reasonrec.data_gen.readers.base import DESCRIPTION_LENGTH, MIN_RATING, READERS, LogReader
 from reasonrec.data_gen.readers.csv_reader import LINE
 from reasonrec.data_gen.readers.table_files import Table, read_table
 from reasonrec.data_gen.readers.timestamps import Timestamps, parse_timestamps
@@ -285,7 +285,7 @@ class TablesReader(LogReader):
     quote_char: str | None = field(
         default=None, metadata={"help": "quote of CSV files, '' if they do not quote; a double quote if unset"}
     )
-    min_rating: float | None = field(default=None, metadata={"help": "keep interactions rated at least this"})
+    min_rating: float | None = field(default=None, metadata=MIN_RATING)
     max_description_chars: int = field(default=2000, metadata=DESCRIPTION_LENGTH)
     redistributable: bool = field(default=True, metadata={"help": "may titles be published with a model?"})
 

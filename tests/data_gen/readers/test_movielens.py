@@ -1,10 +1,11 @@
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from reasonrec.data_gen.interaction_log import LogOptions, build_tables
-from reasonrec.data_gen.readers.movielens import movie_title, read_movielens_100k
+from reasonrec.data_gen.readers.movielens import MovieLensFolder, movie_title, read_movielens_100k
 from reasonrec.tokenizers.errors import UserError
 
 
@@ -72,3 +73,86 @@ def test_counts_of_the_demo() -> None:
     assert tables.items["category"][0] == "Animation, Children's, Comedy"
     # Nothing is seen twice, and everything seen is masked.
     assert (tables.test["history"].list.len() == tables.test["masked"].list.len()).all()
+
+
+RATINGS = [(1, 1, 4.5, 964982703), (1, 2, 2.0, 964982703), (1, 3, 4.0, 964981247), (2, 2, 5.0, 964981248)]
+MOVIES = [
+    (1, "Rosé, La (1996)", "Comedy|Drama"),
+    (2, "Cable Guy, The (1996)", "(no genres listed)"),
+    (3, "Heat (1995)", "Crime"),
+]
+
+
+def csv_folder(folder: Path) -> None:
+    rows = "".join(f"{u},{i},{r},{t}\r\n" for u, i, r, t in RATINGS)
+    (folder / "ratings.csv").write_text(f"userId,movieId,rating,timestamp\r\n{rows}", newline="")
+    movies = "".join(f'{i},"{t}",{g}\n' for i, t, g in MOVIES)
+    (folder / "movies.csv").write_text(f"movieId,title,genres\n{movies}", encoding="utf-8")
+
+
+def dat_folder(folder: Path, encoding: str) -> None:
+    (folder / "ratings.dat").write_text("".join(f"{u}::{i}::{r}::{t}\n" for u, i, r, t in RATINGS))
+    movies = "".join(f"{i}::{t}::{g}\n" for i, t, g in MOVIES)
+    (folder / "movies.dat").write_text(movies, encoding=encoding)
+
+
+def hundred_thousand_folder(folder: Path) -> None:
+    (folder / "u.data").write_text("".join(f"{u}\t{i}\t{r}\t{t}\n" for u, i, r, t in RATINGS))
+    flags = {1: (5, 8), 2: (), 3: (6,)}
+    lines = [f"{i}|{t}|||x|" + "|".join(str(int(k in flags[i])) for k in range(19)) for i, t, _ in MOVIES]
+    (folder / "u.item").write_bytes("\n".join(lines).encode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [csv_folder, lambda f: dat_folder(f, "latin-1"), lambda f: dat_folder(f, "utf-8"), hundred_thousand_folder],
+    ids=["csv", "1M", "10M", "100K"],
+)
+def test_every_folder_gives_the_same(write: Callable[[Path], None], tmp_path: Path) -> None:
+    write(tmp_path)
+    log = MovieLensFolder(path=str(tmp_path)).read_log()
+    rows = log.interactions.select("user_id", "item_id", "rating", "timestamp").rows()
+    assert rows == [(str(u), str(i), r, t * 1000) for u, i, r, t in RATINGS]
+    assert log.items["title"].to_list() == ["Rosé, La (1996)", "The Cable Guy (1996)", "Heat (1995)"]
+    assert log.items["category"].to_list() == ["Comedy, Drama", "", "Crime"]
+    assert not log.ordered
+    assert not log.redistributable
+    liked = MovieLensFolder(path=str(tmp_path), min_rating=4).read_log()
+    assert liked.interactions["item_id"].to_list() == ["1", "3", "2"]
+    assert liked.read[0]["rows"] == 4
+    assert liked.read[0]["dropped"]["rated lower"] == 1
+
+
+def test_broken_lines_are_counted_and_too_many_refused(tmp_path: Path) -> None:
+    dat_folder(tmp_path, "utf-8")
+    with (tmp_path / "ratings.dat").open("a") as file:
+        file.write("7::1::five::964982703\n7::1\n7::1::5::-12\n")
+    with pytest.raises(UserError, match=r"3 of 7 lines cannot be read.*the first is line 5 \(a rating that is no"):
+        MovieLensFolder(path=str(tmp_path)).read_log()
+    log = MovieLensFolder(path=str(tmp_path), max_bad_lines=0.5).read_log()
+    assert log.interactions.height == 4
+    assert list(log.read[0]["dropped"].values()) == [3]
+
+
+def test_folders_that_are_not_grouplens(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs `path`"):
+        MovieLensFolder()
+    with pytest.raises(UserError, match=r"none of these pairs of files: u\.data and u\.item, ratings\.csv"):
+        MovieLensFolder(path=str(tmp_path)).read_log()
+    csv_folder(tmp_path)
+    (tmp_path / "movies.csv").write_text("id,title\n1,x\n")
+    with pytest.raises(UserError, match="lacks the columns movieId, genres"):
+        MovieLensFolder(path=str(tmp_path)).read_log()
+
+
+def test_the_real_small_folder(benchmark_data: Path) -> None:
+    folder = benchmark_data / "movielens_small"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    reader = MovieLensFolder(path=str(folder), user_k=5, item_k=5, mask_history=True)
+    tables, files = reader.read()
+    assert tables.users.height == 610
+    assert sorted(files) == ["interactions", "items"]
+    assert tables.facts["read"][0]["rows"] == 100_836
+    assert tables.items["title"][0] == "Toy Story (1995)"
+    assert tables.items["category"][0] == "Adventure, Animation, Children, Comedy, Fantasy"

@@ -1,0 +1,387 @@
+"""Public files of one record a line, JSON or fields with a separator, plain or gzip.
+
+Such a file has millions of lines, and a few of them are broken. A line that cannot be read is left out and counted,
+with the number of the first, and a file in which more than a share of them cannot be read is refused. Blocks of lines
+are in memory one after the other, beside the fields that were asked for.
+"""
+
+from __future__ import annotations
+
+import ast
+import datetime as dt
+import gzip
+import json
+import math
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import polars as pl
+
+from reasonrec.data_gen.clean import clean_text
+from reasonrec.data_gen.filters import filter_fact
+from reasonrec.data_gen.readers.base import DESCRIPTION_LENGTH, FOLDER, LogReader
+from reasonrec.data_gen.readers.csv_reader import LINE, LONGEST
+from reasonrec.data_gen.readers.tables import MAX_REVIEW_CHARS
+from reasonrec.data_gen.readers.timestamps import parse_timestamps
+from reasonrec.data_gen.values import as_text
+from reasonrec.tokenizers.errors import UserError
+
+BLOCK = 1 << 24
+# Milliseconds of 1973 and 2103, between which people have used computers.
+_FIRST, _LAST = 10**11, 42 * 10**11
+_WRONG = (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError)
+Row = Callable[[Mapping[str, Any]], "tuple[Any, ...] | None"]
+
+
+def words(value: object) -> str | None:
+    """A text of a record, None if there is none.
+
+    Raises:
+        ValueError: If it is neither text nor a whole number.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"{type(value).__name__} where a text should stand")
+    # JSON can spell half a character, which no column can hold.
+    return str(value).encode(errors="replace").decode()
+
+
+def number(value: object) -> float:
+    """A number of a record.
+
+    Raises:
+        ValueError: If it is none, or not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not math.isfinite(found := float(value)):
+        raise ValueError(f"{type(value).__name__} where a number should stand")
+    return found
+
+
+def find_file(folder: Path, *names: str) -> Path | None:
+    """The first of some files that is there, as it is called or with `.gz` behind."""
+    places = [folder / f"{name}{end}" for name in names for end in ("", ".gz")]
+    return next((place for place in places if place.is_file()), None)
+
+
+@dataclass
+class LineFile:
+    """A file of lines, and what became of them.
+
+    Attributes:
+        path: The file.
+        table: What it holds, `interactions` or `items`.
+        max_bad_lines: Share of its lines that may be unreadable.
+        rows: Lines with something.
+        blank: Lines without anything, which are no rows.
+        bad: Rows that cannot be read.
+        first_bad: Line of the first of these, the first line is 1, and what is wrong with it.
+    """
+
+    path: Path
+    table: str
+    max_bad_lines: float
+    rows: int = 0
+    blank: int = 0
+    bad: int = 0
+    first_bad: tuple[int, str] | None = None
+
+    def records(self, row: Row, schema: Mapping[str, Any], *, literal: bool = False) -> pl.DataFrame:
+        """Read lines of JSON.
+
+        Args:
+            row: Takes the values of `schema` from a record, or None where it is not needed; what it raises makes the
+                line a bad one.
+            schema: Names and types of the columns.
+            literal: A line may be a Python literal instead, which is parsed, never run.
+
+        Returns:
+            The columns, and the line that each row stands in (`LINE`).
+        """
+        typed = {LINE: pl.Int64, **schema}
+        frames = [pl.DataFrame(schema=typed)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # odd backslashes in a description are no news
+            for first, block in self._blocks():
+                found = []
+                for at, line in enumerate(block.split(b"\n")[:-1], first):
+                    if not line.strip():
+                        self.blank += 1
+                        continue
+                    self.rows += 1
+                    try:
+                        record = _parse(line.decode(), literal)
+                        if not isinstance(record, dict):
+                            raise ValueError("no record in braces")
+                        values = row(record)
+                    except _WRONG as error:
+                        self._refuse(at, 1, f"no {error}" if isinstance(error, KeyError) else str(error))
+                    else:
+                        if values is not None:
+                            found.append((at, *values))
+                frames.append(pl.DataFrame(found, schema=typed, orient="row"))
+                self._give_up()
+        return pl.concat(frames)
+
+    def header(self) -> str:
+        """The first line.
+
+        Raises:
+            UserError: If it is not UTF-8, or there is none.
+        """
+        for _, block in self._blocks():
+            try:
+                return block.partition(b"\n")[0].decode().rstrip("\r")
+            except UnicodeDecodeError:
+                break
+        raise UserError(f"{self.path} has no first line that names its columns in UTF-8")
+
+    def lines(self, *, encoding: str = "utf-8", skip: int = 0) -> Iterator[pl.DataFrame]:
+        """Lines of text that are not empty, block by block: `LINE` and `text`.
+
+        Args:
+            encoding: How the text is encoded.
+            skip: Lines at the beginning that are no rows.
+        """
+        for first, block in self._blocks():
+            try:
+                texts: list[str | None] = [*block.decode(encoding).split("\n")[:-1]]
+            except UnicodeDecodeError:
+                texts = [self._decoded(line, at, encoding) for at, line in enumerate(block.split(b"\n")[:-1], first)]
+            numbers = pl.Series(LINE, range(first, first + len(texts)), dtype=pl.Int64)
+            frame = pl.DataFrame([numbers, pl.Series("text", texts, dtype=pl.String)])
+            frame = frame.filter(pl.col("text").is_not_null() & (pl.col(LINE) > skip))
+            kept = frame.with_columns(pl.col("text").str.strip_chars_end("\r"))
+            kept = kept.filter(pl.col("text").str.strip_chars() != "")
+            self.blank += frame.height - kept.height
+            self.rows += kept.height
+            yield kept
+            self._give_up()
+
+    def fields(
+        self, wanted: Mapping[str, int], of: int, separator: str, *, encoding: str = "utf-8", skip: int = 0
+    ) -> pl.DataFrame:
+        """Read some fields of each line, as text.
+
+        Args:
+            wanted: Our names, and the fields' numbers from 0.
+            of: How many fields a line has.
+            separator: What stands between two; there are no quotes.
+            encoding: How the text is encoded.
+            skip: Lines at the beginning that are no rows.
+
+        Returns:
+            The columns, and the line that each row stands in (`LINE`).
+        """
+        frames = [pl.DataFrame(schema={LINE: pl.Int64, **dict.fromkeys(wanted, pl.String)})]
+        for block in self.lines(encoding=encoding, skip=skip):
+            whole = block["text"].str.count_matches(separator, literal=True) == of - 1
+            rows = self.refuse(block, ~whole, f"not {of} fields with {separator!r} between them")
+            cut = rows["text"].str.split(separator)
+            picked = {name: cut.list.get(place) for name, place in wanted.items()}
+            frames.append(rows.select(LINE).with_columns(**picked))
+        return pl.concat(frames)
+
+    def refuse(self, frame: pl.DataFrame, wrong: pl.Series, why: str) -> pl.DataFrame:
+        """Count rows that cannot be read, and return the others."""
+        if not wrong.any():
+            return frame
+        bad = frame.filter(wrong)
+        self._refuse(int(bad[LINE][0]), bad.height, why)
+        return frame.filter(~wrong)
+
+    def finish(self, kept: int, dropped: Mapping[str, int] | None = None) -> dict[str, Any]:
+        """What was read, for the manifest.
+
+        Args:
+            kept: How many rows are left.
+            dropped: How many are not, by reason, those that cannot be read left aside.
+
+        Raises:
+            UserError: If the file has no row, or too many that cannot be read.
+        """
+        if not self.rows:
+            raise UserError(f"{self.path} holds no row")
+        if self.bad > self.max_bad_lines * self.rows:
+            raise self._too_many(f"more than max_bad_lines={self.max_bad_lines} allows")
+        first = f"unreadable (the first in line {self.first_bad[0]}: {self.first_bad[1]})" if self.first_bad else ""
+        reasons = {**(dropped or {})} | ({first: self.bad} if first else {})
+        read = {"table": self.table, "rows": self.rows, "blank_lines": self.blank, "kept": kept, "dropped": reasons}
+        return {**read, "ids_written_as_floats": {}}
+
+    def _refuse(self, line: int, count: int, why: str) -> None:
+        self.bad += count
+        if self.first_bad is None or line < self.first_bad[0]:
+            self.first_bad = line, why[:100]
+
+    def _give_up(self) -> None:
+        """Refuse a file of another kind before all of it is read."""
+        if self.bad > 1000 and self.bad == self.rows and self.max_bad_lines < 1:
+            raise self._too_many("none so far was good")
+
+    def _too_many(self, why: str) -> UserError:
+        line, reason = self.first_bad or (0, "")
+        return UserError(
+            f"{self.path}: {self.bad:,} of {self.rows:,} lines cannot be read, {why}; the first is line {line} "
+            f"({reason}): mend or download the file again, or raise max_bad_lines to leave them out"
+        )
+
+    def _decoded(self, line: bytes, at: int, encoding: str) -> str | None:
+        try:
+            return line.decode(encoding)
+        except UnicodeDecodeError as error:
+            self.rows += 1
+            self._refuse(at, 1, str(error))
+            return None
+
+    def _open(self) -> IO[bytes]:
+        with self.path.open("rb") as raw:
+            start = raw.read(2)
+        return gzip.open(self.path) if start == b"\x1f\x8b" else self.path.open("rb")  # type: ignore[return-value]
+
+    def _blocks(self) -> Iterator[tuple[int, bytes]]:
+        """Whole lines and the number of the first, block by block; every block ends with a line break."""
+        line, rest = 1, b""
+        try:
+            with self._open() as stream:
+                while new := stream.read(BLOCK):
+                    text = rest + (new.removeprefix(b"\xef\xbb\xbf") if line == 1 and not rest else new)
+                    end = text.rfind(b"\n") + 1
+                    rest = text[end:]
+                    if len(rest) > LONGEST:
+                        raise UserError(f"{self.path}: line {line} is longer than {LONGEST >> 20} MB; is it one JSON?")
+                    if end:
+                        yield line, text[:end]
+                        line += text.count(b"\n", 0, end)
+                if rest:
+                    yield line, rest + b"\n"
+        except (OSError, EOFError, zlib.error) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{self.path} cannot be read behind line {line - 1}: {reason}; is the file complete?"
+            ) from error
+
+
+def _parse(line: str, literal: bool) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        if not literal:
+            raise
+    return ast.literal_eval(line.strip())
+
+
+def interactions(
+    file: LineFile, frame: pl.DataFrame, min_rating: float | None = None
+) -> tuple[pl.DataFrame, list[dict[str, Any]], dict[str, Any]]:
+    """Check ids, times and ratings of what was read from a file.
+
+    Args:
+        file: The file.
+        frame: `LINE`, `user_id`, `item_id`, `timestamp` (numbers or text), and possibly `rating` and `review`.
+        min_rating: Keep rows rated at least this; rows without a rating are not.
+
+    Returns:
+        The same with epoch milliseconds, in the order of the file; what the filter did; what was read.
+
+    Raises:
+        UserError: If too many lines cannot be read, a bad id, time or rating among the reasons.
+    """
+    for name in ("user_id", "item_id"):
+        frame = frame.with_columns(as_text(frame[name]))
+        frame = file.refuse(frame, frame[name].is_null(), f"no {name}")
+    if "rating" in frame.columns:
+        raw = as_text(frame["rating"])
+        ratings = raw.cast(pl.Float64, strict=False)
+        wrong = raw.is_not_null() & ~ratings.is_finite().fill_null(False)
+        frame = file.refuse(frame.with_columns(rating=ratings), wrong, "a rating that is no number")
+    times = parse_timestamps(frame["timestamp"])
+    frame = frame.with_columns(timestamp=times.values)
+    if times.wrong is not None:
+        outside = ~times.values.is_between(_FIRST, _LAST).fill_null(False)
+        frame = file.refuse(frame, outside, "no time between 1973 and 2103")
+    elif "no dates" not in times.kind:
+        _warn_of_the_future(file.path, frame)
+    kept, facts, dropped = rated(frame, min_rating)
+    read = file.finish(kept.height, dropped)
+    if "review" in kept.columns:
+        texts = [clean_text(text, MAX_REVIEW_CHARS) for text in kept["review"].to_list()]
+        kept = kept.with_columns(review=pl.Series(texts, dtype=pl.String))
+    return kept.drop(LINE), facts, {**read, "timestamps": times.kind}
+
+
+def _warn_of_the_future(path: Path, frame: pl.DataFrame) -> None:
+    now = dt.datetime.now(dt.UTC).timestamp() * 1000
+    late = frame["timestamp"].filter(frame["timestamp"] > now)
+    if len(late):
+        last = dt.datetime.fromtimestamp(int(late.max()) / 1000, dt.UTC)  # type: ignore[arg-type]
+        warnings.warn(
+            f"{path}: {len(late):,} interactions lie in the future, the last at {last:%Y-%m-%d}; they are kept",
+            stacklevel=2,
+        )
+
+
+def rated(log: pl.DataFrame, min_rating: float | None) -> tuple[pl.DataFrame, list[dict[str, Any]], dict[str, int]]:
+    """Keep the interactions rated at least so much: they, what the filter did, and how many rows are dropped why."""
+    if min_rating is None:
+        return log, [], {}
+    kept, missing = log.filter(pl.col("rating") >= min_rating), log["rating"].null_count()
+    dropped = {"rated lower": log.height - kept.height - missing, "without a rating": missing}
+    return kept, [filter_fact("min_rating", log, kept, min_rating=min_rating, missing=missing)], dropped
+
+
+def one_row_each(file: LineFile, frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Keep one row of each item, the first that has a title; and what was read.
+
+    Args:
+        file: The file.
+        frame: `LINE`, `item_id`, `title`, and other columns.
+    """
+    frame = frame.with_columns(as_text(frame["item_id"]), title=pl.col("title").fill_null("").str.strip_chars())
+    frame = file.refuse(frame, frame["item_id"].is_null(), "no item_id")
+    kept = frame.sort(pl.col("title") == "", maintain_order=True).unique("item_id", keep="first", maintain_order=True)
+    kept = kept.sort(LINE)
+    again = frame.height - kept.height
+    unread = file.rows - file.bad - frame.height
+    reasons = {"of items that stand there before": again, "of items that nobody chose": unread}
+    return kept.drop(LINE), file.finish(kept.height, reasons)
+
+
+@dataclass(frozen=True)
+class LineReader(LogReader):
+    """A reader of such files, which lie in one folder.
+
+    Raises:
+        UserError: If its folder is not named.
+    """
+
+    path: str | None = field(default=None, metadata=FOLDER)
+    max_description_chars: int = field(default=2000, metadata=DESCRIPTION_LENGTH)
+    max_bad_lines: float = field(
+        default=0.001,
+        metadata={"help": "share of a file's lines that may be unreadable", "at_least": 0, "at_most": 1},
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be read."""
+        if not self.path:
+            raise UserError("this source needs `path`, the folder with its files (docs/data.md has their names)")
+        super().__post_init__()
+
+    def file(self, table: str, *names: str) -> LineFile:
+        """The first of some files that is there.
+
+        Raises:
+            UserError: If none is.
+        """
+        folder = Path(self.path or "")
+        found = find_file(folder, *names)
+        if found is None:
+            raise UserError(
+                f"path={folder} has no {' and no '.join(names)} (.gz or not); docs/data.md says where it is"
+            )
+        return LineFile(found, table, self.max_bad_lines)
