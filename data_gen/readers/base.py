@@ -12,7 +12,7 @@ from reasonrec.data_gen.interaction_log import InteractionLog, LogOptions, build
 from reasonrec.data_gen.schema import Tables
 from reasonrec.tokenizers.registry import Registry
 
-MODULES = ("tables", "movielens", "complete_journey", "minionerec", "synthetic")
+MODULES = ("tables", "movielens", "complete_journey", "minionerec", "synthetic", "amazon")
 
 # Options that several readers have: one name means one thing, with one default.
 FOLDER = {"help": "folder of a public data set; the installed package if unset", "path": "name"}
