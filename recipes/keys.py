@@ -84,7 +84,7 @@ class Key:
         if "one_of" in self.rules:
             choices = list(self.rules["one_of"].entries())
         if choices:
-            return "{" + ",".join(choices) + "}" if len(choices) <= 8 else "NAME"
+            return "{" + ",".join(choices) + "}" if len(choices) <= 16 else "NAME"
         return "|".join(map(describe, kinds))
 
     def takes(self, kind: type) -> bool:
@@ -348,7 +348,7 @@ def _misfit(key: Key, text: str) -> str:
     kinds = [option for option in key.options if option is not type(None)]
     choices = [choice for option in kinds for choice in _choices(option)]
     if choices:
-        among = f" (choose from {', '.join(choices)})" if len(choices) <= 8 else nearest(text, choices)
+        among = f" (choose from {', '.join(choices)})" if len(choices) <= 16 else nearest(text, choices)
         return f"invalid choice: {text!r}{among}"
     if key.takes(dict):
         return f"{text!r} does not fit, expected {describe(key.annotation)}, written as '{{name: value, …}}'"

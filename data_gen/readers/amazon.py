@@ -15,10 +15,11 @@ from typing import Any
 
 import polars as pl
 
-from reasonrec.data_gen.clean import clean_items, join_listed
+from reasonrec.data_gen.clean import join_listed
 from reasonrec.data_gen.interaction_log import InteractionLog
 from reasonrec.data_gen.readers.base import MIN_RATING, READERS, WITH_REVIEWS
-from reasonrec.data_gen.readers.line_files import LineFile, LineReader, Row, interactions, number, one_row_each, words
+from reasonrec.data_gen.readers.line_files import LineFile, Row, number, words
+from reasonrec.data_gen.readers.line_reader import LineReader
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.registry import nearest
 
@@ -149,26 +150,17 @@ class AmazonReader(LineReader):
         new = ".jsonl" in meta.suffixes
         names = _NEW if new else _OLD
         schema = {"user_id": pl.String, "item_id": pl.String, "rating": pl.Float64, "timestamp": pl.Float64}
-        rows = LineFile(reviews, "interactions", self.max_bad_lines)
-        found = rows.records(
-            _review(names, self.with_reviews), schema | ({"review": pl.String} if self.with_reviews else {})
-        )
-        log, facts, read = interactions(rows, found, self.min_rating)
-        products = LineFile(meta, "items", self.max_bad_lines)
-        texts = dict.fromkeys(("item_id", "title", "description", "category", "brand"), pl.String)
-        row = _product(names[1], set(log["item_id"].unique().to_list()), self.with_prices)
-        items, items_read = one_row_each(products, products.records(row, texts, literal=not new))
-        return InteractionLog(
+        schema |= {"review": pl.String} if self.with_reviews else {}
+        return self.read_records(
             f"Amazon, {category}",
-            log,
-            clean_items(items, self.max_description_chars),
-            meta.name,
-            files={"interactions": reviews, "items": meta},
-            filters=facts,
-            ordered=False,
-            read=[read, items_read],
+            LineFile(reviews, "interactions", self.max_bad_lines),
+            _review(names, self.with_reviews),
+            schema,
+            LineFile(meta, "items", self.max_bad_lines),
+            lambda chosen: _product(names[1], chosen, self.with_prices),
             terms=TERMS,
-            redistributable=False,
+            min_rating=self.min_rating,
+            literal=not new,
         )
 
 

@@ -12,12 +12,18 @@ from reasonrec.data_gen.interaction_log import InteractionLog, LogOptions, build
 from reasonrec.data_gen.schema import Tables
 from reasonrec.tokenizers.registry import Registry
 
-MODULES = ("tables", "movielens", "complete_journey", "minionerec", "synthetic", "amazon")
+MODULES = (
+    "tables", "movielens", "amazon", "complete_journey", "minionerec", "atomic", "lcrec",
+    "sequence_text", "synthetic",
+)  # fmt: skip
 
 # Options that several readers have: one name means one thing, with one default.
-FOLDER = {"help": "folder of a public data set; the installed package if unset", "path": "name"}
+FOLDER = {"help": "folder of a public data set; unset: the installed package, if it comes as one", "path": "name"}
 DESCRIPTION_LENGTH = {"help": "cut longer descriptions", "at_least": 0}
 MIN_RATING = {"help": "keep interactions rated at least this"}
+MAX_BAD_LINES = {"help": "share of a file's lines that may be unreadable", "at_least": 0, "at_most": 1}
+ITEM_TABLE = {"help": "CSV or Parquet: item_id, title (+ description, category, brand)", "path": "name"}
+COLUMNS = {"help": "YAML only; our name: the file's name"}
 WITH_REVIEWS = {"help": "keep what users wrote, of the training interactions only"}
 
 

@@ -8,31 +8,22 @@ are in memory one after the other, beside the fields that were asked for.
 from __future__ import annotations
 
 import ast
-import datetime as dt
 import gzip
 import json
 import math
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import polars as pl
 
-from reasonrec.data_gen.clean import clean_text
-from reasonrec.data_gen.filters import filter_fact
-from reasonrec.data_gen.readers.base import DESCRIPTION_LENGTH, FOLDER, LogReader
 from reasonrec.data_gen.readers.csv_reader import LINE, LONGEST
-from reasonrec.data_gen.readers.tables import MAX_REVIEW_CHARS
-from reasonrec.data_gen.readers.timestamps import parse_timestamps
-from reasonrec.data_gen.values import as_text
 from reasonrec.tokenizers.errors import UserError
 
 BLOCK = 1 << 24
-# Milliseconds of 1973 and 2103, between which people have used computers.
-_FIRST, _LAST = 10**11, 42 * 10**11
 _WRONG = (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError)
 Row = Callable[[Mapping[str, Any]], "tuple[Any, ...] | None"]
 
@@ -60,12 +51,6 @@ def number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not math.isfinite(found := float(value)):
         raise ValueError(f"{type(value).__name__} where a number should stand")
     return found
-
-
-def find_file(folder: Path, *names: str) -> Path | None:
-    """The first of some files that is there, as it is called or with `.gz` behind."""
-    places = [folder / f"{name}{end}" for name in names for end in ("", ".gz")]
-    return next((place for place in places if place.is_file()), None)
 
 
 @dataclass
@@ -273,115 +258,3 @@ def _parse(line: str, literal: bool) -> Any:
         if not literal:
             raise
     return ast.literal_eval(line.strip())
-
-
-def interactions(
-    file: LineFile, frame: pl.DataFrame, min_rating: float | None = None
-) -> tuple[pl.DataFrame, list[dict[str, Any]], dict[str, Any]]:
-    """Check ids, times and ratings of what was read from a file.
-
-    Args:
-        file: The file.
-        frame: `LINE`, `user_id`, `item_id`, `timestamp` (numbers or text), and possibly `rating` and `review`.
-        min_rating: Keep rows rated at least this; rows without a rating are not.
-
-    Returns:
-        The same with epoch milliseconds, in the order of the file; what the filter did; what was read.
-
-    Raises:
-        UserError: If too many lines cannot be read, a bad id, time or rating among the reasons.
-    """
-    for name in ("user_id", "item_id"):
-        frame = frame.with_columns(as_text(frame[name]))
-        frame = file.refuse(frame, frame[name].is_null(), f"no {name}")
-    if "rating" in frame.columns:
-        raw = as_text(frame["rating"])
-        ratings = raw.cast(pl.Float64, strict=False)
-        wrong = raw.is_not_null() & ~ratings.is_finite().fill_null(False)
-        frame = file.refuse(frame.with_columns(rating=ratings), wrong, "a rating that is no number")
-    times = parse_timestamps(frame["timestamp"])
-    frame = frame.with_columns(timestamp=times.values)
-    if times.wrong is not None:
-        outside = ~times.values.is_between(_FIRST, _LAST).fill_null(False)
-        frame = file.refuse(frame, outside, "no time between 1973 and 2103")
-    elif "no dates" not in times.kind:
-        _warn_of_the_future(file.path, frame)
-    kept, facts, dropped = rated(frame, min_rating)
-    read = file.finish(kept.height, dropped)
-    if "review" in kept.columns:
-        texts = [clean_text(text, MAX_REVIEW_CHARS) for text in kept["review"].to_list()]
-        kept = kept.with_columns(review=pl.Series(texts, dtype=pl.String))
-    return kept.drop(LINE), facts, {**read, "timestamps": times.kind}
-
-
-def _warn_of_the_future(path: Path, frame: pl.DataFrame) -> None:
-    now = dt.datetime.now(dt.UTC).timestamp() * 1000
-    late = frame["timestamp"].filter(frame["timestamp"] > now)
-    if len(late):
-        last = dt.datetime.fromtimestamp(int(late.max()) / 1000, dt.UTC)  # type: ignore[arg-type]
-        warnings.warn(
-            f"{path}: {len(late):,} interactions lie in the future, the last at {last:%Y-%m-%d}; they are kept",
-            stacklevel=2,
-        )
-
-
-def rated(log: pl.DataFrame, min_rating: float | None) -> tuple[pl.DataFrame, list[dict[str, Any]], dict[str, int]]:
-    """Keep the interactions rated at least so much: they, what the filter did, and how many rows are dropped why."""
-    if min_rating is None:
-        return log, [], {}
-    kept, missing = log.filter(pl.col("rating") >= min_rating), log["rating"].null_count()
-    dropped = {"rated lower": log.height - kept.height - missing, "without a rating": missing}
-    return kept, [filter_fact("min_rating", log, kept, min_rating=min_rating, missing=missing)], dropped
-
-
-def one_row_each(file: LineFile, frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Keep one row of each item, the first that has a title; and what was read.
-
-    Args:
-        file: The file.
-        frame: `LINE`, `item_id`, `title`, and other columns.
-    """
-    frame = frame.with_columns(as_text(frame["item_id"]), title=pl.col("title").fill_null("").str.strip_chars())
-    frame = file.refuse(frame, frame["item_id"].is_null(), "no item_id")
-    kept = frame.sort(pl.col("title") == "", maintain_order=True).unique("item_id", keep="first", maintain_order=True)
-    kept = kept.sort(LINE)
-    again = frame.height - kept.height
-    unread = file.rows - file.bad - frame.height
-    reasons = {"of items that stand there before": again, "of items that nobody chose": unread}
-    return kept.drop(LINE), file.finish(kept.height, reasons)
-
-
-@dataclass(frozen=True)
-class LineReader(LogReader):
-    """A reader of such files, which lie in one folder.
-
-    Raises:
-        UserError: If its folder is not named.
-    """
-
-    path: str | None = field(default=None, metadata=FOLDER)
-    max_description_chars: int = field(default=2000, metadata=DESCRIPTION_LENGTH)
-    max_bad_lines: float = field(
-        default=0.001,
-        metadata={"help": "share of a file's lines that may be unreadable", "at_least": 0, "at_most": 1},
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be read."""
-        if not self.path:
-            raise UserError("this source needs `path`, the folder with its files (docs/data.md has their names)")
-        super().__post_init__()
-
-    def file(self, table: str, *names: str) -> LineFile:
-        """The first of some files that is there.
-
-        Raises:
-            UserError: If none is.
-        """
-        folder = Path(self.path or "")
-        found = find_file(folder, *names)
-        if found is None:
-            raise UserError(
-                f"path={folder} has no {' and no '.join(names)} (.gz or not); docs/data.md says where it is"
-            )
-        return LineFile(found, table, self.max_bad_lines)

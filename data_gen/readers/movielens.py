@@ -18,7 +18,8 @@ from reasonrec.data_gen.clean import clean_items
 from reasonrec.data_gen.interaction_log import InteractionLog
 from reasonrec.data_gen.readers.base import FOLDER, MIN_RATING, READERS, LogReader
 from reasonrec.data_gen.readers.csv_reader import CsvFile
-from reasonrec.data_gen.readers.line_files import LineFile, LineReader, interactions, one_row_each, rated
+from reasonrec.data_gen.readers.line_files import LineFile
+from reasonrec.data_gen.readers.line_reader import LineReader, interactions, one_row_each, rated
 from reasonrec.tokenizers.errors import UserError
 
 GENRES = (

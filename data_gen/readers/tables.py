@@ -16,7 +16,14 @@ import polars as pl
 from reasonrec.data_gen.clean import clean_items, clean_text
 from reasonrec.data_gen.filters import filter_fact
 from reasonrec.data_gen.interaction_log import InteractionLog
-from reasonrec.data_gen.readers.base import DESCRIPTION_LENGTH, MIN_RATING, READERS, LogReader
+from reasonrec.data_gen.readers.base import (
+    COLUMNS,
+    DESCRIPTION_LENGTH,
+    ITEM_TABLE,
+    MIN_RATING,
+    READERS,
+    LogReader,
+)
 from reasonrec.data_gen.readers.csv_reader import LINE
 from reasonrec.data_gen.readers.table_files import Table, read_table
 from reasonrec.data_gen.readers.timestamps import Timestamps, parse_timestamps
@@ -268,16 +275,9 @@ class TablesReader(LogReader):
         default=None,
         metadata={"help": "CSV or Parquet: user_id, item_id, timestamp (+ rating, review)", "path": "name"},
     )
-    items: str | None = field(
-        default=None,
-        metadata={"help": "CSV or Parquet: item_id, title (+ description, category, brand)", "path": "name"},
-    )
-    interaction_columns: dict[str, str] = field(
-        default_factory=dict, metadata={"help": "YAML only; our name: the file's name"}
-    )
-    item_columns: dict[str, str] = field(
-        default_factory=dict, metadata={"help": "YAML only; our name: the file's name"}
-    )
+    items: str | None = field(default=None, metadata=ITEM_TABLE)
+    interaction_columns: dict[str, str] = field(default_factory=dict, metadata=COLUMNS)
+    item_columns: dict[str, str] = field(default_factory=dict, metadata=COLUMNS)
     separator: str | None = field(
         default=None,
         metadata={"help": "separator of CSV files, one or more characters; .tsv: tab, else comma, if unset"},

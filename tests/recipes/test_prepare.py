@@ -241,7 +241,8 @@ def test_a_reader_of_ones_own_is_chosen_by_name(
     with pytest.raises(SystemExit):
         launch(monkeypatch, "--help")
     printed = capsys.readouterr().out
-    assert "{tables,movielens_100k,complete_journey,industrial,synthetic,diary,locked}" in printed
+    assert f"{{{','.join(READERS.entries())}}}" in printed
+    assert "synthetic,diary,locked}" in printed
     assert "visits of each person (default: 4)" in printed
     assert printed.count("--seed") == 1
 

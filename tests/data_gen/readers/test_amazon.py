@@ -78,7 +78,7 @@ def test_2023_as_the_hub_lays_it_out(tmp_path: Path) -> None:
 
 
 BROKEN = {
-    "cut": ('{"reviewerID": "U', "Unterminated string"),
+    "cut": ('{"reviewerID": "U', "nterminated string"),
     "no item": ('{"reviewerID": "U1", "overall": 1, "unixReviewTime": 1400000000}', "no 'asin'"),
     "empty id": ('{"reviewerID": " ", "asin": "B1", "overall": 1, "unixReviewTime": 1400000000}', "no user_id"),
     "a list": ("[1]", "no record in braces"),
