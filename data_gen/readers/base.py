@@ -13,7 +13,7 @@ from reasonrec.data_gen.schema import Tables
 from reasonrec.tokenizers.registry import Registry
 
 MODULES = (
-    "tables", "movielens", "amazon", "complete_journey", "minionerec", "atomic", "lcrec",
+    "tables", "movielens", "amazon", "yelp", "steam", "complete_journey", "minionerec", "atomic", "lcrec",
     "sequence_text", "synthetic",
 )  # fmt: skip
 
