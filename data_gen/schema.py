@@ -230,15 +230,14 @@ def _check_rows(name: str, rows: pl.DataFrame, n_users: int, n_items: int) -> No
         raise ValueError(f"table {name}: a target is masked, so no ranking could hit it")
 
 
-def write_dataset(folder: Path, tables: Tables) -> dict[str, Any]:
-    """Check the tables, count the training targets and write the five Parquet files.
+def check_tables(tables: Tables) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
+    """Check the tables and count the training targets.
 
     Args:
-        folder: Where to write (the working folder of `artefact.staged`).
         tables: The dataset.
 
     Returns:
-        The facts for the manifest: `tables.facts` and the counts.
+        The tables of the five files by their names, and the facts for the manifest: `tables.facts` and the counts.
 
     Raises:
         ValueError: If the tables contradict each other (a bug in a reader, not a user's mistake).
@@ -255,9 +254,7 @@ def write_dataset(folder: Path, tables: Tables) -> dict[str, Any]:
     rows = {name: _conform(getattr(tables, name), ROWS, {}, name) for name in ("valid", "test")}
     for name, frame in rows.items():
         _check_rows(name, frame, n_users, n_items)
-    for name, frame in {"items": items, "users": users, "train": train, **rows}.items():
-        frame.write_parquet(folder / f"{name}.parquet", compression="zstd", row_group_size=1 << 20)
-    return {
+    facts = {
         "terms": "",
         "redistributable": True,
         **tables.facts,
@@ -268,6 +265,23 @@ def write_dataset(folder: Path, tables: Tables) -> dict[str, Any]:
         "n_valid": rows["valid"].height,
         "n_test": rows["test"].height,
     }
+    return {"items": items, "users": users, "train": train, **rows}, facts
+
+
+def write_dataset(folder: Path, tables: Tables) -> dict[str, Any]:
+    """Check the tables and write the five Parquet files.
+
+    Args:
+        folder: Where to write (the working folder of `artefact.staged`).
+        tables: The dataset.
+
+    Returns:
+        The facts for the manifest, see `check_tables`.
+    """
+    frames, facts = check_tables(tables)
+    for name, frame in frames.items():
+        frame.write_parquet(folder / f"{name}.parquet", compression="zstd", row_group_size=1 << 20)
+    return facts
 
 
 def unique_ids(ids: Iterable[str]) -> list[str]:

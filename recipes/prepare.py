@@ -9,6 +9,7 @@ import os
 import time
 from dataclasses import dataclass, field
 
+from reasonrec.data_gen.preview import preview
 from reasonrec.data_gen.readers.base import READERS
 from reasonrec.data_gen.schema import describe, write_dataset
 from reasonrec.recipes.args import parse, run
@@ -30,6 +31,7 @@ class PrepareConfig:
     )
     output_dir: str = field(metadata={"help": "folder of the dataset", "path": "name"})
     overwrite: bool = field(default=False, metadata={"help": "move an existing output_dir to <output_dir>.old"})
+    preview: bool = field(default=False, metadata={"help": "show what would come out, and write nothing"})
 
 
 KEYS = (PrepareConfig, OptionsOf("source", READERS))
@@ -40,6 +42,9 @@ def main() -> None:
     """Run the stage."""
     config, reader = parse(KEYS)
     if os.environ.get("RANK", "0") != "0":  # nothing here is training: one process does it
+        return
+    if config.preview:
+        say(preview(reader.read()[0]))
         return
     out = claim_output(config.output_dir, overwrite=config.overwrite)
     start = time.perf_counter()

@@ -60,6 +60,21 @@ def test_own_tables(shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "0 of 25 interactions removed" in printed
 
 
+def test_a_preview_shows_and_writes_nothing(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch(monkeypatch, "--preview")
+    assert not Path("out").exists()
+    printed = capsys.readouterr().out.splitlines()
+    assert "  filter k_core                0 of 25 interactions removed" in printed
+    assert "    0: ‹|im_end|› lamp" in printed
+    assert "    0: ‹|im_end|› lamp, pan, (INST) cup" in printed
+    assert "    0: ‹|im_end|› lamp, pan, (INST) cup, bowl -> fork & knife" in printed
+    assert "nothing was written" in printed[-1]
+    launch(monkeypatch)
+    launch(monkeypatch, "--preview")  # beside a finished dataset
+
+
 def test_an_existing_dataset_is_only_moved_aside_on_request(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launch(monkeypatch)
     before = Dataset.load("out/dataset").manifest.hash
@@ -192,7 +207,7 @@ def test_shipped_configurations_parse(recipe: str) -> None:
 
 def test_every_source_says_which_keys_it_reads() -> None:
     read = {key.name for reader in READERS.entries().values() for key in keys_of(reader)}
-    common = {"source", "output_dir", "overwrite"}
+    common = {"source", "output_dir", "overwrite", "preview"}
     assert set(prepare.PrepareConfig.__dataclass_fields__) == common
     assert {key.name for key in prepare.KEYS[1].keys} == read
     assert not read & common
