@@ -17,9 +17,9 @@ import polars as pl
 
 from reasonrec.data_gen.clean import join_listed
 from reasonrec.data_gen.interaction_log import InteractionLog
-from reasonrec.data_gen.readers.base import MIN_RATING, READERS, WITH_REVIEWS
+from reasonrec.data_gen.readers.base import MIN_RATING, READERS
 from reasonrec.data_gen.readers.line_files import LineFile, Row, number, words
-from reasonrec.data_gen.readers.line_reader import LineReader
+from reasonrec.data_gen.readers.line_reader import RecordReader
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.registry import nearest
 
@@ -74,12 +74,12 @@ def find_files(path: str, category: str | None) -> tuple[str, Path, Path]:
     return chosen, reviews[0], meta
 
 
-def _review(names: tuple[str, ...], with_text: bool) -> Row:
+def _review(names: tuple[str, ...]) -> Row:
     user, item, rating, time, text = names
 
     def row(record: Mapping[str, Any]) -> tuple[Any, ...]:
-        found = words(record[user]), words(record[item]), number(record[rating]), number(record[time])
-        return (*found, words(record.get(text))) if with_text else found
+        who, what = words(record[user]), words(record[item])
+        return who, what, number(record[rating]), number(record[time]), words(record.get(text))
 
     return row
 
@@ -134,14 +134,13 @@ def price_of(value: object) -> str:
 
 
 @dataclass(frozen=True)
-class AmazonReader(LineReader):
+class AmazonReader(RecordReader):
     """One category of Amazon Reviews."""
 
     category: str | None = field(
         default=None, metadata={"help": "category, as in the files' names; may be unset if there is only one"}
     )
     min_rating: float | None = field(default=None, metadata=MIN_RATING)
-    with_reviews: bool = field(default=False, metadata=WITH_REVIEWS)
     with_prices: bool = field(default=False, metadata={"help": "begin descriptions with the price"})
 
     def read_log(self) -> InteractionLog:
@@ -150,11 +149,10 @@ class AmazonReader(LineReader):
         new = ".jsonl" in meta.suffixes
         names = _NEW if new else _OLD
         schema = {"user_id": pl.String, "item_id": pl.String, "rating": pl.Float64, "timestamp": pl.Float64}
-        schema |= {"review": pl.String} if self.with_reviews else {}
         return self.read_records(
             f"Amazon, {category}",
             LineFile(reviews, "interactions", self.max_bad_lines),
-            _review(names, self.with_reviews),
+            _review(names),
             schema,
             LineFile(meta, "items", self.max_bad_lines),
             lambda chosen: _product(names[1], chosen, self.with_prices),

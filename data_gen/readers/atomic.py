@@ -12,7 +12,7 @@ import polars as pl
 from reasonrec.data_gen.clean import clean_items
 from reasonrec.data_gen.interaction_log import InteractionLog
 from reasonrec.data_gen.listed import list_words
-from reasonrec.data_gen.readers.base import COLUMNS, MIN_RATING, READERS
+from reasonrec.data_gen.readers.base import COLUMNS, DESCRIPTION_LENGTH, MIN_RATING, READERS
 from reasonrec.data_gen.readers.line_files import LineFile
 from reasonrec.data_gen.readers.line_reader import LineReader, interactions, one_row_each, only_file
 from reasonrec.data_gen.readers.table_files import map_columns
@@ -65,6 +65,7 @@ def spell_sequence(value: str | None) -> str:
 class AtomicReader(LineReader):
     """One data set in RecBole's format."""
 
+    max_description_chars: int = field(default=2000, metadata=DESCRIPTION_LENGTH)
     interaction_columns: dict[str, str] = field(default_factory=dict, metadata=COLUMNS)
     item_columns: dict[str, str] = field(default_factory=dict, metadata=COLUMNS)
     min_rating: float | None = field(default=None, metadata=MIN_RATING)

@@ -24,12 +24,12 @@ from reasonrec.data_gen.readers.csv_reader import LINE, LONGEST
 from reasonrec.tokenizers.errors import UserError
 
 BLOCK = 1 << 24
-_WRONG = (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError)
+_WRONG = (ValueError, SyntaxError, KeyError, TypeError, OverflowError, RecursionError, MemoryError)
 Row = Callable[[Mapping[str, Any]], "tuple[Any, ...] | None"]
 
 
 def words(value: object) -> str | None:
-    """A text of a record, None if there is none.
+    """A text of a record without white space around it, None if there is none.
 
     Raises:
         ValueError: If it is neither text nor a whole number.
@@ -39,7 +39,7 @@ def words(value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError(f"{type(value).__name__} where a text should stand")
     # JSON can spell half a character, which no column can hold.
-    return str(value).encode(errors="replace").decode()
+    return str(value).strip().encode(errors="replace").decode()
 
 
 def number(value: object) -> float:

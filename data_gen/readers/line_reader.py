@@ -14,7 +14,7 @@ import polars as pl
 from reasonrec.data_gen.clean import clean_items, clean_text
 from reasonrec.data_gen.filters import filter_fact
 from reasonrec.data_gen.interaction_log import InteractionLog
-from reasonrec.data_gen.readers.base import DESCRIPTION_LENGTH, FOLDER, MAX_BAD_LINES, LogReader
+from reasonrec.data_gen.readers.base import DESCRIPTION_LENGTH, FOLDER, MAX_BAD_LINES, WITH_REVIEWS, LogReader
 from reasonrec.data_gen.readers.csv_reader import LINE
 from reasonrec.data_gen.readers.line_files import LineFile, Row
 from reasonrec.data_gen.readers.tables import MAX_REVIEW_CHARS
@@ -25,12 +25,6 @@ from reasonrec.tokenizers.errors import UserError
 
 # Milliseconds of 1973 and 2103, between which people have used computers.
 _FIRST, _LAST = 10**11, 42 * 10**11
-
-
-def find_file(folder: Path, *names: str) -> Path | None:
-    """The first of some files that is there, as it is called or with `.gz` behind."""
-    places = [folder / f"{name}{end}" for name in names for end in ("", ".gz")]
-    return next((place for place in places if place.is_file()), None)
 
 
 def interactions(
@@ -61,8 +55,8 @@ def interactions(
     frame = frame.with_columns(timestamp=times.values)
     if times.wrong is not None:
         outside = ~times.values.is_between(_FIRST, _LAST).fill_null(False)
-        frame = file.refuse(frame, outside, "no time between 1973 and 2103")
-    elif "no dates" not in times.kind:
+        frame = file.refuse(frame, outside, f"timestamp: {times.why or 'no time between 1973 and 2103'}")
+    if "no dates" not in times.kind:
         _warn_of_the_future(file.path, frame)
     kept, facts, dropped = rated(frame, min_rating)
     read = file.finish(kept.height, dropped)
@@ -131,7 +125,6 @@ class LineReader(LogReader):
     """
 
     path: str | None = field(default=None, metadata=FOLDER)
-    max_description_chars: int = field(default=2000, metadata=DESCRIPTION_LENGTH)
     max_bad_lines: float = field(default=0.001, metadata=MAX_BAD_LINES)
 
     def __post_init__(self) -> None:
@@ -146,13 +139,20 @@ class LineReader(LogReader):
         Raises:
             UserError: If none is.
         """
-        folder = Path(self.path or "")
-        found = find_file(folder, *names)
+        places = [Path(self.path or "") / f"{name}{end}" for name in names for end in ("", ".gz")]
+        found = next((place for place in places if place.is_file()), None)
         if found is None:
-            raise UserError(
-                f"path={folder} has no {' and no '.join(names)} (.gz or not); docs/data.md says where it is"
-            )
+            wanted = " and no ".join(names)
+            raise UserError(f"path={self.path} has no {wanted} (.gz or not); docs/data.md says where it is")
         return LineFile(found, table, self.max_bad_lines)
+
+
+@dataclass(frozen=True)
+class RecordReader(LineReader):
+    """A reader of records of reviews and of items, whose titles may not be passed on."""
+
+    max_description_chars: int = field(default=2000, metadata=DESCRIPTION_LENGTH)
+    with_reviews: bool = field(default=False, metadata=WITH_REVIEWS)
 
     def read_records(
         self,
@@ -167,20 +167,26 @@ class LineReader(LogReader):
         min_rating: float | None = None,
         literal: bool = False,
     ) -> InteractionLog:
-        """Read two files of records whose order is not one in time, and of items only those that somebody had.
+        """Read both files; their order is not one in time, and of items only those that somebody had are kept.
 
         Args:
             name: Name of the data.
             interaction_file: Records of interactions.
-            interaction: Takes the values of `schema` from one.
-            schema: `user_id`, `item_id`, possibly `rating`, `timestamp` and possibly `review`.
+            interaction: Takes the values of `schema`, and the review behind them, from one.
+            schema: `user_id`, `item_id`, possibly `rating`, and `timestamp`.
             item_file: Records of items.
             item: Given the ids that occur, what takes id and `ITEM_TEXT` from a record, or None from one of others.
-            terms: What may be done with the data; it does not include passing titles on.
+            terms: What may be done with the data.
             min_rating: Keep interactions rated at least this.
             literal: Lines may be Python literals.
         """
-        found = interaction_file.records(interaction, schema, literal=literal)
+
+        def values(record: Mapping[str, Any]) -> tuple[Any, ...] | None:
+            found = interaction(record)
+            return found if self.with_reviews or found is None else found[:-1]
+
+        columns = {**schema, "review": pl.String} if self.with_reviews else schema
+        found = interaction_file.records(values, columns, literal=literal)
         log, facts, read = interactions(interaction_file, found, min_rating)
         row, texts = item(set(log["item_id"].unique().to_list())), dict.fromkeys(("item_id", *ITEM_TEXT), pl.String)
         items, items_read = one_row_each(item_file, item_file.records(row, texts, literal=literal))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
@@ -19,7 +19,7 @@ from reasonrec.data_gen.interaction_log import InteractionLog
 from reasonrec.data_gen.readers.base import FOLDER, MIN_RATING, READERS, LogReader
 from reasonrec.data_gen.readers.csv_reader import CsvFile
 from reasonrec.data_gen.readers.line_files import LineFile
-from reasonrec.data_gen.readers.line_reader import LineReader, interactions, one_row_each, rated
+from reasonrec.data_gen.readers.line_reader import LineReader, interactions, one_row_each
 from reasonrec.tokenizers.errors import UserError
 
 GENRES = (
@@ -165,15 +165,20 @@ def read_movielens(reader: MovieLensFolder) -> InteractionLog:
     if kind is None:
         choices = ", ".join(" and ".join(names) for names in kinds.values())
         raise UserError(f"path={folder} holds none of these pairs of files: {choices}; unpack GroupLens' ZIP there")
-    if kind == "100K":
-        whole = read_movielens_100k(str(folder))
-        log, facts, dropped = rated(whole.interactions, reader.min_rating)
-        read = {"table": "interactions", "rows": whole.interactions.height, "kept": log.height, "dropped": dropped}
-        read |= {"blank_lines": 0, "ids_written_as_floats": {}}
-        return replace(whole, interactions=log, filters=facts, read=[read])
     rows, movies = (LineFile(folder / name, table, reader.max_bad_lines)
                     for name, table in zip(kinds[kind], ("interactions", "items"), strict=True))  # fmt: skip
-    if kind == "csv":
+    if kind == "100K":
+        found = rows.fields(_RATING, 4, "\t")
+        flags = {genre: 5 + place for place, genre in enumerate(GENRES)}
+        texts = movies.fields({"item_id": 0, "title": 1} | flags, 5 + len(flags), "|", encoding="latin-1")
+        texts = texts.with_columns(
+            category=pl.concat_str(
+                (pl.when(pl.col(genre) == "1").then(pl.lit(genre)) for genre in GENRES),
+                separator="|",
+                ignore_nulls=True,
+            )
+        )
+    elif kind == "csv":
         found, texts = _read_csv(rows, _CSV["ratings"]), _read_csv(movies, _CSV["movies"])
     else:
         found = rows.fields(_RATING, 4, "::")

@@ -7,16 +7,16 @@ line is a Python literal, which is parsed and never run.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
 from reasonrec.data_gen.clean import join_listed
 from reasonrec.data_gen.interaction_log import InteractionLog
-from reasonrec.data_gen.readers.base import READERS, WITH_REVIEWS
+from reasonrec.data_gen.readers.base import READERS
 from reasonrec.data_gen.readers.line_files import Row, words
-from reasonrec.data_gen.readers.line_reader import LineReader
+from reasonrec.data_gen.readers.line_reader import RecordReader
 
 TERMS = (
     "Steam reviews, collected by McAuley's group for research; the page grants no licence of the texts; cite Kang and "
@@ -24,13 +24,9 @@ TERMS = (
 )
 
 
-def _review(with_text: bool) -> Row:
-    def row(record: Mapping[str, Any]) -> tuple[Any, ...]:
-        # Few lines have a user_id, all have a name.
-        found = words(record["username"]), words(record["product_id"]), words(record["date"])
-        return (*found, words(record.get("text"))) if with_text else found
-
-    return row
+def _review(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    # Few lines have a user_id, all have a name.
+    return words(record["username"]), words(record["product_id"]), words(record["date"]), words(record.get("text"))
 
 
 def _game(chosen: Collection[str]) -> Row:
@@ -49,10 +45,8 @@ def _game(chosen: Collection[str]) -> Row:
 
 
 @dataclass(frozen=True)
-class SteamReader(LineReader):
+class SteamReader(RecordReader):
     """Reviews and games."""
-
-    with_reviews: bool = field(default=False, metadata=WITH_REVIEWS)
 
     def read_log(self) -> InteractionLog:
         """Read reviews, and the games among them; several of one day have no order."""
@@ -60,8 +54,8 @@ class SteamReader(LineReader):
         return self.read_records(
             "Steam",
             self.file("interactions", "steam_reviews.json"),
-            _review(self.with_reviews),
-            schema | ({"review": pl.String} if self.with_reviews else {}),
+            _review,
+            schema,
             self.file("items", "steam_games.json"),
             _game,
             terms=TERMS,

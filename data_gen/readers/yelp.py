@@ -9,19 +9,16 @@ from typing import Any
 import polars as pl
 
 from reasonrec.data_gen.interaction_log import InteractionLog
-from reasonrec.data_gen.readers.base import MIN_RATING, READERS, WITH_REVIEWS
+from reasonrec.data_gen.readers.base import MIN_RATING, READERS
 from reasonrec.data_gen.readers.line_files import Row, number, words
-from reasonrec.data_gen.readers.line_reader import LineReader
+from reasonrec.data_gen.readers.line_reader import RecordReader
 
 TERMS = "Yelp Open Dataset: academic use under Yelp's Dataset Terms of Use, no redistribution"
 
 
-def _review(with_text: bool) -> Row:
-    def row(record: Mapping[str, Any]) -> tuple[Any, ...]:
-        found = words(record["user_id"]), words(record["business_id"]), number(record["stars"]), words(record["date"])
-        return (*found, words(record.get("text"))) if with_text else found
-
-    return row
+def _review(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    who, what = words(record["user_id"]), words(record["business_id"])
+    return who, what, number(record["stars"]), words(record["date"]), words(record.get("text"))
 
 
 def _business(chosen: Collection[str]) -> Row:
@@ -41,20 +38,18 @@ def _business(chosen: Collection[str]) -> Row:
 
 
 @dataclass(frozen=True)
-class YelpReader(LineReader):
+class YelpReader(RecordReader):
     """Reviews and businesses."""
 
     min_rating: float | None = field(default=None, metadata=MIN_RATING)
-    with_reviews: bool = field(default=False, metadata=WITH_REVIEWS)
 
     def read_log(self) -> InteractionLog:
-        """Read reviews, and the businesses among them; the order of the file is not one in time."""
+        """Read reviews, and the businesses among them."""
         schema = {"user_id": pl.String, "item_id": pl.String, "rating": pl.Float64, "timestamp": pl.String}
-        schema |= {"review": pl.String} if self.with_reviews else {}
         return self.read_records(
             "Yelp",
             self.file("interactions", "yelp_academic_dataset_review.json", "review.json"),
-            _review(self.with_reviews),
+            _review,
             schema,
             self.file("items", "yelp_academic_dataset_business.json", "business.json"),
             _business,

@@ -87,6 +87,7 @@ BROKEN = {
         "no time between 1973",
     ),
     "huge": ('{"reviewerID": "U1", "asin": "B1", "overall": 1e999, "unixReviewTime": 1}', "number should stand"),
+    "too large": (f'{{"reviewerID": "U1", "asin": "B1", "overall": 1{"0" * 400}, "unixReviewTime": 1}}', "too large"),
     "nested": ("[" * 100_000, "recursion"),
 }
 
@@ -110,11 +111,25 @@ def test_literals_are_parsed_and_never_run(tmp_path: Path, line: str) -> None:
         AmazonReader(path=str(tmp_path)).read_log()
 
 
+def test_a_file_without_a_good_line(tmp_path: Path) -> None:
+    write(tmp_path / "Toys.json", ["?"] * 3)
+    write(tmp_path / "meta_Toys.json", [json.dumps(product) for product in OLD_PRODUCTS])
+    with pytest.raises(UserError, match="3 of 3 lines cannot be read"):
+        AmazonReader(path=str(tmp_path)).read_log()
+    log = AmazonReader(path=str(tmp_path), max_bad_lines=1).read_log()
+    assert log.interactions.height == 0
+    write(tmp_path / "Toys.json", ["?"] * 2000)
+    with pytest.raises(UserError, match="none so far was good"):
+        AmazonReader(path=str(tmp_path)).read_log()
+
+
 def test_half_characters_latin_1_and_a_cut_archive(tmp_path: Path) -> None:
-    lines = [line.replace('"U1"', r'"U\ud800"') for line in reviews(OLD)]
+    lines = [line.replace('"U1"', r'" U\ud800"').replace('"B1"', '"B1 "') for line in reviews(OLD)]
     write(tmp_path / "Toys.json", lines)
     write(tmp_path / "meta_Toys.json", [json.dumps(product) for product in OLD_PRODUCTS])
-    assert AmazonReader(path=str(tmp_path)).read_log().interactions["user_id"][0] == "U?"
+    log = AmazonReader(path=str(tmp_path)).read_log()
+    assert log.interactions["user_id"][0] == "U?"
+    assert log.items["item_id"].to_list() == ["B1", "B2"]
     (tmp_path / "Toys.json").write_bytes("\n".join(lines).encode() + '\n{"reviewerID": "é"}'.encode("latin-1"))
     with pytest.raises(UserError, match=r"line 4 \('utf-8' codec"):
         AmazonReader(path=str(tmp_path)).read_log()

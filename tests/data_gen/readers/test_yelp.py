@@ -43,7 +43,7 @@ def test_reviews_and_businesses(tmp_path: Path, start: str) -> None:
 
 def test_a_time_that_is_none_and_files_that_are_not_there(tmp_path: Path) -> None:
     wrong = json.dumps(REVIEWS[0] | {"date": "yesterday"})
-    with pytest.raises(UserError, match=r"1 of 3 lines .*line 3 \(no time"):
+    with pytest.raises(UserError, match=r"1 of 3 lines .*line 3 \(timestamp: no time"):
         YelpReader(path=folder_of(tmp_path, broken=wrong)).read_log()
     (tmp_path / "yelp_academic_dataset_business.json").unlink()
     with pytest.raises(UserError, match=r"has no yelp_academic_dataset_business\.json and no business\.json"):
