@@ -51,6 +51,7 @@ def main() -> None:
     tables, files = reader.read()
     inputs = {role: file_hash(file) for role, file in files.items()}
     recipe = recorded(config, out) | recorded(reader, out)
+    del recipe["preview"]  # nothing is written there
     about = {"config": recipe, "seed": recipe.get("seed", 0), "inputs": inputs}
     with staged(out, kind="dataset", overwrite=config.overwrite, **about) as (folder, facts):
         facts.update(write_dataset(folder, tables))
