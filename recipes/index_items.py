@@ -8,26 +8,18 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from reasonrec.data_gen.schema import ITEM_TEXT, Dataset
+from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName, recorded
-from reasonrec.tokenizers.artefact import adopt, check_input, read_manifest, staged, write_json
-from reasonrec.tokenizers.embed import JOINED, embed_items, with_joined
+from reasonrec.tokenizers.artefact import adopt, staged
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.health import format_report, health_report, plot_report
-from reasonrec.tokenizers.index import REMEDY, ItemIndex, build_index, external_index, load_embeddings, save_quantizer
+from reasonrec.tokenizers.health import format_report
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
 from reasonrec.tokenizers.quantizers.base import Quantizer, build_quantizer
 from reasonrec.tokenizers.quantizers.kmeans import check_sizes
 from reasonrec.tokenizers.terminal import say
-
-# What decides the embeddings; they may be taken from another index only where all of it agrees.
-_TEXT_KEYS = ("embedding_model", "max_tokens", *(f"{name}_weight" for name in (JOINED, *ITEM_TEXT)))
 
 
 @dataclass
@@ -42,7 +34,10 @@ class IndexConfig:
     output_dir: str = field(metadata={"help": "folder of the index", "path": "name"})
     quantizer: str = field(
         default="balanced",
-        metadata={"help": "residual k-means with equal clusters (balanced) or plain, or external: codes of a file"},
+        metadata={
+            "help": "residual k-means with equal clusters (balanced) or plain, rq_vae (TIGER's), product (OPQ), "
+            "mixture (parallel codebooks), or external: codes of a file"
+        },
     )
     quantizer_options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "options of the quantizer's own, such as {n_init: 3, max_iter: 100}"}
@@ -99,78 +94,6 @@ class IndexConfig:
         return build_quantizer(self.quantizer, self.codebook_sizes, self.seed, self.quantizer_options, progress=True)
 
 
-def item_embeddings(config: IndexConfig, dataset: Dataset) -> np.ndarray:
-    """float32 (items, dim): of the encoder, or of another index of the same dataset and text settings.
-
-    Raises:
-        UserError: If that index belongs to another dataset or was made with other text settings.
-    """
-    if config.embeddings_from is None:
-        from reasonrec.recipes.models.precision import of_encoder  # PyTorch
-
-        fields = with_joined({name: dataset.items[name].to_list() for name in ITEM_TEXT})
-        weights = {name: getattr(config, f"{name}_weight") for name in fields}
-        return embed_items(
-            fields,
-            weights,
-            config.embedding_model,
-            batch_size=config.batch_size,
-            device=config.device,
-            compute=of_encoder(config.precision, config.device),
-            max_tokens=config.max_tokens,
-            trust_remote_code=config.trust_remote_code,
-        )
-    made = read_manifest(config.embeddings_from, "index")
-    check_input(made, "dataset", dataset.manifest, REMEDY)
-    # A folder of the encoder is as seen from there; company came later than text, and is not in its vectors.
-    mine = recorded(config, config.embeddings_from) | {"collaboration": 0.0}
-    theirs = {"collaboration": 0.0} | made.config
-    for key in (*_TEXT_KEYS, "collaboration"):
-        if (made_with := theirs.get(key)) != mine[key]:
-            raise UserError(
-                f"embeddings_from={config.embeddings_from} was made with {key}={made_with!r}, not {mine[key]!r}: name "
-                "an index that has it so, or leave embeddings_from out"
-            )
-    return load_embeddings(config.embeddings_from)
-
-
-def build(config: IndexConfig, dataset: Dataset, folder: Path) -> tuple[ItemIndex, dict[str, object]]:
-    """Make the index and its health report, and write everything but the manifest."""
-    from reasonrec.recipes.collaboration import embeddings_for  # takes longer to import than `--help` may
-    from reasonrec.recipes.rankers.baselines import TrainLog
-
-    embeddings: np.ndarray | None = None
-    codebooks: list[np.ndarray] | None = None
-    tried: dict[str, Any] = {}
-    if config.external_index is not None:
-        index = external_index(config.external_index, dataset.n_items)
-    else:
-        embeddings = item_embeddings(config, dataset)
-        quantizer = config.build_quantizer()
-        embeddings, tried = embeddings_for(
-            dataset, embeddings, config.collaboration, quantizer, config.codebook_sizes, seed=config.seed
-        )
-        index = build_index(quantizer.fit_encode(embeddings), config.codebook_sizes)
-        codebooks = quantizer.codebooks
-        save_quantizer(folder, codebooks, embeddings)
-    index.save(folder)
-    report = health_report(
-        index,
-        train_count=dataset.items["train_count"].to_numpy(),
-        category=dataset.items["category"].to_list(),
-        brand=dataset.items["brand"].to_list(),
-        neighbours=TrainLog.of(dataset).pairs(1),
-        embeddings=embeddings,
-        codebooks=codebooks,
-        seed=config.seed,
-    )
-    report |= {"collaboration": tried} if tried else {}
-    write_json(folder / "health.json", report)
-    heading = f"{dataset.facts.get('name', dataset.path)}: {config.quantizer}, sizes {list(index.level_sizes)}"
-    plot_report(report, index, embeddings, heading).savefig(folder / "health.png", dpi=110)
-    return index, report
-
-
 @releasing_outputs()
 def main() -> None:
     """Run the stage."""
@@ -186,6 +109,8 @@ def main() -> None:
     about = {"kind": "index", "config": recorded(config, out), "seed": config.seed, "inputs": inputs}
     if adopt(out, overwrite=config.overwrite, **about):
         return
+    from reasonrec.recipes.indexing import build  # PyTorch
+
     with staged(out, overwrite=config.overwrite, **about) as (folder, facts):
         index, report = build(config, dataset, folder)
         facts.update(n_items=index.n_items, level_sizes=list(index.level_sizes), quantizer=config.quantizer)

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from reasonrec.tokenizers.artefact import check_input, read_manifest
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.manifest import Manifest
+from reasonrec.tokenizers.quantizers.base import Quantizer, build_quantizer
 
 INDEX_FILE = "index.safetensors"
 QUANTIZER_FILE = "quantizer.safetensors"
@@ -171,27 +172,34 @@ def _rank_in_group(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rank, count[group]
 
 
-def save_quantizer(folder: Path, codebooks: Sequence[np.ndarray], embeddings: np.ndarray) -> None:
-    """Write the codebooks and the item embeddings beside the index.
+def save_quantizer(folder: Path, quantizer: Quantizer, embeddings: np.ndarray) -> None:
+    """Write what codes new items, and the item embeddings, beside the index.
 
     Args:
         folder: The artefact's (partial) folder.
-        codebooks: One float32 (K_l, dim) array per level.
+        quantizer: A quantizer that was fitted.
         embeddings: float32 (items, dim).
     """
-    books = {f"codebook_{level}": np.ascontiguousarray(book) for level, book in enumerate(codebooks)}
-    save_file(books, folder / QUANTIZER_FILE)
+    state = {name: np.ascontiguousarray(array) for name, array in quantizer.state().items()}
+    save_file(state, folder / QUANTIZER_FILE)
     save_file({"embeddings": np.ascontiguousarray(embeddings, dtype=np.float32)}, folder / EMBEDDINGS_FILE)
 
 
-def load_codebooks(path: str | Path) -> list[np.ndarray]:
-    """The codebooks of an index artefact; `encode_residual` of the k-means quantizers codes new items with them.
+def load_quantizer(path: str | Path) -> Quantizer:
+    """The quantizer of an index artefact, which codes the embeddings of new items.
 
     Raises:
-        UserError: If the index was imported and has none.
+        UserError: If the index was imported and has none, or what was saved is not of the quantizer it names.
     """
-    books = load_file(_needed(Path(path) / QUANTIZER_FILE))
-    return [books[f"codebook_{level}"] for level in range(len(books))]
+    state = load_file(_needed(Path(path) / QUANTIZER_FILE))
+    config = read_manifest(path, "index").config
+    name, sizes, options = (config.get(key) for key in ("quantizer", "codebook_sizes", "quantizer_options"))
+    try:
+        quantizer = build_quantizer(str(name), sizes or [], int(config.get("seed", 0)), options or {})
+        quantizer.restore(state)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} does not hold what its quantizer {name} saves ({error}): {_AGAIN}") from error
+    return quantizer
 
 
 def load_embeddings(path: str | Path) -> np.ndarray:
@@ -206,8 +214,7 @@ def load_embeddings(path: str | Path) -> np.ndarray:
 def _needed(path: Path) -> Path:
     if not path.is_file():
         raise UserError(
-            f"{path} does not exist: an imported index has no embeddings; use one made with quantizer: "
-            "balanced or plain"
+            f"{path} does not exist: an imported index has no embeddings; use one whose quantizer is not external"
         )
     return path
 

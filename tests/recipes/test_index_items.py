@@ -8,12 +8,12 @@ import polars as pl
 import pytest
 
 from reasonrec.data_gen.schema import ROWS, Dataset, Tables, write_dataset
-from reasonrec.recipes import index_items
+from reasonrec.recipes import index_items, indexing
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.index_items import IndexConfig
 from reasonrec.tokenizers.artefact import read_manifest, staged, write_manifest
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.index import ItemIndex, load_codebooks, load_embeddings, save_quantizer
+from reasonrec.tokenizers.index import ItemIndex, load_embeddings, load_quantizer, save_quantizer
 
 CONFIGS = sorted((Path(__file__).parents[2] / "recipes" / "configs").glob("*/index.yaml"))
 KINDS = ("hammer", "romantic movie", "green apple", "winter coat")
@@ -61,7 +61,7 @@ def stage(monkeypatch, *flags: str) -> None:
 
 @pytest.fixture
 def flags(tmp_path, monkeypatch) -> list[str]:
-    monkeypatch.setattr(index_items, "embed_items", fake_embeddings)
+    monkeypatch.setattr(indexing, "embed_items", fake_embeddings)
     dataset = make_dataset(tmp_path / "dataset")
     return ["--dataset", str(dataset), "--output_dir", str(tmp_path / "index"), "--codebook_sizes", "4", "2"]
 
@@ -76,8 +76,9 @@ def test_the_artefact(tmp_path, monkeypatch, flags, capsys, quantizer):
     assert index.level_sizes[:2] == (4, 2)
     # Four kinds of items, four codes.
     assert len({(i % 4, int(code)) for i, code in enumerate(index.codes[:, 0])}) == 4
-    assert [book.shape for book in load_codebooks(tmp_path / "index")] == [(4, 8), (2, 8)]
-    assert load_embeddings(tmp_path / "index").shape == (16, 8)
+    embeddings = load_embeddings(tmp_path / "index")
+    assert load_quantizer(tmp_path / "index").encode(embeddings).shape == (16, 2)
+    assert embeddings.shape == (16, 8)
     health = json.loads((tmp_path / "index" / "health.json").read_text())
     assert health["agreement"]["prefixes"][0]["purity"] == 1.0
     assert health["behaviour"]["pairs"] == 3
@@ -105,7 +106,7 @@ def test_a_kill_leaves_no_half_index_and_the_rerun_starts_clean(tmp_path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(index_items, "health_report", killed)
+        patch.setattr(indexing, "health_report", killed)
         with pytest.raises(KeyboardInterrupt):
             stage(patch, *flags)
     assert not (tmp_path / "index").exists()
@@ -130,7 +131,7 @@ def test_embeddings_are_used_again_only_where_they_fit(tmp_path, monkeypatch, fl
     def not_again(*_, **__):
         raise AssertionError("embedded again")
 
-    monkeypatch.setattr(index_items, "embed_items", not_again)
+    monkeypatch.setattr(indexing, "embed_items", not_again)
     source = ["--embeddings_from", str(tmp_path / "index")]
     stage(monkeypatch, *flags, *source, "--output_dir", str(tmp_path / "second"))
     assert read_manifest(tmp_path / "second").hash == read_manifest(tmp_path / "index").hash
@@ -161,7 +162,7 @@ def test_embeddings_taken_over_that_cannot_be_compared_are_refused(tmp_path, mon
     made = read_manifest(tmp_path / "index")
     embeddings = load_embeddings(tmp_path / "index")
     embeddings[5] = 1e38
-    save_quantizer(tmp_path / "index", load_codebooks(tmp_path / "index"), embeddings)
+    save_quantizer(tmp_path / "index", load_quantizer(tmp_path / "index"), embeddings)
     write_manifest(tmp_path / "index", kind="index", config=made.config, inputs=made.inputs)
     with pytest.raises(UserError, match=r"1 embeddings are too long for float32 \(items 5\): that of item 5"):
         stage(monkeypatch, *flags, "--embeddings_from", str(tmp_path / "index"), "--output_dir", str(tmp_path / "two"))

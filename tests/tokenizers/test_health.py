@@ -93,7 +93,10 @@ def test_unexplained_variance_by_hand():
         np.array([[1.0], [11.0], [0.0], [0.0]], np.float32),
         np.array([[-1.0], [1.0], [1.0]], np.float32),
     ]
-    levels = report(embeddings=embeddings, codebooks=books)["levels"]
+    levels = report(
+        embeddings=embeddings,
+        reconstruct=lambda codes: np.sum([books[level][column] for level, column in enumerate(codes.T)], axis=0),
+    )["levels"]
     variance = np.square(embeddings - embeddings.mean()).sum()
     assert levels[0]["unexplained"] == pytest.approx(6 / variance)
     assert levels[1]["unexplained"] == pytest.approx(0)
@@ -108,8 +111,12 @@ def test_the_report_is_json_and_prints():
 
 
 @pytest.mark.parametrize("with_embeddings", [True, False])
-def test_the_plot_is_written(tmp_path, with_embeddings):
+@pytest.mark.parametrize("curves", [{}, {"step": [1, 2], "reconstruction": [1.0, 0.5], "commitment": [0.2, 0.1]}])
+def test_the_plot_is_written(tmp_path, with_embeddings, curves):
     embeddings = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32) if with_embeddings else None
-    figure = plot_report(report(), build_index(CODES, [4, 3]), embeddings, "six items, $\\x$ \x1b")
+    full = report() | {"training": curves}
+    figure = plot_report(full, build_index(CODES, [4, 3]), embeddings, "six items, $\\x$ \x1b")
     figure.savefig(tmp_path / "health.png", dpi=40)
+    lines = [line.get_label() for ax in figure.axes for line in ax.get_lines()]
+    assert ("commitment" in lines) == bool(curves)
     assert (tmp_path / "health.png").read_bytes().startswith(b"\x89PNG")
