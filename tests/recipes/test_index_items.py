@@ -169,6 +169,13 @@ def test_embeddings_taken_over_that_cannot_be_compared_are_refused(tmp_path, mon
     assert not (tmp_path / "two").exists()
 
 
+def test_a_trained_quantizer_leaves_its_curves(tmp_path, monkeypatch, flags):
+    stage(monkeypatch, *flags, "--quantizer", "rq_vae", "--quantizer_options", "{steps: 5}")
+    training = json.loads((tmp_path / "index" / "health.json").read_text())["training"]
+    assert training["step"] == [1, 2, 3, 4, 5]
+    assert training.keys() == {"step", "reconstruction", "commitment"}
+
+
 def test_an_external_index(tmp_path, monkeypatch, flags):
     codes = {str(i): [f"<a_{i % 4}>", f"<b_{i // 8}>"] for i in range(16)}
     (tmp_path / "codes.json").write_text(json.dumps(codes))

@@ -43,6 +43,7 @@ QUANTIZERS: Registry[Callable[..., Quantizer]] = Registry(
     "quantizer",
     [
         "reasonrec.tokenizers.quantizers.kmeans",
+        "reasonrec.tokenizers.quantizers.rq_vae",
     ],
 )
 
