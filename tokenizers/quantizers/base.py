@@ -44,6 +44,7 @@ QUANTIZERS: Registry[Callable[..., Quantizer]] = Registry(
     [
         "reasonrec.tokenizers.quantizers.kmeans",
         "reasonrec.tokenizers.quantizers.rq_vae",
+        "reasonrec.tokenizers.quantizers.product",
     ],
 )
 
