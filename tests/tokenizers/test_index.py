@@ -122,7 +122,7 @@ def test_a_changed_file_is_refused(tmp_path):
 
 # Of each quantizer what makes it quick here.
 QUICK: dict[str, dict[str, Any]] = {
-    "balanced": {}, "plain": {}, "product": {}, "rq_vae": {"steps": 20}, 
+    "balanced": {}, "plain": {}, "product": {}, "rq_vae": {"steps": 20}, "mixture": {"steps": 20},
 }  # fmt: skip
 
 

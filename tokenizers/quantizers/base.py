@@ -45,6 +45,7 @@ QUANTIZERS: Registry[Callable[..., Quantizer]] = Registry(
         "reasonrec.tokenizers.quantizers.kmeans",
         "reasonrec.tokenizers.quantizers.rq_vae",
         "reasonrec.tokenizers.quantizers.product",
+        "reasonrec.tokenizers.quantizers.mixture",
     ],
 )
 

@@ -9,9 +9,10 @@ import torch
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.health import unexplained
 from reasonrec.tokenizers.quantizers.learned import Codebook
+from reasonrec.tokenizers.quantizers.mixture import MixtureQuantizer
 from reasonrec.tokenizers.quantizers.rq_vae import RQVAE
 
-each = pytest.mark.parametrize("cls", [RQVAE])
+each = pytest.mark.parametrize("cls", [RQVAE, MixtureQuantizer])
 
 
 def crossed(n: int = 320, seed: int = 0) -> np.ndarray:
@@ -22,7 +23,7 @@ def crossed(n: int = 320, seed: int = 0) -> np.ndarray:
     return (points + 0.05 * random.normal(size=points.shape)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("cls", "options"), [(RQVAE, {})])
+@pytest.mark.parametrize(("cls", "options"), [(RQVAE, {}), (MixtureQuantizer, {"gate": "mean"})])
 def test_it_learns_what_two_codes_can_tell(cls, options):
     points = crossed()
     quantizer = cls([8, 8], steps=300, batch_size=64, latent=8, hidden=[32], learning_rate=0.01, **options)
