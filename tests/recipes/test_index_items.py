@@ -176,6 +176,18 @@ def test_a_trained_quantizer_leaves_its_curves(tmp_path, monkeypatch, flags):
     assert training.keys() == {"step", "reconstruction", "commitment"}
 
 
+def test_codes_that_are_dealt_out_anew_need_no_third(tmp_path, monkeypatch, flags, capsys):
+    stage(monkeypatch, *flags, "--unique", "reassign", "--codebook_sizes", "4", "5")
+    index = ItemIndex.load(tmp_path / "index")
+    assert index.level_sizes == (4, 5, 0)
+    assert len(set(index.tuples())) == 16
+    health = json.loads((tmp_path / "index" / "health.json").read_text())
+    assert health["collisions"]["items"] == 0
+    assert f"reassigned: {health['reassigned']['items']} items have another last code" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"unique=reassign, but 4 items share all codes before the last, which has 2"):
+        stage(monkeypatch, *flags, "--unique", "reassign", "--output_dir", str(tmp_path / "second"))
+
+
 def test_an_external_index(tmp_path, monkeypatch, flags):
     codes = {str(i): [f"<a_{i % 4}>", f"<b_{i // 8}>"] for i in range(16)}
     (tmp_path / "codes.json").write_text(json.dumps(codes))
@@ -210,6 +222,10 @@ def test_bad_input_ends_with_one_line_and_nothing_written(tmp_path, monkeypatch,
         ),
         (["--codebook_size", "4"], "did you mean 'codebook_sizes'"),
         (["--quantizer", "vae"], "vae"),
+        (
+            ["--quantizer", "external", "--external_index", "x.json", "--unique", "reassign"],
+            "unique=reassign needs",
+        ),
     ],
 )
 def test_contradictions_are_refused(monkeypatch, flags, extra, message):
