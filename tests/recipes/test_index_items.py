@@ -222,6 +222,8 @@ def test_bad_input_ends_with_one_line_and_nothing_written(tmp_path, monkeypatch,
         ),
         (["--codebook_size", "4"], "did you mean 'codebook_sizes'"),
         (["--quantizer", "vae"], "vae"),
+        (["--compare", "balanced", "vae"], "quantizer 'vae' is unknown"),
+        (["--compare", "external"], r"compare=\['external'\] needs embeddings"),
         (
             ["--quantizer", "external", "--external_index", "x.json", "--unique", "reassign"],
             "unique=reassign needs",
