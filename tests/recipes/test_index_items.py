@@ -8,12 +8,12 @@ import polars as pl
 import pytest
 
 from reasonrec.data_gen.schema import ROWS, Dataset, Tables, write_dataset
-from reasonrec.recipes import index_items, item_vectors
+from reasonrec.recipes import index_items, indexing, item_vectors
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.index_items import IndexConfig
 from reasonrec.tokenizers.artefact import read_manifest, staged, write_manifest
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.index import ItemIndex, load_codebooks, load_embeddings, save_quantizer
+from reasonrec.tokenizers.index import ItemIndex, load_embeddings, load_quantizer, save_quantizer
 
 CONFIGS = sorted((Path(__file__).parents[2] / "recipes" / "configs").glob("*/index.yaml"))
 KINDS = ("hammer", "romantic movie", "green apple", "winter coat")
@@ -76,8 +76,9 @@ def test_the_artefact(tmp_path, monkeypatch, flags, capsys, quantizer):
     assert index.level_sizes[:2] == (4, 2)
     # Four kinds of items, four codes.
     assert len({(i % 4, int(code)) for i, code in enumerate(index.codes[:, 0])}) == 4
-    assert [book.shape for book in load_codebooks(tmp_path / "index")] == [(4, 8), (2, 8)]
-    assert load_embeddings(tmp_path / "index").shape == (16, 8)
+    embeddings = load_embeddings(tmp_path / "index")
+    assert load_quantizer(tmp_path / "index").encode(embeddings).shape == (16, 2)
+    assert embeddings.shape == (16, 8)
     health = json.loads((tmp_path / "index" / "health.json").read_text())
     assert health["agreement"]["prefixes"][0]["purity"] == 1.0
     assert health["behaviour"]["pairs"] == 3
@@ -105,7 +106,7 @@ def test_a_kill_leaves_no_half_index_and_the_rerun_starts_clean(tmp_path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(index_items, "health_report", killed)
+        patch.setattr(indexing, "health_report", killed)
         with pytest.raises(KeyboardInterrupt):
             stage(patch, *flags)
     assert not (tmp_path / "index").exists()
@@ -161,11 +162,30 @@ def test_embeddings_taken_over_that_cannot_be_compared_are_refused(tmp_path, mon
     made = read_manifest(tmp_path / "index")
     embeddings = load_embeddings(tmp_path / "index")
     embeddings[5] = 1e38
-    save_quantizer(tmp_path / "index", load_codebooks(tmp_path / "index"), embeddings)
+    save_quantizer(tmp_path / "index", load_quantizer(tmp_path / "index"), embeddings)
     write_manifest(tmp_path / "index", kind="index", config=made.config, inputs=made.inputs)
     with pytest.raises(UserError, match=r"1 embeddings are too long for float32 \(items 5\): that of item 5"):
         stage(monkeypatch, *flags, "--embeddings_from", str(tmp_path / "index"), "--output_dir", str(tmp_path / "two"))
     assert not (tmp_path / "two").exists()
+
+
+def test_a_trained_quantizer_leaves_its_curves(tmp_path, monkeypatch, flags):
+    stage(monkeypatch, *flags, "--quantizer", "rq_vae", "--quantizer_options", "{steps: 5}")
+    training = json.loads((tmp_path / "index" / "health.json").read_text())["training"]
+    assert training["step"] == [1, 2, 3, 4, 5]
+    assert training.keys() == {"step", "reconstruction", "commitment"}
+
+
+def test_codes_that_are_dealt_out_anew_need_no_third(tmp_path, monkeypatch, flags, capsys):
+    stage(monkeypatch, *flags, "--unique", "reassign", "--codebook_sizes", "4", "5")
+    index = ItemIndex.load(tmp_path / "index")
+    assert index.level_sizes == (4, 5, 0)
+    assert len(set(index.tuples())) == 16
+    health = json.loads((tmp_path / "index" / "health.json").read_text())
+    assert health["collisions"]["items"] == 0
+    assert f"reassigned: {health['reassigned']['items']} items have another last code" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"unique=reassign, but 4 items share all codes before the last, which has 2"):
+        stage(monkeypatch, *flags, "--unique", "reassign", "--output_dir", str(tmp_path / "second"))
 
 
 def test_an_external_index(tmp_path, monkeypatch, flags):
@@ -202,6 +222,12 @@ def test_bad_input_ends_with_one_line_and_nothing_written(tmp_path, monkeypatch,
         ),
         (["--codebook_size", "4"], "did you mean 'codebook_sizes'"),
         (["--quantizer", "vae"], "vae"),
+        (["--compare", "balanced", "vae"], "quantizer 'vae' is unknown"),
+        (["--compare", "external"], r"compare=\['external'\] needs embeddings"),
+        (
+            ["--quantizer", "external", "--external_index", "x.json", "--unique", "reassign"],
+            "unique=reassign needs",
+        ),
     ],
 )
 def test_contradictions_are_refused(monkeypatch, flags, extra, message):

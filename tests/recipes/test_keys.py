@@ -179,7 +179,8 @@ TEXT = {
     "source", "name", "separator", "quote_char", "valid_from", "test_from", "interaction_columns", "item_columns",
     "tasks", "curriculum", "endpoint", "api_key_env", "device", "history_prompt", "system", "lora_target_modules",
     "category", "experts", "without", "soft_targets", "repository", "license", "host", "allowed_hosts",
-    "user", "history", "quantizer", "quantizer_options", "policy", "policy_options", "algorithm", "algorithm_options",
+    "user", "history", "quantizer", "quantizer_options", "compare", "policy", "policy_options",
+    "algorithm", "algorithm_options",
     # of TRL and transformers
     "lr_scheduler_type", "lr_scheduler_kwargs", "optim_args", "activation_checkpointing_kwargs",
     "torch_compile_backend", "torch_compile_mode", "liger_kernel_config", "include_num_input_tokens_seen", "log_level",

@@ -93,7 +93,10 @@ def test_unexplained_variance_by_hand():
         np.array([[1.0], [11.0], [0.0], [0.0]], np.float32),
         np.array([[-1.0], [1.0], [1.0]], np.float32),
     ]
-    levels = report(embeddings=embeddings, codebooks=books)["levels"]
+    levels = report(
+        embeddings=embeddings,
+        reconstruct=lambda codes: np.sum([books[level][column] for level, column in enumerate(codes.T)], axis=0),
+    )["levels"]
     variance = np.square(embeddings - embeddings.mean()).sum()
     assert levels[0]["unexplained"] == pytest.approx(6 / variance)
     assert levels[1]["unexplained"] == pytest.approx(0)

@@ -14,9 +14,12 @@ def report():
 
 
 @pytest.mark.parametrize("with_embeddings", [True, False])
-def test_the_plot_is_written(tmp_path, with_embeddings, report):
+@pytest.mark.parametrize("curves", [{}, {"step": [1, 2], "reconstruction": [1.0, 0.5], "commitment": [0.2, 0.1]}])
+def test_the_plot_is_written(tmp_path, with_embeddings, curves, report):
     embeddings = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32) if with_embeddings else None
-    figure = plot_report(report, INDEX, embeddings, "six items, $\\x$ \x1b")
+    figure = plot_report(report | {"training": curves}, INDEX, embeddings, "six items, $\\x$ \x1b")
+    lines = [line.get_label() for ax in figure.axes for line in ax.get_lines()]
+    assert ("commitment" in lines) == bool(curves)
     figure.savefig(tmp_path / "health.png", dpi=40)
     assert (tmp_path / "health.png").read_bytes().startswith(b"\x89PNG")
 

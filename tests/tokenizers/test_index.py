@@ -1,6 +1,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,12 @@ from reasonrec.tokenizers.index import (
     build_index,
     external_index,
     external_sids,
-    load_codebooks,
     load_embeddings,
+    load_quantizer,
     save_quantizer,
 )
 from reasonrec.tokenizers.manifest import Manifest
+from reasonrec.tokenizers.quantizers.base import QUANTIZERS, Quantizer, build_quantizer
 
 DATA = Path(os.environ.get("REASONREC_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 INDUSTRIAL = DATA / "industrial"
@@ -118,18 +120,57 @@ def test_a_changed_file_is_refused(tmp_path):
         ItemIndex.load(tmp_path / "index")
 
 
-def test_codebooks_and_embeddings_round_trip(tmp_path):
-    books = [np.ones((2, 3), np.float32), np.zeros((4, 3), np.float32)]
-    embeddings = np.arange(6, dtype=np.float32).reshape(2, 3)
-    save_quantizer(tmp_path, books, embeddings)
-    for loaded, book in zip(load_codebooks(tmp_path), books, strict=True):
-        np.testing.assert_array_equal(loaded, book)
-    np.testing.assert_array_equal(load_embeddings(tmp_path), embeddings)
+# Of each quantizer what makes it quick here.
+QUICK: dict[str, dict[str, Any]] = {
+    "balanced": {}, "plain": {}, "product": {}, "rq_vae": {"steps": 20}, "mixture": {"steps": 20},
+}  # fmt: skip
+
+
+def quantized(folder: Path, name: str, config: dict[str, Any]) -> tuple[Quantizer, np.ndarray]:
+    """A fitted quantizer, saved beside an index, and embeddings it has not seen."""
+    seen, new = np.random.default_rng(0).normal(size=(2, 40, 6)).astype(np.float32)
+    quantizer = build_quantizer(name, [5, 4], 3, QUICK[name])
+    index = build_index(quantizer.fit_encode(seen), [5, 4])
+    with staged(folder, kind="index", config=config) as (partial, _):
+        index.save(partial)
+        save_quantizer(partial, quantizer, seen)
+    np.testing.assert_array_equal(load_embeddings(folder), seen)
+    return quantizer, new
+
+
+def test_every_quantizer_is_tried():
+    assert QUICK.keys() == QUANTIZERS.entries().keys()
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_new_items_are_coded_from_the_artefact(tmp_path, name):
+    config = {"quantizer": name, "codebook_sizes": [5, 4], "quantizer_options": QUICK[name], "seed": 3}
+    quantizer, new = quantized(tmp_path / "index", name, config)
+    loaded = load_quantizer(tmp_path / "index")
+    codes = quantizer.encode(new)
+    assert codes.shape == (40, 2)
+    assert codes.dtype == np.int32
+    np.testing.assert_array_equal(loaded.encode(new), codes)
+    for length in (1, 2):
+        rebuilt = quantizer.reconstruct(codes[:, :length])
+        assert rebuilt.shape == (40, 6)
+        assert rebuilt.dtype == np.float32
+        np.testing.assert_array_equal(loaded.reconstruct(codes[:, :length]), rebuilt)
+
+
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("wrong", [{"codebook_sizes": [5, 4, 3]}, {"codebook_sizes": [5, 3]}, {"quantizer": "none"}])
+def test_a_state_of_another_quantizer_is_refused(tmp_path, name, wrong):
+    config = {"quantizer": name, "codebook_sizes": [5, 4], "quantizer_options": QUICK[name], "seed": 3} | wrong
+    quantized(tmp_path / "index", name, config)
+    with pytest.raises(UserError, match=r"index does not hold what its quantizer \w+ saves"):
+        load_quantizer(tmp_path / "index")
 
 
 def test_an_imported_index_has_no_embeddings(tmp_path):
-    with pytest.raises(UserError, match="imported index has no embeddings"):
-        load_embeddings(tmp_path)
+    for load in (load_embeddings, load_quantizer):
+        with pytest.raises(UserError, match="imported index has no embeddings"):
+            load(tmp_path)
 
 
 def write_json(path: Path, table: object) -> Path:

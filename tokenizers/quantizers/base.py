@@ -11,23 +11,43 @@ from reasonrec.tokenizers.registry import Registry
 
 
 class Quantizer(Protocol):
-    """What the item index needs of a quantizer.
+    """What the item index needs of a quantizer."""
 
-    Attributes:
-        codebooks: One float32 (K_l, dim) array per level, filled by `fit_encode`.
-    """
-
-    codebooks: list[np.ndarray]
+    @property
+    def curves(self) -> dict[str, list[float]]:
+        """What training measured, by name, `step` among them; empty where nothing descends a gradient."""
 
     def fit_encode(self, embeddings: np.ndarray) -> np.ndarray:
-        """Learn the codebooks and return int32 codes (n, depth) of the same rows."""
+        """Learn from rows, and return their int32 codes (n, depth)."""
 
     def encode(self, embeddings: np.ndarray) -> np.ndarray:
-        """Codes (n, depth) of rows that were not there when the codebooks were learned."""
+        """Codes (n, depth) of rows that were not learned from."""
+
+    def reconstruct(self, codes: np.ndarray) -> np.ndarray:
+        """Embeddings, float32 (n, dim), as far as the codes of the first levels (n, up to depth) tell them."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that `encode` and `reconstruct` need, by name."""
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over a `state`, of a quantizer with the same sizes and options.
+
+        Raises:
+            KeyError: If an array is missing.
+            ValueError: If one has another shape.
+        """
 
 
 # Dataclasses: `codebook_sizes`, `seed`, `progress`, and what else they can be told.
-QUANTIZERS: Registry[Callable[..., Quantizer]] = Registry("quantizer", ["reasonrec.tokenizers.quantizers.kmeans"])
+QUANTIZERS: Registry[Callable[..., Quantizer]] = Registry(
+    "quantizer",
+    [
+        "reasonrec.tokenizers.quantizers.kmeans",
+        "reasonrec.tokenizers.quantizers.rq_vae",
+        "reasonrec.tokenizers.quantizers.product",
+        "reasonrec.tokenizers.quantizers.mixture",
+    ],
+)
 
 
 def build_quantizer(
@@ -47,3 +67,16 @@ def build_quantizer(
     """
     built: Quantizer = QUANTIZERS.make(name, options, codebook_sizes=codebook_sizes, seed=seed, progress=progress)
     return built
+
+
+def books_of(state: Mapping[str, np.ndarray], codebook_sizes: Sequence[int]) -> list[np.ndarray]:
+    """The codebooks `codebook_0`, `codebook_1` … of a state.
+
+    Raises:
+        KeyError: If one is missing.
+        ValueError: If one has another size.
+    """
+    books = [state[f"codebook_{level}"] for level in range(len(codebook_sizes))]
+    if (found := [len(book) for book in books]) != list(codebook_sizes):
+        raise ValueError(f"codebooks of {found} codes, not {list(codebook_sizes)}")
+    return books

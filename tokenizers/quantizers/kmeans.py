@@ -13,7 +13,7 @@ Everything is seeded and runs its linear algebra on one thread, so the thread co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.quantizers.base import QUANTIZERS
+from reasonrec.tokenizers.quantizers.base import QUANTIZERS, books_of
 from reasonrec.tokenizers.whole import whole
 
 
@@ -39,14 +39,14 @@ def encode_residual(embeddings: np.ndarray, codebooks: Sequence[np.ndarray]) -> 
     Raises:
         UserError: As `check_embeddings`.
     """
-    residual = _float32(embeddings)
+    residual = float32(embeddings)
     check_embeddings(residual)
     codes = np.empty((len(residual), len(codebooks)), dtype=np.int32)
     with threadpool_limits(limits=1):
         for level, centroids in enumerate(codebooks):
             for begin in range(0, len(residual), 16384):
                 part = slice(begin, begin + 16384)
-                codes[part, level] = _relative_distances(residual[part], centroids).argmin(1)
+                codes[part, level] = relative_distances(residual[part], centroids).argmin(1)
             residual -= centroids[codes[:, level]]
     return codes
 
@@ -62,6 +62,7 @@ class ResidualKMeans:
         max_iter: Lloyd iterations at most.
         progress: Show a bar over levels.
         codebooks: One float32 (K_l, dim) array per level, after `fit_encode`.
+        curves: Empty: nothing here descends a gradient.
 
     Raises:
         UserError: If `n_init` or `max_iter` is no whole number from 1 on.
@@ -73,6 +74,7 @@ class ResidualKMeans:
     max_iter: int = 100
     progress: bool = False
     codebooks: list[np.ndarray] = field(default_factory=list)
+    curves: dict[str, list[float]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         for name in ("n_init", "max_iter"):
@@ -90,7 +92,7 @@ class ResidualKMeans:
         Raises:
             UserError: If a codebook is larger than the number of rows, or as `check_embeddings`.
         """
-        residual = _float32(embeddings)
+        residual = float32(embeddings)
         check_sizes(self.codebook_sizes, len(residual))
         check_embeddings(residual)
         codes = np.empty((len(residual), len(self.codebook_sizes)), dtype=np.int32)
@@ -100,7 +102,7 @@ class ResidualKMeans:
                 tqdm(self.codebook_sizes, desc="quantizing", unit="level", disable=None if self.progress else True)
             ):
                 codes[:, level] = self._cluster(residual, int(size), self.seed + level)
-                centroids = _means(residual, codes[:, level], int(size))
+                centroids = cluster_means(residual, codes[:, level], int(size))
                 self.codebooks.append(centroids)
                 residual -= centroids[codes[:, level]]
         return codes
@@ -120,6 +122,18 @@ class ResidualKMeans:
         if not self.codebooks:
             raise ValueError("encode needs the codebooks of fit_encode")
         return encode_residual(embeddings, self.codebooks)
+
+    def reconstruct(self, codes: np.ndarray) -> np.ndarray:
+        """The sum of the centroids that the first levels' codes (n, up to depth) name, float32 (n, dim)."""
+        return np.sum([book[codes[:, level]] for level, book in enumerate(self.codebooks[: codes.shape[1]])], axis=0)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The codebooks, as `codebook_0`, `codebook_1` and so on."""
+        return {f"codebook_{level}": book for level, book in enumerate(self.codebooks)}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over the codebooks that `state` gave."""
+        self.codebooks = books_of(state, self.codebook_sizes)
 
     def _cluster(self, points: np.ndarray, size: int, seed: int) -> np.ndarray:
         import warnings
@@ -154,7 +168,7 @@ class BalancedResidualKMeans(ResidualKMeans):
             previous = np.inf
             for _ in range(self.max_iter):
                 labels, cost = _assign(points, centroids, self._ROUGH)
-                centroids = _means(points, labels, size)
+                centroids = cluster_means(points, labels, size)
                 # cost leaves out |x|², which no assignment changes
                 if previous - cost <= 1e-4 * (norms + cost):
                     break
@@ -208,7 +222,7 @@ def check_embeddings(embeddings: np.ndarray) -> None:
             )
 
 
-def _float32(embeddings: np.ndarray) -> np.ndarray:
+def float32(embeddings: np.ndarray) -> np.ndarray:
     """A copy; what float32 cannot hold becomes infinite, which is refused."""
     with np.errstate(over="ignore"):
         return np.array(embeddings, dtype=np.float32)
@@ -278,7 +292,7 @@ def balanced_assignment(costs: np.ndarray, capacities: np.ndarray, steps: Sequen
 
 def _assign(points: np.ndarray, centroids: np.ndarray, steps: Sequence[float]) -> tuple[np.ndarray, float]:
     """Balanced labels, and their total squared distance less the points' own squared length."""
-    costs = _relative_distances(points, centroids)
+    costs = relative_distances(points, centroids)
     size = len(centroids)
     capacities = np.full(size, len(points) // size)
     # The places left over go to the clusters that most points lie nearest to.
@@ -289,13 +303,13 @@ def _assign(points: np.ndarray, centroids: np.ndarray, steps: Sequence[float]) -
     return labels, float(costs[np.arange(len(points)), labels].sum(dtype=np.float64))
 
 
-def _relative_distances(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+def relative_distances(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """Squared distances (n, K) less |x|², which is the same for all centroids."""
     lengths = np.einsum("kd,kd->k", centroids, centroids)
     return lengths - 2 * (points @ centroids.T)
 
 
-def _means(points: np.ndarray, labels: np.ndarray, size: int) -> np.ndarray:
+def cluster_means(points: np.ndarray, labels: np.ndarray, size: int) -> np.ndarray:
     """Mean of each cluster, float32 (size, dim); zero for an empty one."""
     order = np.argsort(labels, kind="stable")
     counts = np.bincount(labels, minlength=size)
