@@ -16,7 +16,7 @@ from reasonrec.data_gen.reasoning.synthesis import OnMiss, hindsight_targets
 from reasonrec.data_gen.reasoning.teachers.endpoint import EndpointSettings, EndpointTeacher, check_address
 from reasonrec.data_gen.reasoning.teachers.grounded import GroundedTeacher
 from reasonrec.data_gen.reasoning.teachers.local import LocalTeacher
-from reasonrec.data_gen.reasoning.teachers.prompts import Asker
+from reasonrec.data_gen.reasoning.teachers.prompts import Asker, Asks, QuestionT
 from reasonrec.data_gen.reasoning.teachers.reply_log import ReplyLog
 from reasonrec.data_gen.reasoning.traces import Teacher
 from reasonrec.data_gen.schema import Dataset
@@ -31,15 +31,57 @@ def _help(text: str, **rules: Any) -> dict[str, Any]:
 
 
 @dataclass
-class SynthesizeConfig:
-    """Configuration of the stage.
+class AskingConfig:
+    """Keys of every stage that may ask an LLM.
+
+    Raises:
+        UserError: If the address is none, or a key stands where its name belongs.
+    """
+
+    dataset: str = field(metadata=_help("dataset folder (prepare.py)", path=True))
+    output_dir: str = field(metadata=_help("output folder", path="name"))
+    teacher_model: str | None = field(
+        default=None, metadata=_help("the LLM: name at the endpoint, or as `model`", path=True)
+    )
+    endpoint: str = field(default="http://localhost:8000/v1", metadata=_help("base URL"))
+    api_key_env: str = field(default="OPENAI_API_KEY", metadata=_help("environment variable that holds the key"))
+    concurrency: int = field(default=8, metadata=_help("requests under way, or replies written together", at_least=1))
+    requests_per_minute: float = field(default=600.0, metadata=_help("limit over all requests", above=0))
+    timeout_s: float = field(
+        default=60.0, metadata=_help("seconds for one request, to the last byte of its reply", above=0, at_most=86400)
+    )
+    max_reply_bytes: int = field(
+        default=4 << 20, metadata=_help("longest reply of the endpoint; a longer one has failed", at_least=1)
+    )
+    retries: int = field(default=5, metadata=_help("further attempts", at_least=0))
+    pause_s: float = field(default=1.0, metadata=_help("pause before the second attempt; it doubles", at_least=0))
+    temperature: float = field(default=0.7, metadata=_help("sampling temperature of the endpoint", at_least=0))
+    max_new_tokens: int = field(default=300, metadata=_help("longest reply of an LLM", at_least=1))
+    replies: str | None = field(
+        default=None, metadata=_help("log of replies; <output_dir>.replies.jsonl if unset", path="name")
+    )
+    precision: PrecisionName = field(default="auto", metadata=_help(PRECISION_HELP))
+    trust_remote_code: bool = field(default=False, metadata=_help(TRUST_HELP))
+    overwrite: bool = field(default=False, metadata=_help("move an existing output_dir aside"))
+
+    def __post_init__(self) -> None:
+        # Both are written into the manifest, whichever teacher it is.
+        check_address(self.endpoint)
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):  # not repeated: it may be the key
+            raise UserError(
+                "api_key_env is the name of an environment variable (letters, digits and _), not the key itself: "
+                "export OPENAI_API_KEY=…, or name another variable"
+            )
+
+
+@dataclass
+class SynthesizeConfig(AskingConfig):
+    """Configuration of the synthesize stage.
 
     Raises:
         UserError: If values contradict each other.
     """
 
-    dataset: str = field(metadata=_help("dataset folder (prepare.py)", path=True))
-    output_dir: str = field(metadata=_help("folder of the traces", path="name"))
     index: str | None = field(
         default=None, metadata=_help("item index; with model: measures chains in tokens", path=True)
     )
@@ -61,36 +103,14 @@ class SynthesizeConfig:
     mention: Mention = field(default="codes", metadata=_help("how chains name items: codes, titles, or both"))
     max_tokens: int = field(default=48, metadata=_help("longest chain, if index and model are given", at_least=1))
     hindsight: bool = field(default=False, metadata=_help("show the LLM what was chosen, and mark its traces"))
-    teacher_model: str | None = field(
-        default=None, metadata=_help("the LLM: name at the endpoint, or as `model`", path=True)
-    )
-    endpoint: str = field(default="http://localhost:8000/v1", metadata=_help("base URL"))
-    api_key_env: str = field(default="OPENAI_API_KEY", metadata=_help("environment variable that holds the key"))
-    concurrency: int = field(default=8, metadata=_help("requests under way, or cases generated together", at_least=1))
-    requests_per_minute: float = field(default=600.0, metadata=_help("limit over all requests", above=0))
-    timeout_s: float = field(
-        default=60.0, metadata=_help("seconds for one request, to the last byte of its reply", above=0, at_most=86400)
-    )
-    max_reply_bytes: int = field(
-        default=4 << 20, metadata=_help("longest reply of the endpoint; a longer one has failed", at_least=1)
-    )
-    retries: int = field(default=5, metadata=_help("further attempts", at_least=0))
-    pause_s: float = field(default=1.0, metadata=_help("pause before the second attempt; it doubles", at_least=0))
-    temperature: float = field(default=0.7, metadata=_help("sampling temperature of the endpoint", at_least=0))
-    max_new_tokens: int = field(default=300, metadata=_help("longest reply of an LLM", at_least=1))
-    replies: str | None = field(
-        default=None, metadata=_help("log of replies; <output_dir>.replies.jsonl if unset", path="name")
-    )
     filter_model: str | None = field(
         default=None,
         metadata=_help("trained model (sft.py) under which a chain has to raise the target's probability", path=True),
     )
-    precision: PrecisionName = field(default="auto", metadata=_help(PRECISION_HELP))
-    trust_remote_code: bool = field(default=False, metadata=_help(TRUST_HELP))
     seed: int = field(default=0, metadata=_help("draws the cases", at_least=0, at_most=MAX_SEED))
-    overwrite: bool = field(default=False, metadata=_help("move an existing output_dir aside"))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.min_history > self.max_history:
             raise UserError(f"min_history={self.min_history} is above max_history={self.max_history}")
         if (self.index is None) != (self.model is None):
@@ -99,13 +119,6 @@ class SynthesizeConfig:
             raise UserError(f"teacher: {self.teacher} needs teacher_model")
         if self.teacher == "grounded" and (self.hindsight or self.teacher_model):
             raise UserError("teacher: grounded reads no LLM and is blind: remove hindsight and teacher_model")
-        # Both are written into the manifest, whichever teacher it is.
-        check_address(self.endpoint)
-        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):  # not repeated: it may be the key
-            raise UserError(
-                "api_key_env is the name of an environment variable (letters, digits and _), not the key itself: "
-                "export OPENAI_API_KEY=…, or name another variable"
-            )
 
 
 def build_teacher(
@@ -116,10 +129,24 @@ def build_teacher(
         return GroundedTeacher(
             statistics, evidence_items=config.evidence_items, kept_items=config.kept_items, guesses=config.guesses
         )
-    assert config.teacher_model is not None  # checked above; this tells the type checker
     asker = Asker(dataset.items, targets=hindsight_targets(*selections) if config.hindsight else None)
+    return build_llm(config, config.teacher, asker, hindsight=config.hindsight)
+
+
+def build_llm(
+    config: AskingConfig, kind: Literal["endpoint", "local"], asker: Asks[QuestionT], *, hindsight: bool = False
+) -> EndpointTeacher[QuestionT] | LocalTeacher[QuestionT]:
+    """The LLM that the configuration names.
+
+    Args:
+        config: The configuration; `teacher_model` is set.
+        kind: Where the LLM runs.
+        asker: Makes the messages.
+        hindsight: Whether they show what was chosen.
+    """
+    assert config.teacher_model is not None  # checked by the stage; this tells the type checker
     log = ReplyLog(Path(config.replies or f"{config.output_dir.rstrip('/')}.replies.jsonl"))
-    if config.teacher == "endpoint":
+    if kind == "endpoint":
         names = (
             "concurrency",
             "requests_per_minute",
@@ -136,7 +163,7 @@ def build_teacher(
             max_new_tokens=config.max_new_tokens,
             **{name: getattr(config, name) for name in names},
         )
-        return EndpointTeacher(asker, settings, log, config.hindsight)
+        return EndpointTeacher(asker, settings, log, hindsight)
     # PyTorch, for this teacher only
     from reasonrec.recipes.models.load import load_base, load_tokenizer
     from reasonrec.recipes.models.precision import choose, load_finite
@@ -150,6 +177,4 @@ def build_teacher(
     model = model.to(precision.device).eval()
     say(f"{name}: {precision}")
     tokenizer = load_tokenizer(name, trust_remote_code=trust)
-    return LocalTeacher(
-        asker, model, tokenizer, config.teacher_model, log, config.hindsight, config.concurrency, config.max_new_tokens
-    )
+    return LocalTeacher(asker, model, tokenizer, name, log, hindsight, config.concurrency, config.max_new_tokens)

@@ -16,13 +16,12 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Generic
 from urllib.parse import quote, urlsplit
 
 from reasonrec.data_gen.clean import drop_controls
-from reasonrec.data_gen.reasoning.label_statistics import Case
 from reasonrec.data_gen.reasoning.teachers.bounded_http import Answer, Client, Unanswered
-from reasonrec.data_gen.reasoning.teachers.prompts import Asker, Messages
+from reasonrec.data_gen.reasoning.teachers.prompts import Asks, Messages, QuestionT
 from reasonrec.data_gen.reasoning.teachers.reply_log import ReplyLog, request_hash
 from reasonrec.data_gen.reasoning.traces import Reply
 from reasonrec.tokenizers.errors import UserError
@@ -139,7 +138,7 @@ class _Pace:
 
 
 @dataclass
-class EndpointTeacher:
+class EndpointTeacher(Generic[QuestionT]):
     """Asks an endpoint.
 
     Args:
@@ -149,7 +148,7 @@ class EndpointTeacher:
         hindsight: Whether the messages show what was chosen.
     """
 
-    asker: Asker
+    asker: Asks[QuestionT]
     settings: EndpointSettings
     log: ReplyLog
     hindsight: bool = False
@@ -166,7 +165,7 @@ class EndpointTeacher:
         """Name in reports."""
         return f"{self.settings.model} at {self.settings.url}"
 
-    def write(self, cases: Iterable[Case]) -> Iterator[Reply]:
+    def write(self, cases: Iterable[QuestionT]) -> Iterator[Reply]:
         """Ask for every case that the log does not answer yet; replies come in the order of arrival.
 
         Raises:
@@ -208,7 +207,7 @@ class EndpointTeacher:
             "max_tokens": self.settings.max_new_tokens,
         }
 
-    def _answer(self, case: Case, pace: _Pace, stop: threading.Event) -> Reply:
+    def _answer(self, case: QuestionT, pace: _Pace, stop: threading.Event) -> Reply:
         body = self._request(self.asker.messages(case))
         key = request_hash({**body, "url": self.settings.url, "case": case.key})
         entry = self.log.get(key)

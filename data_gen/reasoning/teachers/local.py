@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
-from reasonrec.data_gen.reasoning.label_statistics import Case
-from reasonrec.data_gen.reasoning.teachers.prompts import Asker
+from reasonrec.data_gen.reasoning.teachers.prompts import Asks, QuestionT
 from reasonrec.data_gen.reasoning.teachers.reply_log import ReplyLog, request_hash
 from reasonrec.data_gen.reasoning.traces import Reply
 from reasonrec.tokenizers.errors import UserError
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class LocalTeacher:
+class LocalTeacher(Generic[QuestionT]):
     """Generates replies greedily, so the same model says the same thing every time.
 
     Args:
@@ -35,7 +34,7 @@ class LocalTeacher:
         UserError: If the tokenizer has no chat template.
     """
 
-    asker: Asker
+    asker: Asks[QuestionT]
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
@@ -48,7 +47,7 @@ class LocalTeacher:
         if not self.tokenizer.chat_template:
             raise UserError(f"teacher_model={self.name} has no chat template: choose an instruction-tuned model")
 
-    def write(self, cases: Iterable[Case]) -> Iterator[Reply]:
+    def write(self, cases: Iterable[QuestionT]) -> Iterator[Reply]:
         """Write a reply for each case; those in the log are not generated again."""
         todo = iter(cases)
         while group := list(islice(todo, self.batch_size)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import polars as pl
 
@@ -11,6 +12,28 @@ from reasonrec.data_gen.clean import neutralise
 from reasonrec.data_gen.reasoning.label_statistics import Case
 
 Messages = list[dict[str, str]]
+
+
+class Question(Protocol):
+    """What a teacher is asked about: a moment of a history, or an item."""
+
+    @property
+    def key(self) -> str:
+        """Its name among all that are asked about."""
+        ...
+
+
+QuestionT = TypeVar("QuestionT", bound=Question)
+_AskedT = TypeVar("_AskedT", contravariant=True)
+
+
+class Asks(Protocol[_AskedT]):
+    """Turns what a teacher is asked about into chat messages."""
+
+    def messages(self, case: _AskedT, /) -> Messages:
+        """The messages for a case."""
+        ...
+
 
 _SYSTEM = """You explain people's choices. You get the items that someone chose, oldest first, each with a number in \
 brackets. Reply with exactly these five lines and nothing else:
