@@ -15,6 +15,7 @@ from reasonrec.tokenizers.terminal import say
 # In the order in which they are used; each is a script of the same name in this folder.
 STAGES = {
     "prepare": "prepare",
+    "describe": "describe",
     "index": "index_items",
     "synthesize": "synthesize",
     "sft": "sft",

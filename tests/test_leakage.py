@@ -10,11 +10,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from reasonrec.data_gen.descriptions import Describer, item_texts
 from reasonrec.data_gen.schema import ROWS, Dataset
 from reasonrec.data_gen.tasks.choice import TaskChoice
 from reasonrec.data_gen.tasks.mixture import PlanConfig, make_plan
 from reasonrec.data_gen.tasks.render import Material
-from reasonrec.recipes import indexing, item_vectors, prepare
+from reasonrec.recipes import describe, indexing, item_vectors, prepare
 from reasonrec.recipes.index_items import IndexConfig
 from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.policies.base import Policy, build_policy
@@ -172,9 +173,11 @@ def shop(folder: Path, held_out: dict[int, tuple[int, int]], split: str, *, rati
     rows = ["user_id,item_id,timestamp,rating,review"]
     for user in range(USERS):
         items = [(user * 2 + step) % ITEMS for step in range(PER_USER - 2)]
-        rows += [f"{user},{item},2024-01-0{day},4,review {user} {day}" for day, item in enumerate(items, 1)]
+        rows += [
+            f"{user},{item},2024-01-0{day},4,review of user {user} on day {day}" for day, item in enumerate(items, 1)
+        ]
         last = zip((5, 6), held_out[user], strict=True)
-        rows += [f"{user},{item},2024-01-0{day},{rating},secret {user} {item}" for day, item in last]
+        rows += [f"{user},{item},2024-01-0{day},{rating},secret of user {user} on thing {item}" for day, item in last]
     (folder / "log.csv").write_text("\n".join(rows) + "\n")
     titles = [f"{item},thing number {item}" for item in range(ITEMS)]
     (folder / "items.csv").write_text("\n".join(["item_id,title", *titles]) + "\n")
@@ -212,3 +215,23 @@ def test_prepare(split, tmp_path, monkeypatch, capsys):
     assert len(reviews) == USERS * (PER_USER - 2)
     for table in (clean.items, clean.users, clean.train, clean.valid, clean.test):
         assert "secret" not in str(table.to_dict(as_series=False)), "a held-out review was kept"
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_descriptions(split, tmp_path, monkeypatch):
+    """What is made of reviews, and what an LLM is shown of them, knows none that is held out."""
+    made = []
+    for name, shift in (("clean", 0), ("other", 2)):
+        dataset = prepared(shop(tmp_path / name, fresh_items(shift), split), monkeypatch)
+        texts = item_texts(dataset, 50, 0)
+        assert sum(len(text.reviews) for text in texts) == USERS * (PER_USER - 2)
+        assert "secret" not in str([Describer(500).messages(text) for text in texts])
+        out = tmp_path / name / "described"
+        monkeypatch.setattr(sys, "argv", ["describe.py", "--dataset", str(dataset.path), "--output_dir", str(out)])
+        describe.main()
+        made.append(Dataset.load(out))
+        for table in (made[-1].items, made[-1].users, made[-1].train, made[-1].valid, made[-1].test):
+            assert "secret" not in str(table.to_dict(as_series=False)), "a held-out review was kept"
+        assert "secret" not in (out / "manifest.json").read_text()
+    assert (made[0].path / "items.parquet").read_bytes() == (made[1].path / "items.parquet").read_bytes()
+    assert made[0].items["description"].str.contains("review of user").all()

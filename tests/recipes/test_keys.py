@@ -13,6 +13,7 @@ import pytest
 
 from reasonrec.data_gen.readers.base import READERS as readers
 from reasonrec.recipes.args import parse
+from reasonrec.recipes.describe import DescribeConfig
 from reasonrec.recipes.doctor import DoctorConfig
 from reasonrec.recipes.eval_ranking import EvalConfig
 from reasonrec.recipes.fuse import FuseConfig
@@ -35,6 +36,7 @@ READERS = tuple(readers.entries().values())  # their options are keys of prepare
 STAGES = (
     PrepareConfig,
     *READERS,
+    DescribeConfig,
     IndexConfig,
     SynthesizeConfig,
     SftStage,
@@ -235,7 +237,7 @@ except SystemExit as ended:
 
 
 @pytest.mark.parametrize(
-    "stage", ["prepare", "index_items", "synthesize", "sft", "grpo", "eval_ranking", "recommend", "cli"]
+    "stage", ["prepare", "describe", "index_items", "synthesize", "sft", "grpo", "eval_ranking", "recommend", "cli"]
 )
 @pytest.mark.parametrize("flag", ["--help", "--help-all"])
 def test_help_waits_for_no_library(stage: str, flag: str, tmp_path: Path) -> None:
