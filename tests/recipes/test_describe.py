@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from reasonrec.data_gen.schema import Dataset, Tables, write_dataset
-from reasonrec.recipes import describe, index_items
+from reasonrec.recipes import describe, indexing
 from reasonrec.recipes.index_items import IndexConfig
 from reasonrec.tokenizers.artefact import staged
 from reasonrec.tokenizers.errors import UserError
@@ -68,7 +68,7 @@ def test_only_the_descriptions_change_and_the_index_reads_them(reviewed, tmp_pat
     monkeypatch.setattr("reasonrec.recipes.item_vectors.embed_items", embed)
     (tmp_path / "index").mkdir()
     config = IndexConfig(str(after.path), str(tmp_path / "index"), codebook_sizes=[4, 4], description_weight=1.0)
-    index_items.build(config, after, tmp_path / "index")
+    indexing.build(config, after, tmp_path / "index")
     assert read["description"] == after.items["description"].to_list()
 
 
