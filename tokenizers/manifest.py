@@ -75,7 +75,7 @@ class Manifest:
     """What an artefact is and what it was made from.
 
     Attributes:
-        kind: `dataset`, `index`, `adapter`, `model` or `report`.
+        kind: A key of `KINDS`.
         config: The parsed configuration of the stage that made it.
         seed: The seed of that stage.
         inputs: Name of each input artefact to its content hash.

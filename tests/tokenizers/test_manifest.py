@@ -190,4 +190,4 @@ def test_plain_values() -> None:
 
 
 def test_every_kind_of_the_kit_is_known() -> None:
-    assert KINDS.keys() == {"dataset", "index", "traces", "adapter", "model", "report", "comparison"}
+    assert KINDS.keys() == {"dataset", "index", "traces", "adapter", "model", "report", "catalogue", "comparison"}
