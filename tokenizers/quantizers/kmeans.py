@@ -39,14 +39,11 @@ def encode_residual(embeddings: np.ndarray, codebooks: Sequence[np.ndarray]) -> 
     Raises:
         UserError: As `check_embeddings`.
     """
-    residual = float32(embeddings)
-    check_embeddings(residual)
+    residual = checked_rows(embeddings)
     codes = np.empty((len(residual), len(codebooks)), dtype=np.int32)
     with threadpool_limits(limits=1):
         for level, centroids in enumerate(codebooks):
-            for begin in range(0, len(residual), 16384):
-                part = slice(begin, begin + 16384)
-                codes[part, level] = relative_distances(residual[part], centroids).argmin(1)
+            codes[:, level] = nearest_codes(residual, centroids)
             residual -= centroids[codes[:, level]]
     return codes
 
@@ -92,9 +89,7 @@ class ResidualKMeans:
         Raises:
             UserError: If a codebook is larger than the number of rows, or as `check_embeddings`.
         """
-        residual = float32(embeddings)
-        check_sizes(self.codebook_sizes, len(residual))
-        check_embeddings(residual)
+        residual = checked_rows(embeddings, self.codebook_sizes)
         codes = np.empty((len(residual), len(self.codebook_sizes)), dtype=np.int32)
         self.codebooks = []
         with threadpool_limits(limits=1):
@@ -136,17 +131,8 @@ class ResidualKMeans:
         self.codebooks = books_of(state, self.codebook_sizes)
 
     def _cluster(self, points: np.ndarray, size: int, seed: int) -> np.ndarray:
-        import warnings
-
-        from sklearn.cluster import KMeans
-        from sklearn.exceptions import ConvergenceWarning
-
-        with warnings.catch_warnings():
-            # Fewer distinct rows than codes (identical texts): codes stay unused, which the health report
-            # shows.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model = KMeans(size, n_init=self.n_init, max_iter=self.max_iter, random_state=seed).fit(points)
-        return model.labels_
+        labels: np.ndarray = k_means(points, size, seed, n_init=self.n_init, max_iter=self.max_iter).labels_
+        return labels
 
 
 @dataclass
@@ -220,6 +206,47 @@ def check_embeddings(embeddings: np.ndarray) -> None:
                 f"{lengths[bad[0]]:g}, at most {longest:.1g} can be compared; embed the items again, with another "
                 "embedding_model or precision"
             )
+
+
+def checked_rows(embeddings: np.ndarray, codebook_sizes: Sequence[int] | None = None) -> np.ndarray:
+    """A float32 copy of embeddings (n, dim) that a quantizer can compute with.
+
+    Args:
+        embeddings: (n, dim).
+        codebook_sizes: Where codebooks are learned: their sizes.
+
+    Raises:
+        UserError: As `check_sizes` and `check_embeddings`.
+    """
+    rows = float32(embeddings)
+    if codebook_sizes is not None:
+        check_sizes(codebook_sizes, len(rows))
+    check_embeddings(rows)
+    return rows
+
+
+def k_means(points: np.ndarray, size: int, seed: int, *, n_init: int, max_iter: int, init: Any = "k-means++") -> Any:
+    """scikit-learn's k-means, fitted to points (n, dim).
+
+    Fewer distinct points than codes (identical texts) leave codes unused, which the health report shows.
+    """
+    import warnings
+
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return KMeans(size, init=init, n_init=n_init, max_iter=max_iter, random_state=seed).fit(points)
+
+
+def nearest_codes(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Codes int32 (n,) of the centroids (K, dim) nearest to points (n, dim), a block of points at a time."""
+    codes = np.empty(len(points), dtype=np.int32)
+    for begin in range(0, len(points), 16384):
+        part = slice(begin, begin + 16384)
+        codes[part] = relative_distances(points[part], centroids).argmin(1)
+    return codes
 
 
 def float32(embeddings: np.ndarray) -> np.ndarray:

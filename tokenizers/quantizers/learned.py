@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.quantizers.kmeans import check_embeddings, check_sizes, float32
+from reasonrec.tokenizers.quantizers.kmeans import checked_rows, k_means
 from reasonrec.tokenizers.whole import whole
 
 POINTS = 100  # of a curve, at most
@@ -67,14 +67,7 @@ class Codebook(nn.Module):
 
     def start(self, points: Tensor, seed: int) -> None:
         """Start at the k-means of points (n, dim)."""
-        import warnings
-
-        from sklearn.cluster import KMeans
-        from sklearn.exceptions import ConvergenceWarning
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than codes
-            found = KMeans(self.size, n_init=3, max_iter=50, random_state=seed).fit(points.numpy())
+        found = k_means(points.numpy(), self.size, seed, n_init=3, max_iter=50)
         self.vectors.copy_(torch.from_numpy(found.cluster_centers_))
         self.sums.copy_(self.vectors * self.shares[:, None])
 
@@ -197,9 +190,7 @@ class LearnedQuantizer(ABC):
         Raises:
             UserError: If a codebook is larger than the number of rows, or as `check_embeddings`.
         """
-        rows = float32(embeddings)
-        check_sizes(self.codebook_sizes, len(rows))
-        check_embeddings(rows)
+        rows = checked_rows(embeddings, self.codebook_sizes)
         self._mean = rows.mean(0)
         self._scale = float((rows - self._mean).std(dtype=np.float64)) or 1.0
         points = torch.from_numpy((rows - self._mean) / np.float32(self._scale))
@@ -252,8 +243,7 @@ class LearnedQuantizer(ABC):
         Raises:
             UserError: As `check_embeddings`.
         """
-        network, rows = self._trained(), float32(embeddings)
-        check_embeddings(rows)
+        network, rows = self._trained(), checked_rows(embeddings)
         points = torch.from_numpy((rows - self._mean) / np.float32(self._scale))
         codes = np.empty((len(rows), len(self.codebook_sizes)), dtype=np.int32)
         with _one_thread(), torch.no_grad():

@@ -23,10 +23,10 @@ from tqdm import tqdm
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.quantizers.base import QUANTIZERS, books_of
 from reasonrec.tokenizers.quantizers.kmeans import (
-    check_embeddings,
-    check_sizes,
+    checked_rows,
     cluster_means,
-    float32,
+    k_means,
+    nearest_codes,
     relative_distances,
 )
 from reasonrec.tokenizers.whole import whole
@@ -79,9 +79,7 @@ class ProductQuantizer:
             UserError: If a codebook is larger than the number of rows, there are more levels than dimensions, or as
                 `check_embeddings`.
         """
-        points = float32(embeddings)
-        check_sizes(self.codebook_sizes, len(points))
-        check_embeddings(points)
+        points = checked_rows(embeddings, self.codebook_sizes)
         depth, dim = len(self.codebook_sizes), points.shape[1]
         if depth > dim:
             raise UserError(
@@ -115,20 +113,14 @@ class ProductQuantizer:
 
     def _cluster(self, points: np.ndarray, level: int, start: np.ndarray | None = None) -> np.ndarray:
         """Centroids (K, width) of one part, from given ones on or from the best of several starts."""
-        import warnings
-
-        from sklearn.cluster import KMeans
-        from sklearn.exceptions import ConvergenceWarning
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than codes
-            found = KMeans(
-                self.codebook_sizes[level],
-                init="k-means++" if start is None else start,
-                n_init=self.n_init if start is None else 1,
-                max_iter=self.max_iter,
-                random_state=self.seed + level,
-            ).fit(points)
+        found = k_means(
+            points,
+            self.codebook_sizes[level],
+            self.seed + level,
+            n_init=self.n_init if start is None else 1,
+            max_iter=self.max_iter,
+            init="k-means++" if start is None else start,
+        )
         return np.asarray(found.cluster_centers_, dtype=np.float32)
 
     def encode(self, embeddings: np.ndarray) -> np.ndarray:
@@ -145,15 +137,11 @@ class ProductQuantizer:
         """
         if not self.codebooks:
             raise ValueError("encode needs the codebooks of fit_encode")
-        points = float32(embeddings)
-        check_embeddings(points)
-        points -= self.mean
+        points = checked_rows(embeddings) - self.mean
         codes = np.empty((len(points), len(self.codebooks)), dtype=np.int32)
         with threadpool_limits(limits=1):
             for level, book in enumerate(self.codebooks):
-                for begin in range(0, len(points), 16384):
-                    part = slice(begin, begin + 16384)
-                    codes[part, level] = relative_distances(points[part], book).argmin(1)
+                codes[:, level] = nearest_codes(points, book)
         return codes
 
     def reconstruct(self, codes: np.ndarray) -> np.ndarray:
