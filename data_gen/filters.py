@@ -112,6 +112,15 @@ def check_unique_items(items: pl.DataFrame, where: str) -> None:
         )
 
 
+def rated(log: pl.DataFrame, min_rating: float | None) -> tuple[pl.DataFrame, list[dict[str, Any]], dict[str, int]]:
+    """Keep the interactions rated at least so much: they, what the filter did, and how many rows are dropped why."""
+    if min_rating is None:
+        return log, [], {}
+    kept, missing = log.filter(pl.col("rating") >= min_rating), log["rating"].null_count()
+    dropped = {"rated lower": log.height - kept.height - missing, "without a rating": missing}
+    return kept, [filter_fact("min_rating", log, kept, min_rating=min_rating, missing=missing)], dropped
+
+
 def note_alike(log: pl.DataFrame, items: pl.DataFrame) -> list[str]:
     """What looks like a slip of the data: ids that differ only in case or white space, and items that read the same.
 

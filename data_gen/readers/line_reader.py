@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from reasonrec.data_gen.clean import clean_items, clean_text
-from reasonrec.data_gen.filters import filter_fact
+from reasonrec.data_gen.filters import rated
 from reasonrec.data_gen.interaction_log import InteractionLog
 from reasonrec.data_gen.readers.base import DESCRIPTION_LENGTH, FOLDER, MAX_BAD_LINES, WITH_REVIEWS, LogReader
 from reasonrec.data_gen.readers.csv_reader import LINE
@@ -75,15 +75,6 @@ def _warn_of_the_future(path: Path, frame: pl.DataFrame) -> None:
             f"{path}: {len(late):,} interactions lie in the future, the last at {last:%Y-%m-%d}; they are kept",
             stacklevel=2,
         )
-
-
-def rated(log: pl.DataFrame, min_rating: float | None) -> tuple[pl.DataFrame, list[dict[str, Any]], dict[str, int]]:
-    """Keep the interactions rated at least so much: they, what the filter did, and how many rows are dropped why."""
-    if min_rating is None:
-        return log, [], {}
-    kept, missing = log.filter(pl.col("rating") >= min_rating), log["rating"].null_count()
-    dropped = {"rated lower": log.height - kept.height - missing, "without a rating": missing}
-    return kept, [filter_fact("min_rating", log, kept, min_rating=min_rating, missing=missing)], dropped
 
 
 def one_row_each(file: LineFile, frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from reasonrec.data_gen.clean import clean_items, clean_text
-from reasonrec.data_gen.filters import filter_fact
+from reasonrec.data_gen.filters import rated
 from reasonrec.data_gen.interaction_log import InteractionLog
 from reasonrec.data_gen.readers.base import (
     COLUMNS,
@@ -149,24 +149,16 @@ def read_interactions(
     Raises:
         UserError: If a column is missing, or a value is missing or does not parse.
     """
-    rated = min_rating is not None or "rating" in columns
-    known = INTERACTION_COLUMNS | {"rating": rated}
+    with_rating = min_rating is not None or "rating" in columns
+    known = INTERACTION_COLUMNS | {"rating": with_rating}
     # A column that happens to be called "review" or "rating" but was not asked for is not read.
-    unread = {"review"} - set(columns) | (set() if rated else {"rating"})
+    unread = {"review"} - set(columns) | (set() if with_rating else {"rating"})
     table = read_table(path, separator, quote_char, columns, known, "interaction_columns", frozenset(unread))
     frame, written = _ids(table, ("user_id", "item_id"))
-    facts: list[dict[str, Any]] = []
-    dropped: dict[str, int] = {}
-    if rated:
-        ratings = _ratings(table)
-        frame = frame.with_columns(rating=ratings)
-    if min_rating is not None:
-        kept = frame.filter(ratings >= min_rating)  # null is not kept either
-        missing = ratings.null_count()
-        dropped = {"rated lower": frame.height - kept.height - missing, "without a rating": missing}
-        facts.append(filter_fact("min_rating", frame, kept, min_rating=min_rating, missing=missing))
-        frame = kept
-    if rated and "rating" not in columns:  # asked for as a filter alone
+    if with_rating:
+        frame = frame.with_columns(rating=_ratings(table))
+    frame, facts, dropped = rated(frame, min_rating)
+    if with_rating and "rating" not in columns:  # asked for as a filter alone
         frame = frame.drop("rating")
     times = _times(replace(table, frame=frame))
     frame = frame.with_columns(timestamp=times.values).drop(LINE)
