@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from safetensors.numpy import load_file, save_file
 
-from reasonrec.data_gen.readers.base import DESCRIPTION_LENGTH
+from reasonrec.data_gen.readers.base import COLUMNS, DESCRIPTION_LENGTH, ITEM_TABLE
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.index_items import IndexConfig
@@ -28,18 +27,19 @@ from reasonrec.tokenizers.catalogue import SCHEMA, Catalogue
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.grow import Placed, grown_index, place_items
 from reasonrec.tokenizers.index import (
-    EMBEDDINGS_FILE,
     MADE_BY,
     QUANTIZER_FILE,
     ItemIndex,
     load_embeddings,
     load_quantizer,
     load_says,
+    save_embeddings,
 )
 from reasonrec.tokenizers.manifest import Manifest
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
 from reasonrec.tokenizers.places import located, place
 from reasonrec.tokenizers.quantizers.kmeans import ResidualKMeans
+from reasonrec.tokenizers.said import Said
 from reasonrec.tokenizers.terminal import say, shown
 
 
@@ -55,13 +55,7 @@ class GrowConfig:
         metadata={"help": "folder of the index (index_items.py), or of a catalogue that grew already", "path": True}
     )
     output_dir: str = field(metadata={"help": "folder of the grown catalogue", "path": "name"})
-    add_items: str | None = field(
-        default=None,
-        metadata={
-            "help": "CSV or Parquet: item_id, title (+ description, category, brand)",
-            "path": "name",
-        },
-    )
+    add_items: str | None = field(default=None, metadata=ITEM_TABLE)
     retire: str | None = field(
         default=None,
         metadata={"help": "text file with raw ids, one a line: items that are recommended no more", "path": "name"},
@@ -69,9 +63,7 @@ class GrowConfig:
     dataset: str | None = field(
         default=None, metadata={"help": "dataset of the index; where the index found it if unset", "path": True}
     )
-    item_columns: dict[str, str] = field(
-        default_factory=dict, metadata={"help": "YAML only; our name: the file's name"}
-    )
+    item_columns: dict[str, str] = field(default_factory=dict, metadata=COLUMNS)
     separator: str | None = field(
         default=None, metadata={"help": "separator of a CSV file; .tsv: tab, else comma, if unset"}
     )
@@ -137,13 +129,13 @@ def retired_items(config: GrowConfig, catalogue: Catalogue) -> np.ndarray:
     return np.union1d(catalogue.retired, np.array([numbers[word] for word in words], dtype=np.int64))
 
 
-def embed(config: GrowConfig, items: pl.DataFrame, made_by: dict[str, Any]) -> np.ndarray:
+def embed(config: GrowConfig, items: pl.DataFrame, made_by: dict[str, Any], says: Said | None, dim: int) -> np.ndarray:
     """float32 (items, dim), made as those of the index were."""
     how = {name: getattr(config, name) for name in ("batch_size", "device", "precision", "trust_remote_code")}
     texts = IndexConfig(dataset="", output_dir="", **{key: made_by[key] for key in TEXT_KEYS}, **how)
-    vectors, says = text_embeddings(texts, items), load_says(config.index)
+    vectors = text_embeddings(texts, items)
     vectors = vectors if says is None else says(vectors)
-    if vectors.shape[1] != load_embeddings(config.index).shape[1]:
+    if vectors.shape[1] != dim:
         raise UserError(
             f"index={config.index} was made by a version that did not keep what text says of company: index the items "
             "again, and train on that"
@@ -167,9 +159,9 @@ def main() -> None:
     items = new_items(config, catalogue)
     made_by = parent.facts.get(MADE_BY, parent.config)
     made_by = made_by | {"embedding_model": located(made_by["embedding_model"], config.index)}
-    placed = Placed.nothing(catalogue.codes.depth)
+    says, placed = load_says(config.index), Placed.nothing(catalogue.codes.depth)
     if items.height:
-        vectors = embed(config, items, made_by)
+        vectors = embed(config, items, made_by, says, embeddings.shape[1])
         placed = place_items(catalogue.codes, quantizer.codebooks, vectors)
         embeddings = np.concatenate([embeddings, vectors])
     grown = replace(
@@ -184,8 +176,7 @@ def main() -> None:
         facts.update(grown.save(folder), n_items=grown.n_items)
         facts[MADE_BY] = made_by | {"embedding_model": place(made_by["embedding_model"], out)}
         shutil.copyfile(Path(config.index) / QUANTIZER_FILE, folder / QUANTIZER_FILE)
-        tensors = load_file(Path(config.index) / EMBEDDINGS_FILE) | {"embeddings": embeddings}
-        save_file(tensors, folder / EMBEDDINGS_FILE)
+        save_embeddings(folder, embeddings, says)
     if items.height:
         say(f"{items.height:,} items added; {placed}")
     say(f"{out} holds {grown.n_items:,} items, {len(grown.retired):,} of them retired")

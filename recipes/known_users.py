@@ -82,15 +82,12 @@ class KnownUsers:
         Raises:
             UserError: If `exclude` does not have one list for each.
         """
-        retired = self.policy.catalogue.retired
-        if exclude is None and len(retired):
-            exclude = [retired] * len(histories)
         exclude = None if exclude is None else self._each(exclude, "exclude")
         if exclude is not None and len(exclude) != len(histories):
             raise UserError(f"exclude has {len(exclude)} lists for {len(histories)} histories: give one for each")
         more = None if exclude is None else [self._numbers(items, "excluded item") for items in exclude]
-        if more is not None and len(retired):
-            more = [np.union1d(items, retired) for items in more]
+        if len(retired := self.policy.catalogue.retired):
+            more = [np.union1d(items, retired) for items in more or [retired] * len(histories)]
         if not self.masks(repeats):
             return more
         if more is None:

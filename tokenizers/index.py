@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from reasonrec.tokenizers.artefact import check_input, read_manifest
@@ -185,6 +186,11 @@ def save_quantizer(folder: Path, quantizer: Quantizer, embeddings: np.ndarray, s
     """
     state = {name: np.ascontiguousarray(array) for name, array in quantizer.state().items()}
     save_file(state, folder / QUANTIZER_FILE)
+    save_embeddings(folder, embeddings, says)
+
+
+def save_embeddings(folder: Path, embeddings: np.ndarray, says: Said | None) -> None:
+    """Write the item embeddings, float32 (items, dim), and what text says of company, if they are made of both."""
     tensors = {"embeddings": embeddings} | ({} if says is None else says._asdict())
     kept = {name: np.ascontiguousarray(tensor, dtype=np.float32) for name, tensor in tensors.items()}
     save_file(kept, folder / EMBEDDINGS_FILE)
@@ -219,8 +225,8 @@ def load_embeddings(path: str | Path) -> np.ndarray:
 
 def load_says(path: str | Path) -> Said | None:
     """What text says of company in an index artefact; None where the embeddings are of text alone."""
-    tensors = load_file(_needed(Path(path) / EMBEDDINGS_FILE))
-    return Said(tensors["weight"], tensors["bias"]) if "weight" in tensors else None
+    with safe_open(_needed(Path(path) / EMBEDDINGS_FILE), "numpy") as tensors:  # without the embeddings
+        return Said(*map(tensors.get_tensor, Said._fields)) if "weight" in tensors.keys() else None  # noqa: SIM118
 
 
 def _needed(path: Path) -> Path:
