@@ -44,6 +44,9 @@ class ServeConfig(AskedModel):
     capacity: int = field(
         default=128, metadata={"help": "users that wait or are answered at a time; more get 429", "at_least": 1}
     )
+    remember_mb: float = field(
+        default=64.0, metadata={"help": "megabytes of lists kept for who asks the same again; 0: none", "at_least": 0}
+    )
     timeout: float = field(default=30.0, metadata={"help": "seconds until a request is given up", "above": 0})
     max_k: int = field(default=100, metadata={"help": "longest list", "at_least": 1})
     max_history: int = field(default=1000, metadata={"help": "longest history in a request", "at_least": 1})
@@ -130,6 +133,7 @@ def main() -> None:
         num_beams=config.num_beams,
         max_chain=config.max_chain,
         unproven=config.unproven,
+        remember=int(config.remember_mb * 1_000_000),
     )
     engine = Engine(recommender, settings, metrics.batch)
     limits = Limits(config.max_k, config.max_history, config.max_users, config.timeout)

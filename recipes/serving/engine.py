@@ -5,7 +5,8 @@ where a batch is not full. A search is a handful of model calls, so nobody joins
 hundred, and between two of their steps a batch of users who do not think is answered: they are late by one step.
 
 Every user takes one of `capacity` slots, from the moment they ask until they are answered or hang up; who finds none
-is told to come back (`Full`), so no queue grows.
+is told to come back (`Full`), so no queue grows. Lists without a chain are remembered: who asks the same again is
+answered at once, and takes no slot.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonrec.data_gen.histories import UserHistory
-from reasonrec.recipes.answered import Mode, Recommendation, answer
+from reasonrec.recipes.answered import Answered, Mode, Recommendation, answer
 from reasonrec.recipes.rankers.reasoning import Reasoner
+from reasonrec.recipes.serving.remembered import Question, Remembered
 
 if TYPE_CHECKING:
     from reasonrec.recipes.recommender import Recommender
@@ -85,6 +87,12 @@ class Ask:
         """Who can share a batch."""
         return self.mode, self.repeats
 
+    @property
+    def question(self) -> Question:
+        """All that decides on the items at once, but how many."""
+        excluded = np.unique(np.asarray(self.exclude, dtype=np.int64)).tobytes()
+        return self.history.shown.tobytes(), self.history.masked.tobytes(), self.repeats, excluded
+
 
 @dataclass(frozen=True)
 class EngineSettings:
@@ -97,6 +105,7 @@ class EngineSettings:
         num_beams: Width of the search.
         max_chain: Longest chain in tokens.
         unproven: Think even where it was not shown to help.
+        remember: Bytes of lists that are kept for who asks the same again.
     """
 
     max_batch: int = 16
@@ -105,14 +114,14 @@ class EngineSettings:
     num_beams: int = 50
     max_chain: int = 128
     unproven: bool = False
+    remember: int = 64_000_000
 
 
 class Engine:
     """Answers from one thread.
 
     Args:
-        recommender: Who recommends. Another one may take its place at any time, if it numbers the same items alike:
-            the next batch is its own.
+        recommender: Who recommends.
         settings: How.
         measured: Told each batch: users, seconds.
     """
@@ -123,13 +132,32 @@ class Engine:
         settings: EngineSettings,
         measured: Callable[[int, float], None] = lambda users, seconds: None,
     ) -> None:
-        self.recommender, self.settings, self._measured = recommender, settings, measured
+        self.settings, self._measured = settings, measured
+        self.take(recommender)
         self._waiting: deque[Ask] = deque()
         self._changed = threading.Condition()
         self._running = 0
         self._closing = False
         self._thread = threading.Thread(target=self._serve, name="reasonrec-engine", daemon=True)
         self._thread.start()
+
+    def take(self, recommender: Recommender) -> None:
+        """Let another one recommend, from the next batch on, and forget the lists of the one before.
+
+        Args:
+            recommender: It numbers the same items alike.
+        """
+        self._serving = recommender, Remembered(self.settings.remember)
+
+    @property
+    def recommender(self) -> Recommender:
+        """Who recommends."""
+        return self._serving[0]
+
+    @property
+    def remembered(self) -> Remembered:
+        """The lists that were made before."""
+        return self._serving[1]
 
     @property
     def open(self) -> int:
@@ -148,13 +176,21 @@ class Engine:
             Full: If there are fewer slots.
             Closed: If the engine is shutting down.
         """
+        recommender, remembered = self._serving
+        known = [remembered.get(ask.question, ask.k) if ask.mode == "direct" else None for ask in asks]
+        unknown = [ask for ask, found in zip(asks, known, strict=True) if found is None]
         with self._changed:
             if self._closing or not self._thread.is_alive():
                 raise Closed
-            if self.open + len(asks) > self.settings.capacity:
+            if self.open + len(unknown) > self.settings.capacity:
                 raise Full
-            self._waiting.extend(asks)
+            self._waiting.extend(unknown)
             self._changed.notify()
+        for ask, found in zip(asks, known, strict=True):
+            if found is not None:
+                items, scores = found
+                (listed,) = Answered(items[None], scores[None]).lists(recommender.policy.catalogue)
+                ask.deliver(Reply(listed, [], "", time.monotonic() - ask.asked))
 
     def leave(self, asks: Sequence[Ask]) -> None:
         """Users hang up: those who wait are forgotten, chains that are being written end at the next step."""
@@ -204,7 +240,7 @@ class Engine:
     def _answer(self, batch: list[Ask]) -> None:
         if not batch:
             return
-        recommender = self.recommender  # another may take its place meanwhile
+        recommender, remembered = self._serving  # another may take its place meanwhile
         began, settings, first = time.monotonic(), self.settings, batch[0]
         chains = _Chains(self, batch, Reasoner(recommender).readable)
         try:
@@ -232,9 +268,12 @@ class Engine:
         self._measured(len(batch), now - began)
         lists = found.lists(recommender.policy.catalogue)
         thoughts = found.thoughts or [[] for _ in batch]
-        for ask, items, own in zip(batch, lists, thoughts, strict=True):
+        if first.mode == "direct":
+            for ask, items, scores in zip(batch, found.items, found.scores, strict=True):
+                remembered.put(ask.question, items, scores)
+        for ask, listed, own in zip(batch, lists, thoughts, strict=True):
             if not ask.gone:
-                ask.deliver(Reply(items[: ask.k], own, found.note, now - ask.asked))
+                ask.deliver(Reply(listed[: ask.k], own, found.note, now - ask.asked))
 
     def _free(self, batch: list[Ask], chains: _Chains) -> None:
         with self._changed:

@@ -36,10 +36,16 @@ class Metrics:
         )
         self._batch = Histogram("reasonrec_batch_seconds", "Time of batches", buckets=SECONDS, registry=self._registry)
         self._open = Gauge("reasonrec_users_open", "Users that wait or are answered", registry=self._registry)
+        self._remembered = Gauge(
+            "reasonrec_remembered_bytes", "Lists kept for who asks the same again", registry=self._registry
+        )
+        self._found = Gauge("reasonrec_remembered_answers", "Users answered from such a list", registry=self._registry)
 
     def follow(self, engine: Engine) -> None:
-        """Read an engine's gauge whenever the metrics are asked for."""
+        """Read an engine's gauges whenever the metrics are asked for."""
         self._open.set_function(lambda: engine.open)
+        self._remembered.set_function(lambda: engine.remembered.bytes)
+        self._found.set_function(lambda: engine.remembered.found)
 
     def request(self, path: str, status: int, seconds: float) -> None:
         """Count a request.

@@ -86,7 +86,7 @@ class Service:
             recommender: The same model with that catalogue.
         """
         search = ItemSearch(recommender.policy.catalogue)
-        self.engine.recommender = recommender
+        self.engine.take(recommender)
         self.search = search  # what it finds is known by now
 
     def model(self) -> Model:

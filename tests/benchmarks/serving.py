@@ -7,9 +7,12 @@ there are clients, for ten items behind histories of 1 to 30 random items:
 
 - start: from starting a process to the first list, in Python and of the server; and `reasonrec recommend --help`.
 - alone: one client after the other; together: 16 clients at once. Their throughput is compared.
+- returning: a user who asks the same again, and one with another history, in turn.
 - crowd: 64 clients and 48 slots, so that some are refused; the server's memory in its second and last minute.
 - hang-ups: chains that are begun and left; how many tokens the server wrote before each slot was free again.
-- strangers: requests drawn from the server's own schema (schemathesis), none of which may be answered by 5xx.
+- strangers: requests drawn from the server's own schema (schemathesis), none of which may be answered by 5xx. They are
+  to find what HTTP, the checks and the engine let through, so the first layer of the LLM, trained for one step on the
+  demo's data set, answers them: ten thousand would wait an hour for all of it.
 
 Writes `runs/bench/serving.json`.
 """
@@ -140,6 +143,30 @@ def hang_ups(server: Server, ids: list[str], tries: int) -> dict[str, Any]:
     return {"tries": tries, "slot_free_after_steps": {"p50": float(np.median(waited)), "most": float(max(waited))}}
 
 
+def returning(server: Server, ids: list[str], tries: int) -> dict[str, Any]:
+    """Milliseconds of a history that the server was asked about just before, beside those of a new one."""
+    rng = np.random.default_rng(0)
+    took: dict[str, list[float]] = {"new": [], "again": []}
+    with httpx.Client(timeout=120) as http:
+        for _ in range(tries):
+            history = [ids[i] for i in rng.integers(0, len(ids), 15)]
+            for kind in took:
+                began = time.perf_counter()
+                http.post(f"{server.url}/v1/recommend", json={"history": history}).raise_for_status()
+                took[kind].append((time.perf_counter() - began) * 1000)
+    return {f"{kind}_p50_ms": round(float(np.median(times)), 1) for kind, times in took.items()}
+
+
+def first_layer() -> str:
+    """A model that answers quickly and has learned nothing."""
+    out = "runs/bench/first_layer"
+    if not (Path(out) / "manifest.json").is_file():
+        config = RECIPES / "configs" / "demo" / "sft.yaml"
+        flags = ["--layers", "1", "--max_steps", "1", "--output_dir", out]
+        subprocess.run([sys.executable, str(RECIPES / "sft.py"), "--config", str(config), *flags], check=True)
+    return out
+
+
 def strangers(server: Server, requests: int) -> dict[str, Any]:
     """Requests from the schema, right and wrong ones, for every path."""
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
@@ -203,11 +230,12 @@ def main() -> None:
         done("together", load(server, ids, 16, options.seconds))
         ratio = result["together"]["answers_per_second"] / result["alone"]["answers_per_second"]
         done("together_to_alone", round(ratio, 2))
+        done("returning", returning(server, ids, 20))
     with Server(options.model, "--capacity", "48") as server:
         done("crowd", load(server, ids, 64, options.crowd_seconds))
     with Server(options.model, "--capacity", "1", "--unproven", "true") as server:
         done("hang_ups", hang_ups(server, ids, 20))
-    with Server(options.model) as server:
+    with Server(first_layer()) as server:
         done("strangers", strangers(server, options.requests))
 
 

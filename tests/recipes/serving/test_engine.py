@@ -78,6 +78,44 @@ def test_no_slot_no_queue(engine_of: Start) -> None:
         engine.submit([asked[0].ask])
 
 
+def test_who_comes_back_needs_neither_model_nor_slot(engine_of: Start) -> None:
+    engine, batches = engine_of(max_batch=2, wait=0.0, capacity=1), []
+    engine._measured = lambda users, seconds: batches.append(users)
+    first, shorter = Asked(1, 2, exclude=[5, 4], k=6), Asked(1, 2, exclude=[4, 5], k=4)
+    engine.submit([first.ask])
+    known = first.reply.items
+    stranger = Asked(3)
+    engine.submit([shorter.ask, stranger.ask])  # one slot serves both
+    assert shorter.reply.items == known[:4]
+    assert isinstance(stranger.reply, Reply)
+    engine.close()
+    assert sum(batches) == 2, "the first, and the stranger"
+    assert engine.remembered.found == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"k": 7}, {"exclude": [3]}, {"repeats": True}, {"mode": "reasoning"}],
+    ids=lambda other: next(iter(other)),
+)
+def test_another_question_is_not_taken_for_the_same(engine_of: Start, other: dict[str, Any]) -> None:
+    engine, batches = engine_of(wait=0.0), []
+    engine._measured = lambda users, seconds: batches.append(users)
+    for asked in (Asked(1, 2, k=6), Asked(1, 2, **{"k": 6, **other}), Asked(2, 1, k=6)):
+        engine.submit([asked.ask])
+        assert isinstance(asked.reply, Reply)
+    assert batches == [1, 1, 1]
+
+
+def test_another_recommender_starts_with_nothing_remembered(engine_of: Start, served: Recommender) -> None:
+    engine, asked = engine_of(wait=0.0), Asked(1, 2)
+    engine.submit([asked.ask])
+    assert isinstance(asked.reply, Reply)
+    assert engine.remembered.bytes > 0
+    engine.take(served)
+    assert engine.remembered.bytes == 0
+
+
 def test_a_batch_that_everybody_left_is_none(engine_of: Start) -> None:
     engine = engine_of(max_batch=2, wait=FOREVER)
     left = Asked(1)
