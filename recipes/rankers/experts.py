@@ -306,18 +306,36 @@ class SequentialOptions:
 
     Attributes:
         expert: What they build.
-        trials: Configurations tried on validation.
+        trials: Configurations tried on validation: the one below, and others.
+        hidden: Width.
+        layers: Blocks.
+        dropout: Everywhere.
+        learning_rate: Peak.
+        batch_size: Sequences.
+        max_length: Items of a history that are read.
     """
 
     expert: ClassVar[type[Expert]] = Sequential
     trials: int = 1
+    hidden: int = sasrec.SasrecConfig.hidden
+    layers: int = sasrec.SasrecConfig.layers
+    dropout: float = sasrec.SasrecConfig.dropout
+    learning_rate: float = sasrec.SasrecConfig.learning_rate
+    batch_size: int = sasrec.SasrecConfig.batch_size
+    max_length: int = sasrec.SasrecConfig.max_length
 
     def __post_init__(self) -> None:
         whole("trials", self.trials, at_least=1)
+        self.config(seed=0)  # mistakes are found before all work
+
+    def config(self, seed: int) -> sasrec.SasrecConfig:
+        """The configuration that is tried first."""
+        chosen = {name: value for name, value in asdict(self).items() if name != "trials"}
+        return sasrec.SasrecConfig(**chosen, seed=seed)
 
     def build(self, dataset: Dataset, seed: int) -> Expert:
         """Train on train sequences, with early stopping on validation."""
-        return Sequential(sasrec.tune(dataset, self.trials, sasrec.SasrecConfig(seed=seed))[0])
+        return Sequential(sasrec.tune(dataset, self.trials, self.config(seed))[0])
 
 
 @dataclass(frozen=True)

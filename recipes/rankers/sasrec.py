@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -28,6 +29,8 @@ from reasonrec.recipes.rankers.top_k import rank_rows
 from reasonrec.recipes.trainers.divergence import bad_number, bad_tensor, diverged, overflow_diverges, trained_tensors
 from reasonrec.rewards.metrics import flatten, per_row
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.terminal import shown
+from reasonrec.tokenizers.whole import whole
 
 # What the trials vary. The first trial is the configuration that was given, the second one suits few long
 # sequences (MovieLens-100K: validation HR@10 .236 against .205), the others are drawn at random.
@@ -75,11 +78,14 @@ class SasrecConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot run."""
+        for name in ("hidden", "layers", "heads", "batch_size", "epochs", "patience", "max_length"):
+            whole(name, getattr(self, name), at_least=1)
         if self.hidden % self.heads:
             raise UserError(f"hidden={self.hidden} must be a multiple of heads={self.heads}")
-        for name in ("hidden", "layers", "heads", "batch_size", "epochs", "patience", "max_length"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        for name, high in (("dropout", 1.0), ("learning_rate", math.inf)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < high:
+                raise UserError(f"{name}={shown(value)} has to be a number from 0 on and below {high:g}")
 
 
 class _Block(nn.Module):

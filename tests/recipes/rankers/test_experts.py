@@ -83,12 +83,22 @@ def test_held_out_cases_teach_them_nothing(tiny_dataset: Path, experts: dict[str
     assert (mine.table.astype(bool) != other.table.astype(bool)).nnz == 0
 
 
+def test_sasrec_is_trained_as_it_was_asked_for(tiny_dataset: Path) -> None:
+    asked = {"sasrec": {"dropout": 0.2, "batch_size": 4, "hidden": 8}}
+    facts = build_experts(asked, Dataset.load(tiny_dataset), seed=3)["sasrec"].facts()
+    assert facts.items() >= {"dropout": 0.2, "batch_size": 4, "hidden": 8, "layers": 2, "seed": 3}.items()
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
         ({"sasrek": {}}, ["expert 'sasrek' is unknown", "did you mean 'sasrec'?"]),
         ({"co_visitation": {"windows": 3}}, ["the expert co_visitation has no option 'windows'", "window, last"]),
         ({"co_visitation": {"window": 0}}, ["window=0 has to be a whole number, at least 1"]),
+        ({"sasrec": {"trials": 0}}, ["trials=0 has to be a whole number, at least 1"]),
+        ({"sasrec": {"dropout": 1.0}}, ["dropout=1.0 has to be a number from 0 on and below 1"]),
+        ({"sasrec": {"batch_size": "32"}}, ["batch_size='32'", "whole number"]),
+        ({"sasrec": {"hidden": 65}}, ["hidden=65 must be a multiple of heads=2"]),
         ({}, ["0 experts", "name at least one of co_visitation, sasrec, text"]),
     ],
 )
