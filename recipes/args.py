@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import functools
 import os
+import select
 import shlex
 import signal
 import sys
@@ -178,7 +179,7 @@ def run(main: Callable[[], Any]) -> Callable[[], None]:
     """Run a stage's `main`, and name the command that goes on from what it wrote.
 
     A user's mistake ends with one line on stderr and status 2, Ctrl-C (status 130) and SIGTERM (143) with what was
-    kept and the command that takes it up again.
+    kept and the command that takes it up again, and a reader of stdout that leaves ends it in silence (141).
     """
 
     @functools.wraps(main)
@@ -198,8 +199,22 @@ def run(main: Callable[[], Any]) -> Callable[[], None]:
         except KeyboardInterrupt as stop:
             say(_interrupted(command), file=sys.stderr)
             raise SystemExit(143 if isinstance(stop, _Terminated) else 130) from None
+        except BrokenPipeError:
+            if not _reader_left():
+                raise
+            raise SystemExit(141) from None  # as a program that SIGPIPE ends
 
     return guarded
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads stdout any more (`reasonrec --help | head -1`); what is still to be written is dropped."""
+    watched = select.poll()
+    watched.register(sys.stdout.fileno(), 0)
+    left = bool(watched.poll(0))  # errors are reported without being asked for
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+    return left
 
 
 class _Terminated(KeyboardInterrupt):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -59,3 +60,13 @@ def test_a_stage_runs(tmp_path: Path) -> None:
 def test_help_is_called_by_its_name(tmp_path: Path) -> None:
     done = command("eval", "--help", cwd=tmp_path)
     assert done.stdout.startswith("usage: reasonrec eval [--config FILE] [--key value ...]\n")
+
+
+def test_a_reader_that_leaves_ends_it_in_silence(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)  # as `reasonrec --help | head` does when it has read enough
+    code = "from reasonrec.recipes.cli import main; main()"
+    words = [sys.executable, "-c", code, "--help"]
+    found = subprocess.run(words, cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (found.returncode, found.stderr) == (141, "")
