@@ -14,7 +14,7 @@ from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.evaluation.intervals import mean_interval
 from reasonrec.recipes.rankers.baselines import CoVisitation, TrainLog
 from reasonrec.tokenizers.collaborative import Blend
-from reasonrec.tokenizers.count_model import Counted, losses
+from reasonrec.tokenizers.count_model import Counted, CountModel
 from reasonrec.tokenizers.index import build_index
 from reasonrec.tokenizers.quantizers.base import Quantizer
 from reasonrec.tokenizers.said import Said
@@ -96,13 +96,13 @@ def embeddings_for(
     if asked != "auto":
         blend = Blend(together, log.counts, text, seed=seed)
         return Made(blend(asked), {"chosen": asked}, blend.says)
-    rows, fitted = halves(dataset, seed)
-    if rows.height < 2 or not together.nnz:
+    fitted, judged = halves(dataset, seed)
+    if not fitted.height or not judged.height or not together.nnz:
         say("collaboration: auto has no validation rows or no pairs to judge by; codes are made of text alone")
         return Made(text, {"chosen": 0.0})
     blend = Blend(together, log.counts, text, seed=seed)
     base = codes(text)
-    judge = _Judge(dataset, log, rows, fitted, base, seed)
+    judge = _Judge(dataset, log, fitted, judged, base, seed)
     tried = [judge(0.0, base)] + [judge(k, codes(blend(k))) for k in KS]
     best = min(tried[1:], key=lambda one: one.loss)
     chosen = best.collaboration if best.ci95[1] < 0 else 0.0
@@ -116,28 +116,29 @@ def embeddings_for(
     return Made(blend(chosen), report, blend.says) if chosen else Made(text, report)
 
 
-def halves(dataset: Dataset, seed: int) -> tuple[pl.DataFrame, NDArray[np.bool_]]:
-    """Validation rows to judge codes by, `MOST_ROWS` at most, and which to fit on (rows,): half of the users."""
+def halves(dataset: Dataset, seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Validation rows, `MOST_ROWS` at most, of two halves of the users: to fit on, and to judge codes by."""
     rows = dataset.rows("valid")
     if rows.height > MOST_ROWS:
         rows = rows.sample(MOST_ROWS, seed=seed)
     users = rows["user"].unique().sort().to_numpy()
     drawn = np.random.default_rng(seed).permutation(users)[: len(users) // 2]
-    return rows, np.isin(rows["user"].to_numpy(), drawn)
+    fitted = np.isin(rows["user"].to_numpy(), drawn)
+    return rows.filter(fitted), rows.filter(~fitted)
 
 
 class _Judge:
     """Judges codes on the same halves of the same validation rows."""
 
     def __init__(
-        self, dataset: Dataset, log: TrainLog, rows: pl.DataFrame, fitted: NDArray[np.bool_], text: Codes, seed: int
+        self, dataset: Dataset, log: TrainLog, fitted: pl.DataFrame, judged: pl.DataFrame, text: Codes, seed: int
     ) -> None:
         self.train = Counted(log.popularity, log.pairs(1))
-        self.rows, self.fitted, self.seed = rows, fitted, seed
-        self.of_text = losses(text, self.train, rows, fitted)
+        self.fitted, self.judged, self.seed = fitted, judged, seed
+        self.of_text = self._losses(text)
         tails = dataset.train.filter(pl.col("items").list.len() > 1).sample(fraction=1, shuffle=True, seed=seed)
         before = pl.col("items").list.head(pl.col("items").list.len() - 1)
-        self.tails = tails.head(rows.height).select(
+        self.tails = tails.head(fitted.height + judged.height).select(
             before.alias("history"),
             pl.col("items").list.last().alias("target"),
             (before if dataset.facts.get("mask_history") else before.list.head(0)).alias("masked"),
@@ -149,16 +150,16 @@ class _Judge:
             self.exchanged[tenth] = np.roll(tenth, 1)
 
     def __call__(self, k: float, codes: Codes) -> Tried:
-        judged = ~self.fitted
-        mine = losses(codes, self.train, self.rows, self.fitted) if k else self.of_text
-        difference = (mine - self.of_text)[judged]
-        users = self.rows["user"].to_numpy()[judged]
-        everywhere = np.ones(self.tails.height, dtype=bool)
+        mine = self._losses(codes) if k else self.of_text
+        difference = mine - self.of_text
         return Tried(
             k,
-            float(mine[judged].mean()),
+            float(mine.mean()),
             float(difference.mean()),
-            mean_interval(users, difference, seed=self.seed),
-            float(losses(codes, self.train, self.tails, everywhere).mean()),
-            float(losses(codes[self.exchanged], self.train, self.rows, self.fitted)[judged].mean()),
+            mean_interval(self.judged["user"].to_numpy(), difference, seed=self.seed),
+            float(CountModel(codes, self.train, self.tails).losses(self.tails).mean()),
+            float(self._losses(codes[self.exchanged]).mean()),
         )
+
+    def _losses(self, codes: Codes) -> NDArray[np.float64]:
+        return CountModel(codes, self.train, self.fitted).losses(self.judged)

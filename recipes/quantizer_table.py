@@ -20,8 +20,10 @@ from reasonrec.recipes.evaluation.intervals import mean_interval
 from reasonrec.recipes.indexing import measure
 from reasonrec.recipes.item_vectors import item_embeddings
 from reasonrec.recipes.rankers.baselines import TrainLog
+from reasonrec.recipes.rankers.top_k import rank_rows
+from reasonrec.rewards.metrics import per_row
 from reasonrec.tokenizers.artefact import write_json
-from reasonrec.tokenizers.count_model import Counted, losses
+from reasonrec.tokenizers.count_model import Counted, CountModel
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.health import mutual_information
 from reasonrec.tokenizers.index import ItemIndex, build_index
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 _HEADS = (
     "| quantizer | unique by | codes used | perplexity | colliding items | test targets | NMI, category (chance) "
-    "| MI of levels (chance) | variance left | tokens | s | NLL, nats | to the first |"
+    "| MI of levels (chance) | variance left | tokens | s | NLL, nats | to the first | HR@10 | 95% |"
 )
 
 
@@ -111,20 +113,27 @@ class _Judge:
     def __init__(self, dataset: Dataset, seed: int) -> None:
         log = TrainLog.of(dataset)
         self.train, self.seed = Counted(log.popularity, log.pairs(1)), seed
-        self.rows, self.fitted = halves(dataset, seed)
-        self.users = self.rows["user"].to_numpy()
+        self.fitted, self.judged = halves(dataset, seed)
+        self.users = self.judged["user"].to_numpy()
         self.first: NDArray[np.float64] | None = None
 
     def __call__(self, index: ItemIndex) -> dict[str, Any]:
-        """The mean loss in nats, and its difference to the first with an interval over users; None without rows."""
-        judged = ~self.fitted
-        if not judged.any():
-            return {"nll": None, "difference": None, "ci95": None}
-        mine = losses(index.codes, self.train, self.rows, self.fitted)[judged]
+        """Loss in nats, its difference to the first, and HR@10, with intervals over users; None without rows."""
+        if not len(self.users):
+            return dict.fromkeys(("nll", "difference", "ci95", "hr@10", "hr@10_ci95"))
+        model = CountModel(index.codes, self.train, self.fitted)
+        mine = model.losses(self.judged)
         self.first = mine if self.first is None else self.first
         difference = mine - self.first
-        interval = mean_interval(self.users[judged], difference, seed=self.seed)
-        return {"nll": float(mine.mean()), "difference": float(difference.mean()), "ci95": interval}
+        lists = rank_rows(model.log_probs, self.judged, 10, self.train.counts)
+        hits = per_row(lists, self.judged["target"].to_numpy(), (10,))["hr@10"]
+        return {
+            "nll": float(mine.mean()),
+            "difference": float(difference.mean()),
+            "ci95": mean_interval(self.users, difference, seed=self.seed),
+            "hr@10": float(hits.mean()),
+            "hr@10_ci95": mean_interval(self.users, hits, seed=self.seed),
+        }
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -137,6 +146,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         agreement = row["agreement"] or {"nmi": None, "nmi_by_chance": None}
         low, high = row["ci95"] or (None, None)
+        hit_low, hit_high = row["hr@10_ci95"] or (None, None)
         cells = (
             row["quantizer"],
             row["unique"],
@@ -151,6 +161,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
             number(row["seconds"], ".1f"),
             number(row["nll"], ".3f"),
             f"{number(row['difference'], '+.3f')} [{number(low, '+.3f')}, {number(high, '+.3f')}]",
+            number(row["hr@10"], ".3f"),
+            f"{number(hit_low, '.3f')}–{number(hit_high, '.3f')}",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from reasonrec.tokenizers.count_model import Counted, _fit, losses
+from reasonrec.tokenizers.count_model import Counted, CountModel, _fit
 
 CODES = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
 COUNTS = np.array([3, 1, 2, 2])
@@ -21,7 +21,7 @@ def rows(*cases: tuple[list[int], int, list[int]]) -> pl.DataFrame:
 
 def test_popularity_by_hand() -> None:
     cases = rows(([], 0, []), ([], 0, [1]), ([], 3, []))
-    found = losses(CODES, Counted(COUNTS, NOTHING), cases, np.ones(3, dtype=bool))
+    found = CountModel(CODES, Counted(COUNTS, NOTHING), cases).losses(cases)
     # Every item counts half more than it is a target: 3.5, 1.5, 2.5, 2.5.
     expected = [5 / 10 * 3.5 / 5, 3.5 / 8.5, 5 / 10 * 1 / 2]
     assert np.exp(-found) == pytest.approx(expected)
@@ -29,7 +29,8 @@ def test_popularity_by_hand() -> None:
 
 def test_the_three_ways_by_hand() -> None:
     pairs = (np.array([2, 2, 3]), np.array([0, 1, 2]))  # behind the first code 1: twice 0, once 1
-    found = losses(CODES, Counted(COUNTS, pairs), rows(([0, 3], 0, [])), np.zeros(1, dtype=bool))
+    case = rows(([0, 3], 0, []))
+    found = CountModel(CODES, Counted(COUNTS, pairs), case.clear()).losses(case)
     # Nothing was fitted, so each way has a third. Recent: 0 with 1/2, 3 with 1.
     first = (5 / 10 + 2 / 3 + 0.5 / 1.5) / 3
     second = (3.5 / 5 + 1 / 2 + 1) / 3
@@ -43,8 +44,12 @@ def test_probabilities_of_the_unmasked_items_sum_to_one() -> None:
     pairs = (rng.integers(0, len(codes), 60), rng.integers(0, len(codes), 60))
     free = [item for item in range(len(codes)) if item not in (4, 9)]
     cases = rows(*(([4, 9, 4], item, [4, 9]) for item in free))
-    found = losses(codes, Counted(counts, pairs), cases, np.arange(len(free)) < 5)
+    model = CountModel(codes, Counted(counts, pairs), cases.head(5))
+    found = model.losses(cases)
     assert np.exp(-found).sum() == pytest.approx(1)
+    everything = model.log_probs(cases.head(1))[0]
+    np.testing.assert_allclose(everything[free], -found, rtol=1e-5)
+    assert np.isneginf(everything[[4, 9]]).all()
 
 
 def test_weights_are_the_likeliest() -> None:
@@ -68,13 +73,14 @@ def test_codes_by_popularity_are_easy_to_begin_with_and_lose() -> None:
     counts = np.bincount(np.concatenate([s[:-1] for s in sequences]), minlength=128)
     pairs = (np.concatenate([s[:-2] for s in sequences]), np.concatenate([s[1:-1] for s in sequences]))
     cases = rows(*((s[:-1].tolist(), int(s[-1]), []) for s in sequences))
-    train, fitted = Counted(counts, pairs), np.arange(600) < 300
+    train = Counted(counts, pairs)
 
     def loss(first: np.ndarray, levels: int) -> float:
         second = np.empty(128, dtype=np.int64)
         for group in range(8):
             second[first == group] = np.arange((first == group).sum())
-        return float(losses(np.stack([first, second], 1)[:, :levels], train, cases, fitted)[300:].mean())
+        model = CountModel(np.stack([first, second], 1)[:, :levels], train, cases.head(300))
+        return float(model.losses(cases.tail(300)).mean())
 
     by_popularity = np.argsort(np.argsort(-counts, kind="stable")) // 16
     assert loss(by_popularity, 1) < loss(kind, 1) - 0.1, "the first code is easier to guess"
