@@ -48,6 +48,8 @@ CONTEXT = {
 }
 # Those of them that are there only under a policy that writes an item as codes:
 CODES = ("predicted_codes", "target_codes", "depth")
+# All that a policy may not have:
+OF_POLICY = (*CODES, "category_probs")
 BEAM = 20  # width of the list in `beam_items`, for a reward that has no `k`
 # Made only for rewards that ask for it, one entry per completion:
 ROWS_ON_REQUEST = {
@@ -55,11 +57,15 @@ ROWS_ON_REQUEST = {
     f"the reward's own keyword k says, {BEAM} without one (more if another reward asks for more)",
     "target_log_prob": "log-probability of the target's codes behind the chain",
     "target_rating": "what the user gave the target, None where nothing; only where the data have ratings",
+    "category_probs": "what the policy's category head says at each step of the answer, (steps, categories), where it "
+    "has one",
 }
-# Made only for rewards that ask for it, the same for the whole batch, from train interactions only:
+# Made only for rewards that ask for it, the same for the whole batch, from items and train interactions only:
 CONTEXT_ON_REQUEST = {
     "similarity": "co-visitation of items (reasonrec.rewards.collaborative.CoVisits)",
     "train_counts": "how often each item is a train target, by item number",
+    "categories": "number of each item's category, by item number, -1 for none; these number category_probs, too",
+    "codewords": "vectors of the codes in the item index (reasonrec.rewards.sets.Codewords)",
 }
 REQUIRABLE = {**ROWS_ON_REQUEST, **CONTEXT_ON_REQUEST}
 KEYWORDS = {**ROWS, **CONTEXT, **REQUIRABLE}
@@ -86,9 +92,9 @@ class Reward:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def codes(self) -> tuple[str, ...]:
-        """Which of the keywords in `CODES` it cannot do without."""
-        return tuple(name for name in _wanted(self.function) if name in CODES)
+    def of_policy(self) -> tuple[str, ...]:
+        """Which of the keywords in `OF_POLICY` it cannot do without."""
+        return tuple(name for name in OF_POLICY if name in {*_wanted(self.function), *self.requires})
 
     @property
     def width(self) -> int:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +31,9 @@ from reasonrec.tokenizers.registry import Registry, nearest
 from reasonrec.tokenizers.terminal import one_line
 
 # One family a file; a new one is added here.
-FAMILIES = ("exact", "prefix", "rank", "format", "length", "repetition", "collaborative", "likelihood")
+FAMILIES = (
+    "exact", "prefix", "rank", "format", "length", "repetition", "collaborative", "likelihood", "sets", "consistency",
+)  # fmt: skip
 
 REWARDS: Registry[Reward] = Registry("reward", [f"reasonrec.rewards.{family}" for family in FAMILIES])
 
@@ -167,21 +169,22 @@ class WeightedRewards:
         """Length of the widest list that one of them wants in `beam_items`; 0 if none does."""
         return max((reward.width for reward in self.rewards if "beam_items" in reward.requires), default=0)
 
-    def check_codes(self, policy: str, with_codes: Sequence[str]) -> None:
-        """Refuse rewards that read codes, for a policy that does not write items as codes.
+    def check_policy(self, policy: str, given: Mapping[str, Collection[str]]) -> None:
+        """Refuse rewards that read what the policy of the run does not give them.
 
         Args:
-            policy: Name of the policy of the run.
-            with_codes: Names of the policies that do.
+            policy: Its name.
+            given: What each policy gives, of the keywords in `calling.OF_POLICY`.
 
         Raises:
-            UserError: If a reward cannot do without codes.
+            UserError: If a reward cannot do without a keyword that the policy does not give.
         """
         for reward in self.rewards:
-            if reward.codes:
+            if missing := [name for name in reward.of_policy if name not in given[policy]]:
+                others = [name for name, keywords in given.items() if {*missing} <= {*keywords}]
                 raise UserError(
-                    f"reward {reward.name!r} reads {', '.join(reward.codes)}, which the policy {policy} does not "
-                    f"have; policies with codes are {', '.join(with_codes)}"
+                    f"reward {reward.name!r} reads {', '.join(missing)}, which the policy {policy} does not give; "
+                    + (f"policies that do are {', '.join(others)}" if others else "no policy does")
                 )
 
     def __call__(self, **batch: Any) -> NDArray[np.float64]:

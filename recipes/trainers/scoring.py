@@ -14,13 +14,16 @@ from reasonrec.data_gen.schema import Dataset
 from reasonrec.data_gen.tasks.rl_prompts import RlPrompts
 from reasonrec.recipes.decoding.sample import Rollouts
 from reasonrec.recipes.decoding.search import MAX_BEAMS, MAX_K
+from reasonrec.recipes.models.checkpoint import OTHER
 from reasonrec.recipes.policies.base import Parse, Policy
 from reasonrec.recipes.policies.inference import Ranking, rank, score
 from reasonrec.rewards.calling import BEAM
 from reasonrec.rewards.collaborative import CoVisits
 from reasonrec.rewards.parse import Parsed
 from reasonrec.rewards.registry import WeightedRewards
+from reasonrec.rewards.sets import Codewords
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.index import ItemIndex, load_codewords
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -92,7 +95,7 @@ class Scorer:
         rewards: The rewards of the run.
         policy: How the model reads and answers, on its device.
         reasoning: Whether completions start with a chain.
-        context: Keywords that are the same for every batch (`similarity`, `train_counts`), where rewards need them.
+        context: Keywords that are the same for every batch (`calling.CONTEXT_ON_REQUEST`), where rewards need them.
 
     Raises:
         UserError: If a reward wants a list that no search makes.
@@ -147,6 +150,7 @@ class Scorer:
         }
         target = prompts.target[numbers]
         required = self.rewards.requires
+        batch |= self.policy.observed(model, rollouts, required)
         if "beam_items" in required:
             batch["beam_items"] = self._lists(model, rollouts)
         if "target_log_prob" in required:
@@ -197,30 +201,53 @@ class Scorer:
         return [(*prompt, *completion[:stop]) for prompt, completion, stop in rows]
 
 
-def build_scorer(rewards: WeightedRewards, policy: Policy, dataset: Dataset, *, reasoning: bool) -> Scorer:
-    """Rewards, with what these need from the training data.
+def build_scorer(
+    rewards: WeightedRewards, policy: Policy, dataset: Dataset, *, reasoning: bool, index: str | None = None
+) -> Scorer:
+    """Rewards, with what these need from the training data and from the item index.
 
     Args:
         rewards: The rewards of the run.
         policy: How the model reads and answers.
         dataset: The training data.
         reasoning: Whether completions start with a chain.
+        index: Folder of the item index, if that is known.
 
     Raises:
-        UserError: If a reward reads ratings, and the data have none.
+        UserError: If a reward reads ratings or categories, and the data have none; or vectors of codes, and no index
+            has them.
     """
     context: dict[str, Any] = {}
-    if "target_rating" in rewards.requires and "ratings" not in dataset.train.columns:
-        names = [reward.name for reward in rewards.rewards if "target_rating" in reward.requires]
+    asking = {name: reward.name for reward in rewards.rewards for name in reward.requires}
+    if "target_rating" in asking and "ratings" not in dataset.train.columns:
         raise UserError(
-            f"reward {names[0]!r} reads ratings, and {dataset.path} has none: prepare it anew with "
+            f"reward {asking['target_rating']!r} reads ratings, and {dataset.path} has none: prepare it anew with "
             "interaction_columns.rating, or leave the reward out"
         )
-    if "similarity" in rewards.requires:
+    if "categories" in asking:
+        context["categories"] = policy.catalogue.categories
+        if (context["categories"] < 0).all():
+            raise UserError(
+                f"reward {asking['categories']!r} reads categories, and no item of {dataset.path} has one: prepare it "
+                "anew with item_columns.category, or leave the reward out"
+            )
+    if "codewords" in asking:
+        context["codewords"] = _codewords(asking["codewords"], policy.catalogue.codes, index)
+    if "similarity" in asking:
         sequences = [np.asarray(items) for items in dataset.train["items"].to_list()]
         owner = np.repeat(np.arange(len(sequences)), [len(items) for items in sequences])
         window = None if dataset.facts["order"] == "set" else 10
         context["similarity"] = CoVisits(np.concatenate(sequences), owner, dataset.n_items, window)
-    if "train_counts" in rewards.requires:
+    if "train_counts" in asking:
         context["train_counts"] = policy.catalogue.items["train_count"].to_numpy()
     return Scorer(rewards, policy, reasoning, context)
+
+
+def _codewords(reward: str, codes: ItemIndex, folder: str | None) -> Codewords:
+    """The vectors of a model's codes, from the index that it was trained with."""
+    needs = f"reward {reward!r} reads vectors of codes"
+    if folder is None:
+        raise UserError(f"{needs}, and the model does not say where its item index is: set index")
+    if not np.array_equal(ItemIndex.load(folder).codes, codes.codes):
+        raise UserError(f"{needs}, and index={folder} has other codes than the model: {OTHER}")
+    return Codewords(codes.codes[:, :-1], load_codewords(folder, codes.depth))
