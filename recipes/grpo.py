@@ -148,9 +148,10 @@ def main() -> None:
     prompts = RlPrompts.from_train(dataset.train, window, render, set_order=set_order, seed=args.seed)
     args.output_dir = str(work)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / resume.LOGS)  # else a folder named after this machine
+    scorer = build_scorer(rewards, policy, dataset, reasoning=stage.chain > 0, index=index)
     trainer = ItemGRPOTrainer(
         prompts=prompts,
-        scorer=build_scorer(rewards, policy, dataset, reasoning=stage.chain > 0, index=index),
+        scorer=scorer,
         algorithm=algorithm,
         settings=RolloutSettings(
             rounds=stage.rollout_budget,
@@ -169,7 +170,7 @@ def main() -> None:
     )
     if state.is_main_process:
         say(f"{len(prompts)} prompts, {args.num_generations} rollouts each, {state.num_processes} process(es)")
-        say(precision)
+        say("\n".join(filter(None, [scorer.shortened(prompts), str(precision)])))
     result = resume.train_or_resume(trainer, out)
     if not state.is_main_process:
         return

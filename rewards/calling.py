@@ -23,7 +23,7 @@ import numpy as np
 
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.registry import nearest
-from reasonrec.tokenizers.terminal import one_line
+from reasonrec.tokenizers.terminal import one_line, shown
 from reasonrec.tokenizers.whole import whole
 
 RewardFunction = Callable[..., Sequence[float | None]]
@@ -72,6 +72,7 @@ KEYWORDS = {**ROWS, **CONTEXT, **REQUIRABLE}
 # Above it a reward says nothing any more: float32, in which advantages are computed, resolves 0.06 there, and its
 # squares, with a weight of the same size, have to stay finite.
 LARGEST = 1e6
+AHEAD = ("horizon", "decay")  # options of every reward; one that has such a keyword of its own keeps it
 _SHAPE = "it has to return a list with one float or None for each completion"
 
 
@@ -84,12 +85,27 @@ class Reward:
         function: The function.
         requires: Keywords that have to be computed for it.
         options: Values of its own keywords, from the configuration.
+        horizon: How many targets it looks at, from the next one on (`rewards.ahead`).
+        decay: Weight of each of them beside the one before.
     """
 
     name: str
     function: RewardFunction
     requires: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    horizon: int = 1
+    decay: float = 0.8
+
+    def __post_init__(self) -> None:
+        """Check how far it looks.
+
+        Raises:
+            UserError: If the horizon is no whole number from 1 on, or the decay not above 0 and at most 1.
+        """
+        whole(f"reward {self.name!r}: horizon", self.horizon, at_least=1)
+        decay = self.decay
+        if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay <= 1:
+            raise UserError(f"reward {self.name!r}: decay={shown(decay)} has to be a number above 0 and at most 1")
 
     @property
     def of_policy(self) -> tuple[str, ...]:

@@ -17,9 +17,9 @@ from reasonrec.recipes.decoding.search import MAX_BEAMS, MAX_K
 from reasonrec.recipes.models.checkpoint import OTHER
 from reasonrec.recipes.policies.base import Parse, Policy
 from reasonrec.recipes.policies.inference import Ranking, rank, score
+from reasonrec.rewards.ahead import Later
 from reasonrec.rewards.calling import BEAM
 from reasonrec.rewards.collaborative import CoVisits
-from reasonrec.rewards.parse import Parsed
 from reasonrec.rewards.registry import WeightedRewards
 from reasonrec.rewards.sets import Codewords
 from reasonrec.tokenizers.errors import UserError
@@ -118,6 +118,13 @@ class Scorer:
         """Takes completions apart, in the mode of the run."""
         return self.policy.parser(reasoning=self.reasoning)
 
+    def shortened(self, prompts: RlPrompts) -> str:
+        """How many prompts have fewer targets left than rewards look ahead to, as a line; empty if none has."""
+        horizon, size = self.rewards.horizon, len(prompts)
+        short = int((prompts.later(np.arange(size), horizon - 1) < 0).sum())
+        line = f"horizon={horizon}: {short} of {size} prompts have fewer targets left in their training sequence"
+        return f"{line}, and look ahead to those" if short else ""
+
     def __call__(
         self,
         model: PreTrainedModel,
@@ -148,31 +155,49 @@ class Scorer:
             "history_items": [prompts.history(number).tolist() for number in numbers],
             "reasoning": self.reasoning,
         }
-        target = prompts.target[numbers]
         required = self.rewards.requires
         batch |= self.policy.observed(model, rollouts, required)
         if "beam_items" in required:
             batch["beam_items"] = self._lists(model, rollouts)
-        if "target_log_prob" in required:
-            batch["target_log_prob"] = self._log_probs(model, rollouts, target)
-        values, total, hits = self._against(batch, parsed, prompts, numbers)
-        levels = self.policy.levels(parsed, target)
+        values, total, hits = self._against(model, rollouts, batch, prompts, numbers)
+        levels = self.policy.levels(parsed, prompts.target[numbers])
         permuted_total, permuted_hits = np.full(len(total), np.nan), np.zeros_like(hits)
         if permuted is not None and "target_log_prob" not in required:  # that would be read a second time
-            _, permuted_total, permuted_hits = self._against(batch, parsed, prompts, permuted)
+            _, permuted_total, permuted_hits = self._against(model, rollouts, batch, prompts, permuted)
         return Scores(values, total, hits, levels, permuted_total, permuted_hits)
 
     def _against(
-        self, batch: dict[str, Any], parsed: Parsed, prompts: RlPrompts, numbers: NDArray[np.int64]
+        self,
+        model: PreTrainedModel,
+        rollouts: Rollouts,
+        batch: dict[str, Any],
+        prompts: RlPrompts,
+        numbers: NDArray[np.int64],
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-        """What the answers are worth if these prompts' targets, as they were rated, are right."""
-        target = prompts.target[numbers]
+        """What the answers are worth if these prompts' targets, and those that followed, are right."""
+        later = []
+        for places in range(1, self.rewards.horizon):
+            behind = prompts.later(numbers, places)
+            rows = np.flatnonzero(behind >= 0)
+            if not len(rows):
+                break
+            later.append(Later(rows, self._told(model, rollouts.take(rows), prompts, behind[rows])))
+        values = self.rewards(later=later, **batch, **self._told(model, rollouts, prompts, numbers))
+        hits = np.array(batch["predicted_items"]) == prompts.target[numbers]
+        return values, self.rewards.total(values), hits
+
+    def _told(
+        self, model: PreTrainedModel, rollouts: Rollouts, prompts: RlPrompts, numbers: NDArray[np.int64]
+    ) -> dict[str, Any]:
+        """What rewards are told about the targets of these prompts, one for each rollout."""
+        target, required = prompts.target[numbers], self.rewards.requires
         told = {"target_items": target.tolist(), **self.policy.columns(target)}
-        if "target_rating" in self.rewards.requires:
+        if "target_rating" in required:
             assert prompts.rating is not None  # `build_scorer` looked
             told["target_rating"] = [None if np.isnan(r) else float(r) for r in prompts.rating[numbers]]
-        values = self.rewards(**batch, **told)
-        return values, self.rewards.total(values), np.array(parsed.predicted_items) == target
+        if "target_log_prob" in required:
+            told["target_log_prob"] = self._log_probs(model, rollouts, target)
+        return told
 
     def _lists(self, model: PreTrainedModel, rollouts: Rollouts) -> list[list[int]]:
         """The items found behind each begin marker; equal chains are read once."""

@@ -171,3 +171,37 @@ def test_a_reward_is_told_what_the_policy_observed(tiny_base, make_grpo, problem
     monkeypatch.setattr(type(trainer._policy), "observed", observed)
     assert trainer._collect(4).scores.values[:, 0].tolist() == [row / 100 for row in range(16)]
     assert asked == [(16, ("category_probs",))]
+
+
+def test_rewards_look_ahead_to_what_came_later(tiny_base, make_grpo, problem, tmp_path):
+    """Hits, log-probabilities and ratings of the later targets, of the rollouts whose sequence goes on."""
+    (tmp_path / "rated.py").write_text("def rated(*, target_rating, **_):\n    return list(target_rating)\n")
+    rewards = {"exact": {"weight": 1.0, "horizon": 3}, "likelihood": {"weight": 0, "horizon": 2, "decay": 1.0},
+               "rsvr": 0, f"{tmp_path / 'rated.py'}:rated": {"weight": 0, "horizon": 2, "decay": 0.5}}  # fmt: skip
+    trainer = make_grpo(tiny_base, settings=RolloutSettings(rounds=1), problem=problem(rewards=rewards))
+    scorer, sequence = trainer._scorer, np.array([5, 1, 4, 2])
+    prompts = replace(
+        trainer._prompts, sequences=[sequence, sequence], source=np.array([0, 0, 0, 1]),
+        position=np.array([1, 2, 3, 3]), target=np.array([1, 4, 2, 2]), rating=np.array([1.0, 5.0, 3.0, 2.0]),
+    )  # fmt: skip
+    assert scorer.shortened(prompts) == (
+        "horizon=3: 3 of 4 prompts have fewer targets left in their training sequence, and look ahead to those"
+    )
+    rollouts = roll_out(
+        trainer._base(), scorer.policy.answers, [prompts.token_ids(n) for n in range(4)], Sampler(2, greedy=True),
+        eos_ids=[2], pad_id=0,
+    )  # fmt: skip
+    numbers = np.arange(4).repeat(2)
+    model = trainer.model.eval()
+    found = scorer(model, rollouts, prompts, numbers, None)
+    near = replace(scorer, rewards=load_rewards({"exact": 1.0, "likelihood": 0}))
+    alone = {item: near(model, rollouts, replace(prompts, target=np.full(4, item)), numbers, None).values
+             for item in (1, 2, 4)}  # fmt: skip
+    for row, targets in enumerate(([1, 4, 2], [4, 2], [2], [2])):
+        weights = 0.8 ** np.arange(len(targets))
+        hit, log_prob = np.stack([alone[target][2 * row] for target in targets]).T
+        assert found.values[2 * row, 0] == pytest.approx((weights * hit).sum() / weights.sum())
+        assert found.values[2 * row, 1] == pytest.approx(log_prob[:2].mean(), abs=1e-4)
+    assert found.values[::2, 3].tolist() == pytest.approx([(1 + 2.5) / 1.5, (5 + 1.5) / 1.5, 3, 2])
+    assert found.hits.tolist() == (rollouts.items == prompts.target[numbers]).tolist(), "of the next target alone"
+    assert near.shortened(prompts) == ""
