@@ -104,7 +104,8 @@ def main() -> None:
     from reasonrec.recipes.trainers import resume
     from reasonrec.recipes.trainers.algorithms import build_algorithm
     from reasonrec.recipes.trainers.best import copy_best
-    from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer, RolloutSettings
+    from reasonrec.recipes.trainers.grpo_arguments import GrpoArguments
+    from reasonrec.recipes.trainers.item_grpo import ItemGRPOTrainer, RolloutSettings
     from reasonrec.recipes.trainers.scoring import build_scorer
     from reasonrec.recipes.trainers.validation import build_probe
 
