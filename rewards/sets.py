@@ -45,8 +45,9 @@ class Codewords:
 
     def add(self, codes: NDArray[np.int64], counted: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Sums of vectors (rows, width), of those codes (rows, levels) that are counted (rows, levels)."""
-        parts = [book[codes[:, level]] * counted[:, level, None] for level, book in enumerate(self.books)]
-        total: NDArray[np.float64] = np.sum(parts, axis=0)
+        total = np.zeros((len(codes), self.books[0].shape[1]))
+        for level, book in enumerate(self.books):
+            total += np.where(counted[:, level, None], book[codes[:, level]], 0.0)
         return total
 
     def nearer(self, points: NDArray[np.float64], items: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -59,14 +60,14 @@ class Codewords:
         Returns:
             (rows,).
         """
-        size = np.square(self.items).sum(1)
+        size = np.einsum("ij,ij->i", self.items, self.items)
         counts = np.empty(len(points), dtype=np.int64)
         step = max(_CELLS // max(len(size), 1), 1)
         for begin in range(0, len(points), step):
             rows = slice(begin, begin + step)
             distance = size - 2 * points[rows] @ self.items.T  # the point's own length is the same for all items
             own = distance[np.arange(len(distance)), items[rows]][:, None]
-            counts[rows] = (distance < own - 1e-9 * (1 + np.abs(own))).sum(1)
+            counts[rows] = (distance < own - 1e-9 * size.max()).sum(1)
         return counts
 
 
