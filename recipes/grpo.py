@@ -37,6 +37,10 @@ class GrpoStage:
         default=None,
         metadata={"help": "its base model (Hub id or folder), if it moved since the training", "path": True},
     )
+    index: str | None = field(
+        default=None,
+        metadata={"help": "its item index, for rewards that read vectors of codes; as dataset if unset", "path": True},
+    )
     rewards: dict[str, Any] = field(
         default_factory=lambda: {"rsvr": 1.0},
         metadata={
@@ -92,7 +96,7 @@ def main() -> None:
     from accelerate import PartialState
 
     from reasonrec.recipes.models.card import write_card
-    from reasonrec.recipes.models.checkpoint import Setting, training_data
+    from reasonrec.recipes.models.checkpoint import Setting, training_data, training_index
     from reasonrec.recipes.models.precision import load_finite
     from reasonrec.recipes.policies.base import check_rewards
     from reasonrec.recipes.policies.context import check_context
@@ -100,12 +104,13 @@ def main() -> None:
     from reasonrec.recipes.trainers import resume
     from reasonrec.recipes.trainers.algorithms import build_algorithm
     from reasonrec.recipes.trainers.best import copy_best
-    from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer, RolloutSettings
+    from reasonrec.recipes.trainers.grpo_arguments import GrpoArguments
+    from reasonrec.recipes.trainers.item_grpo import ItemGRPOTrainer, RolloutSettings
     from reasonrec.recipes.trainers.scoring import build_scorer
     from reasonrec.recipes.trainers.validation import build_probe
 
     args = build(GrpoArguments, given)
-    state = PartialState()
+    state, trust = PartialState(), args.trust_remote_code
     out = claim_output(given["output_dir"], overwrite=stage.overwrite)
     work = resume_folder(out)
     rewards, scale = load_rewards(stage.rewards), args.scale_rewards != "none"
@@ -114,14 +119,11 @@ def main() -> None:
     start = read_manifest(stage.model)
     check_rewards(Setting.stored(start), rewards)
     dataset = training_data(start, stage.model, stage.dataset)
+    index = training_index(start, stage.model, stage.index)
     with state.main_process_first():  # one process unpacks a packaged model, the others find it
         (policy, model, setting, start), precision = load_finite(
             lambda chosen: load_trained(
-                stage.model,
-                base_model=stage.base_model,
-                precision=chosen,
-                trainable=True,
-                trust_remote_code=args.trust_remote_code,
+                stage.model, base_model=stage.base_model, precision=chosen, trainable=True, trust_remote_code=trust
             ),
             args.chosen,
             itemgetter(1),
@@ -130,6 +132,7 @@ def main() -> None:
     precision.apply(args)
     check_context(model, policy, setting.max_history, trained=True, max_chain=stage.chain, end=1)
     config |= {"dataset": place(str(dataset.path), out), "base_model": place(setting.base_model, out)}
+    config |= {"index": place(index, out)} if index else {}
     inputs = {name: value for name, value in start.inputs.items() if name in ("dataset", "index")}
     inputs["model"] = start.hash
     files = reward_files(stage.rewards)
@@ -146,9 +149,10 @@ def main() -> None:
     prompts = RlPrompts.from_train(dataset.train, window, render, set_order=set_order, seed=args.seed)
     args.output_dir = str(work)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / resume.LOGS)  # else a folder named after this machine
+    scorer = build_scorer(rewards, policy, dataset, reasoning=stage.chain > 0, index=index)
     trainer = ItemGRPOTrainer(
         prompts=prompts,
-        scorer=build_scorer(rewards, policy, dataset, reasoning=stage.chain > 0),
+        scorer=scorer,
         algorithm=algorithm,
         settings=RolloutSettings(
             rounds=stage.rollout_budget,
@@ -167,7 +171,7 @@ def main() -> None:
     )
     if state.is_main_process:
         say(f"{len(prompts)} prompts, {args.num_generations} rollouts each, {state.num_processes} process(es)")
-        say(precision)
+        say("\n".join(filter(None, [scorer.shortened(prompts), str(precision)])))
     result = resume.train_or_resume(trainer, out)
     if not state.is_main_process:
         return
@@ -183,10 +187,8 @@ def main() -> None:
         facts.update(
             save_checkpoint(folder, setting, policy, current=chosen == trainer.state.global_step), step=chosen
         )
-        write_json(
-            folder / "train_metrics.json",
-            {"train": result.metrics | policy.measured(), "log": trainer.state.log_history},
-        )
+        measured = {"train": result.metrics | policy.measured(), "log": trainer.state.log_history}
+        write_json(folder / "train_metrics.json", measured)
         write_card(folder, setting, policy, result.metrics)
         resume.keep_logs(out, folder)
     say(f"{out} holds the {kind} of step {chosen}: {', '.join(sorted(p.name for p in out.iterdir()))}")

@@ -23,7 +23,7 @@ import numpy as np
 
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.registry import nearest
-from reasonrec.tokenizers.terminal import one_line
+from reasonrec.tokenizers.terminal import one_line, shown
 from reasonrec.tokenizers.whole import whole
 
 RewardFunction = Callable[..., Sequence[float | None]]
@@ -48,6 +48,8 @@ CONTEXT = {
 }
 # Those of them that are there only under a policy that writes an item as codes:
 CODES = ("predicted_codes", "target_codes", "depth")
+# All that a policy may not have:
+OF_POLICY = (*CODES, "category_probs")
 BEAM = 20  # width of the list in `beam_items`, for a reward that has no `k`
 # Made only for rewards that ask for it, one entry per completion:
 ROWS_ON_REQUEST = {
@@ -55,17 +57,22 @@ ROWS_ON_REQUEST = {
     f"the reward's own keyword k says, {BEAM} without one (more if another reward asks for more)",
     "target_log_prob": "log-probability of the target's codes behind the chain",
     "target_rating": "what the user gave the target, None where nothing; only where the data have ratings",
+    "category_probs": "what the policy's category head says at each step of the answer, (steps, categories), where it "
+    "has one",
 }
-# Made only for rewards that ask for it, the same for the whole batch, from train interactions only:
+# Made only for rewards that ask for it, the same for the whole batch, from items and train interactions only:
 CONTEXT_ON_REQUEST = {
     "similarity": "co-visitation of items (reasonrec.rewards.collaborative.CoVisits)",
     "train_counts": "how often each item is a train target, by item number",
+    "categories": "number of each item's category, by item number, -1 for none; these number category_probs, too",
+    "codewords": "vectors of the codes in the item index (reasonrec.rewards.sets.Codewords)",
 }
 REQUIRABLE = {**ROWS_ON_REQUEST, **CONTEXT_ON_REQUEST}
 KEYWORDS = {**ROWS, **CONTEXT, **REQUIRABLE}
 # Above it a reward says nothing any more: float32, in which advantages are computed, resolves 0.06 there, and its
 # squares, with a weight of the same size, have to stay finite.
 LARGEST = 1e6
+AHEAD = ("horizon", "decay")  # options of every reward; one that has such a keyword of its own keeps it
 _SHAPE = "it has to return a list with one float or None for each completion"
 
 
@@ -78,17 +85,32 @@ class Reward:
         function: The function.
         requires: Keywords that have to be computed for it.
         options: Values of its own keywords, from the configuration.
+        horizon: How many targets it looks at, from the next one on (`rewards.ahead`).
+        decay: Weight of each of them beside the one before.
     """
 
     name: str
     function: RewardFunction
     requires: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    horizon: int = 1
+    decay: float = 0.8
+
+    def __post_init__(self) -> None:
+        """Check how far it looks.
+
+        Raises:
+            UserError: If the horizon is no whole number from 1 on, or the decay not above 0 and at most 1.
+        """
+        whole(f"reward {self.name!r}: horizon", self.horizon, at_least=1)
+        decay = self.decay
+        if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay <= 1:
+            raise UserError(f"reward {self.name!r}: decay={shown(decay)} has to be a number above 0 and at most 1")
 
     @property
-    def codes(self) -> tuple[str, ...]:
-        """Which of the keywords in `CODES` it cannot do without."""
-        return tuple(name for name in _wanted(self.function) if name in CODES)
+    def of_policy(self) -> tuple[str, ...]:
+        """Which of the keywords in `OF_POLICY` it cannot do without."""
+        return tuple(name for name in OF_POLICY if name in {*_wanted(self.function), *self.requires})
 
     @property
     def width(self) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from reasonrec.rewards.calling import BEAM
 from reasonrec.rewards.collaborative import CoVisits
 from reasonrec.rewards.parse import Codes, Parser
+from reasonrec.rewards.sets import Codewords
 from reasonrec.tokenizers.index import ItemIndex, build_index
 from reasonrec.tokenizers.vocabulary import BEGIN, Vocabulary, code_token
 
@@ -135,6 +136,13 @@ def make_batch(chosen: Sequence[Case], reasoning: bool, width: int = BEAM) -> di
             -0.7 if hit else -2.5 if item >= 0 else -6.0 for item, hit in zip(predicted, hits, strict=True)
         ],
         "target_rating": [None if case.kind == "malformed" else 4.0 for case in chosen],
+        # A category head that is sure of a hit from the first step on, and else comes round to what was written.
+        "category_probs": [
+            [[0.7, 0.2, 0.1, 0.0]] * 3 if hit else [[0.7, 0.2, 0.1, 0.0], [0.3, 0.4, 0.3, 0.0], [0.1, 0.8, 0.0, 0.1]]
+            for hit in hits
+        ],
+        "categories": index.codes[:, 0].astype(np.int64),
+        "codewords": Codewords(index.codes[:, :-1], np.eye(12).reshape(3, 4, 12)),
         "similarity": CoVisits(
             np.concatenate(sequences), np.repeat(np.arange(len(sequences)), list(map(len, sequences))), index.n_items
         ),

@@ -19,6 +19,7 @@ import numpy as np
 from reasonrec.rewards.calling import BEAM, Reward, take
 from reasonrec.rewards.cases import GOLDEN, Case, cases, make_batch
 from reasonrec.rewards.collaborative import CoVisits
+from reasonrec.rewards.sets import Codewords
 from reasonrec.tokenizers.errors import UserError
 
 SPEED_ROWS, SPEED_CHAIN, SPEED_LIMIT = 10_000, 194, 2.0
@@ -266,6 +267,8 @@ def _same_batch(left: dict[str, Any], right: dict[str, Any]) -> bool:
         other = right[name]
         if isinstance(value, CoVisits):
             same = (value.matrix != other.matrix).nnz == 0
+        elif isinstance(value, Codewords):
+            same = all(map(np.array_equal, (value.items, *value.books), (other.items, *other.books)))
         elif isinstance(value, np.ndarray):
             same = bool(np.array_equal(value, other))
         else:

@@ -7,7 +7,10 @@ reward and changes nothing else. Options of a reward go beside its weight:
       rsvr: 1.0
       "examples/custom_reward.py:fresh_items": 0.2
       repetition: {weight: 0.1, n: 3}
+      exact: {weight: 0.5, horizon: 3, decay: 0.8}
       length: 0
+
+`horizon` and `decay` are options of every reward: see `rewards.ahead`.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -24,14 +27,17 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from reasonrec.rewards.calling import LARGEST, REQUIRABLE, Reward, RewardFunction, check_signature, own_options
+from reasonrec.rewards.ahead import Later, look_ahead
+from reasonrec.rewards.calling import AHEAD, LARGEST, REQUIRABLE, Reward, RewardFunction, check_signature, own_options
 from reasonrec.tokenizers.artefact import file_hash
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.registry import Registry, nearest
-from reasonrec.tokenizers.terminal import one_line
+from reasonrec.tokenizers.terminal import one_line, shown
 
 # One family a file; a new one is added here.
-FAMILIES = ("exact", "prefix", "rank", "format", "length", "repetition", "collaborative", "likelihood")
+FAMILIES = (
+    "exact", "prefix", "rank", "format", "length", "repetition", "collaborative", "likelihood", "sets", "consistency",
+)  # fmt: skip
 
 REWARDS: Registry[Reward] = Registry("reward", [f"reasonrec.rewards.{family}" for family in FAMILIES])
 
@@ -81,18 +87,21 @@ def load_reward(spec: str, options: Mapping[str, Any] | None = None) -> Reward:
 
     Args:
         spec: A registered name, or `path/to/file.py:function`. The file is run.
-        options: Values of the function's own keywords.
+        options: Values of the function's own keywords, `horizon` and `decay`.
 
     Raises:
         UserError: If there is no such name, file or function (names the nearest), if the file fails, if the function
             cannot be called as a reward, or if it has no such option.
     """
     found = _from_file(spec) if _is_file(spec) else REWARDS.find(spec)
-    for option in options or {}:
-        known = own_options(found.function)
-        if option not in known:
-            raise UserError(f"reward {spec!r} has no option {option!r}{nearest(option, known)}")
-    loaded = Reward(found.name, found.function, found.requires, dict(options or {}))
+    options, own = dict(options or {}), own_options(found.function)
+    ahead = {name: options.pop(name) for name in AHEAD if name in options and name not in own}
+    for option in options:
+        if option not in own:
+            raise UserError(f"reward {spec!r} has no option {option!r}{nearest(option, [*own, *AHEAD])}")
+    if "decay" in ahead and "horizon" not in ahead:
+        raise UserError(f"reward {spec!r}: decay={shown(ahead['decay'])} changes nothing without a horizon above 1")
+    loaded = replace(found, options=options, **ahead)
     if "beam_items" in loaded.requires:
         _ = loaded.width  # refuses a k that is no length of a list, before anything is rolled out
     return loaded
@@ -167,27 +176,34 @@ class WeightedRewards:
         """Length of the widest list that one of them wants in `beam_items`; 0 if none does."""
         return max((reward.width for reward in self.rewards if "beam_items" in reward.requires), default=0)
 
-    def check_codes(self, policy: str, with_codes: Sequence[str]) -> None:
-        """Refuse rewards that read codes, for a policy that does not write items as codes.
+    @property
+    def horizon(self) -> int:
+        """How many targets, from the next one on, the reward that looks farthest ahead is told."""
+        return max(reward.horizon for reward in self.rewards)
+
+    def check_policy(self, policy: str, given: Mapping[str, Collection[str]]) -> None:
+        """Refuse rewards that read what the policy of the run does not give them.
 
         Args:
-            policy: Name of the policy of the run.
-            with_codes: Names of the policies that do.
+            policy: Its name.
+            given: What each policy gives, of the keywords in `calling.OF_POLICY`.
 
         Raises:
-            UserError: If a reward cannot do without codes.
+            UserError: If a reward cannot do without a keyword that the policy does not give.
         """
         for reward in self.rewards:
-            if reward.codes:
+            if missing := [name for name in reward.of_policy if name not in given[policy]]:
+                others = [name for name, keywords in given.items() if {*missing} <= {*keywords}]
                 raise UserError(
-                    f"reward {reward.name!r} reads {', '.join(reward.codes)}, which the policy {policy} does not "
-                    f"have; policies with codes are {', '.join(with_codes)}"
+                    f"reward {reward.name!r} reads {', '.join(missing)}, which the policy {policy} does not give; "
+                    + (f"policies that do are {', '.join(others)}" if others else "no policy does")
                 )
 
-    def __call__(self, **batch: Any) -> NDArray[np.float64]:
+    def __call__(self, *, later: Sequence[Later] = (), **batch: Any) -> NDArray[np.float64]:
         """Score a batch with each reward.
 
         Args:
+            later: The targets behind the next one, for rewards that look ahead.
             **batch: Keywords of `calling.KEYWORDS`.
 
         Returns:
@@ -196,8 +212,8 @@ class WeightedRewards:
         Raises:
             UserError: As `Reward`.
         """
-        columns = [reward(**batch) for reward in self.rewards]
-        return np.array(columns, dtype=np.float64).T.reshape(len(batch["completions"]), len(columns))
+        columns = [look_ahead(reward, batch, later) for reward in self.rewards]
+        return np.stack(columns, axis=1)
 
     def total(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """The weighted sum that training optimises.
@@ -230,8 +246,8 @@ def load_rewards(config: Mapping[str, Any]) -> WeightedRewards:
     found = [load_reward(name, spec.options) for name, spec in specs.items()]
     short = [reward.name for reward in found]
     named = [
-        Reward(r.name if short.count(r.name) == 1 else spec, r.function, r.requires, r.options)
-        for spec, r in zip(specs, found, strict=True)
+        reward if short.count(reward.name) == 1 else replace(reward, name=spec)
+        for spec, reward in zip(specs, found, strict=True)
     ]
     return WeightedRewards(tuple(named), tuple(float(spec.weight) for spec in specs.values()))
 

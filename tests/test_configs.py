@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 from reasonrec.recipes.args import build, parse
 from reasonrec.recipes.keys import KeyTable
-from reasonrec.recipes.trainers.item_grpo import GrpoArguments
+from reasonrec.recipes.trainers.grpo_arguments import GrpoArguments
 from reasonrec.recipes.trainers.item_sft import SftArguments
 from reasonrec.tokenizers.errors import UserError
 

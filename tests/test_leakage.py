@@ -15,6 +15,7 @@ from reasonrec.data_gen.schema import ROWS, Dataset
 from reasonrec.data_gen.tasks.choice import TaskChoice
 from reasonrec.data_gen.tasks.mixture import PlanConfig, make_plan
 from reasonrec.data_gen.tasks.render import Material
+from reasonrec.data_gen.tasks.rl_prompts import PromptWindow, RlPrompts
 from reasonrec.recipes import describe, indexing, item_vectors, prepare
 from reasonrec.recipes.index_items import IndexConfig
 from reasonrec.recipes.models.checkpoint import Setting
@@ -116,6 +117,23 @@ def test_counts_popularity_and_neighbours(pair):
     assert np.array_equal(first.counts, second.counts)
     assert np.array_equal(first.counts, clean.items["train_count"].to_numpy())
     assert np.array_equal(np.stack(first.pairs(3)), np.stack(second.pairs(3)))
+
+
+def test_what_rewards_look_ahead_to(pair):
+    """The targets behind each prompt's are the rest of its training sequence, whatever is held out behind that."""
+    told = []
+    for dataset in pair:
+        prompts = RlPrompts.from_train(dataset.train, PromptWindow(), list)
+        told.append([prompts.later(np.arange(len(prompts)), places) for places in range(1, 6)])
+    assert np.array_equal(*told)
+    behind = np.stack(told[0])
+    for number, (source, position) in enumerate(zip(prompts.source, prompts.position, strict=True)):
+        rest = dataset.train["items"][int(source)][int(position) + 1 :].to_list()[:5]
+        there = behind[:, number]
+        assert prompts.target[there[there >= 0]].tolist() == rest
+        assert (there[: len(rest)] >= 0).all()
+    assert (behind < 0).any()
+    assert (behind >= 0).any()
 
 
 @pytest.mark.parametrize("teacher", ["co_visitation", "sasrec", "popularity", "uniform"])

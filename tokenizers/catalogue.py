@@ -65,6 +65,12 @@ class Catalogue:
         """Raw id of each item."""
         return self.items["item_id"].to_list()
 
+    @cached_property
+    def categories(self) -> NDArray[np.int64]:
+        """(items,) number of each item's category, from 0 on in the order of their texts; -1 where there is none."""
+        names, number = np.unique(self.items["category"].to_numpy().astype(str), return_inverse=True)
+        return number.reshape(-1).astype(np.int64) - int(len(names) > 0 and names[0] == "")
+
     @property
     def codes(self) -> ItemIndex:
         """The codes.

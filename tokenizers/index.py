@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from reasonrec.tokenizers.artefact import check_input, read_manifest
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.manifest import Manifest
-from reasonrec.tokenizers.quantizers.base import Quantizer, build_quantizer
+from reasonrec.tokenizers.quantizers.base import Quantizer, build_quantizer, codewords
 from reasonrec.tokenizers.said import Said
 
 INDEX_FILE = "index.safetensors"
@@ -212,6 +212,22 @@ def load_quantizer(path: str | Path) -> Quantizer:
     except (KeyError, ValueError) as error:
         raise UserError(f"{path} does not hold what its quantizer {name} saves ({error}): {_AGAIN}") from error
     return quantizer
+
+
+def load_codewords(path: str | Path, depth: int) -> list[np.ndarray]:
+    """The vector of every code of an index artefact, float32 (codes, width) a level, as its quantizer adds them up.
+
+    Args:
+        path: Folder of the artefact.
+        depth: Its codebook levels.
+
+    Raises:
+        UserError: If the index was imported, or its quantizer has no vectors that add up.
+    """
+    try:
+        return codewords(load_file(_needed(Path(path) / QUANTIZER_FILE)), depth)
+    except KeyError as error:
+        raise UserError(f"{path}: its quantizer keeps no vectors of codes that add up ({error})") from error
 
 
 def load_embeddings(path: str | Path) -> np.ndarray:

@@ -118,6 +118,20 @@ class RlPrompts:
         stop = int(self.position[prompt])
         return self.sequences[self.source[prompt]][max(0, stop - self.max_history) : stop]
 
+    def later(self, prompts: np.ndarray, places: int) -> np.ndarray:
+        """The prompts whose targets came so many places behind those of others, in the same training sequence.
+
+        Args:
+            prompts: (n,) numbers of prompts.
+            places: How many places behind.
+
+        Returns:
+            (n,) numbers of prompts, -1 where the sequence has ended.
+        """
+        there = np.minimum(prompts + places, len(self) - 1)
+        same = (self.source[there] == self.source[prompts]) & (self.position[there] == self.position[prompts] + places)
+        return np.where(same, there, -1)
+
     def token_ids(self, prompt: int) -> list[int]:
         """Token ids of a prompt."""
         return self.render(self.history(prompt))

@@ -108,6 +108,18 @@ def training_data(manifest: Manifest, path: str | Path, dataset: str | Path | No
     return data
 
 
+def training_index(manifest: Manifest, path: str | Path, index: str | None = None) -> str | None:
+    """Where the item index of a trained model is, if it says so: a checkpoint has its codes, but not their vectors.
+
+    Args:
+        manifest: The model's manifest.
+        path: Its folder.
+        index: Where its index is now; where its training found it by default.
+    """
+    found = manifest.config.get("index")
+    return index or (located(found, path) if isinstance(found, str) else None)
+
+
 def trained_manifest(path: str | Path) -> Manifest:
     """Read and verify the manifest of a trained model.
 

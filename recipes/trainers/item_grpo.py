@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,14 +24,12 @@ from accelerate.utils import gather_object
 from datasets import Dataset as HfDataset
 from numpy.typing import NDArray
 from transformers import TrainerControl
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 from reasonrec.data_gen.tasks.rl_prompts import RlPrompts, blocks_per_pass, prompt_block
 from reasonrec.recipes.decoding.sample import Sampler, noise, roll_out
-from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
 from reasonrec.recipes.models.dropout import silence_dropout
 from reasonrec.recipes.models.load import restore_trainable, trainable_values
-from reasonrec.recipes.models.precision import decide
 from reasonrec.recipes.policies.base import install
 from reasonrec.recipes.policies.loading import causal_lm
 from reasonrec.recipes.trainers.advantages import by_token, permuted_rows
@@ -40,71 +38,14 @@ from reasonrec.recipes.trainers.best import keep_best
 from reasonrec.recipes.trainers.divergence import from_all
 from reasonrec.recipes.trainers.groups import Pool, alive, choose, telemetry
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, save_weights
-from reasonrec.recipes.trainers.keys import check_reports, prepare_arguments
 from reasonrec.recipes.trainers.quick import QuickTrainer
 from reasonrec.recipes.trainers.refresh import KeepFresh
 from reasonrec.recipes.trainers.scoring import Scorer
+from reasonrec.recipes.trainers.sequence_ratio import SequenceRatio
 from reasonrec.tokenizers.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-@dataclass
-class GrpoArguments(GRPOConfig):
-    """TRL's GRPOConfig; `num_train_epochs` are passes over the prompts, those that are not trained on included."""
-
-    output_dir: str | None = field(default=None, metadata={"help": "folder of the trained model"})
-    precision: PrecisionName = field(default="auto", metadata={"help": PRECISION_HELP})
-    report_to: str | list[str] = field(
-        default="tensorboard", metadata={"help": "where to log: tensorboard, wandb, none …"}
-    )
-    logging_steps: float = field(default=1, metadata={"help": "log every so many steps"})
-    save_steps: float = field(default=50, metadata={"help": "checkpoint every so many steps"})
-    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints to keep"})
-    eval_steps: float | None = field(default=10, metadata={"help": "probe validation every so many steps"})
-    lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "learning-rate schedule"})
-    warmup_steps: float = field(default=0, metadata={"help": "warm-up: steps, or a share of them"})
-    beta: float = field(default=0.001, metadata={"help": "weight of the KL divergence from the model started from"})
-    activation_checkpointing: bool | None = field(
-        default=None, metadata={"help": "compute activations twice instead of keeping them; on if unset"}
-    )
-    disable_tqdm: bool | None = field(
-        default=None, metadata={"help": "no progress bars; if unset, bars where stderr is a terminal"}
-    )
-    num_generations_eval: int | None = field(default=1, metadata={"help": "not used: validation is searched"})
-    disable_dropout: bool = field(default=True, metadata={"help": "has to be on: sampler and trainer must agree"})
-
-    def __post_init__(self) -> None:
-        if not self.output_dir:
-            raise UserError("output_dir is required: set it in the YAML file or pass --output_dir")
-        prepare_arguments(self, "grpo")
-        if self.scale_rewards == "batch":
-            raise UserError("scale_rewards=batch is not supported here: choose group or none")
-        steps = self.steps_per_generation or self.gradient_accumulation_steps
-        if steps % self.gradient_accumulation_steps:
-            raise UserError(
-                f"steps_per_generation={steps} has to be a multiple of "
-                f"gradient_accumulation_steps={self.gradient_accumulation_steps}, so that no update mixes policies"
-            )
-        rows = self.per_device_train_batch_size * steps
-        if self.num_generations < 2 or rows % self.num_generations:
-            fitting = [n for n in range(2, rows + 1) if rows % n == 0]
-            raise UserError(
-                f"num_generations={self.num_generations} does not divide the {rows} rollouts of a process "
-                f"(per_device_train_batch_size={self.per_device_train_batch_size} × {steps} steps): choose "
-                f"{', '.join(map(str, fitting)) or 'a larger batch'}"
-            )
-        cycle = steps * self.num_iterations // self.gradient_accumulation_steps
-        if self.save_strategy != "no" and (self.save_steps < 1 or self.save_steps % cycle):
-            raise UserError(
-                f"save_steps={self.save_steps} has to be a multiple of {cycle}, the steps between two generations: "
-                "rollouts are not part of a checkpoint"
-            )
-        self.chosen = decide(self)
-        super().__post_init__()
-        self.chosen.apply(self)
-        check_reports(self.report_to)
 
 
 @dataclass(frozen=True)
@@ -137,7 +78,7 @@ class RolloutSettings:
 Probe = Callable[["PreTrainedModel", int, int], Sequence[dict[str, float]]]
 
 
-class ItemGRPOTrainer(QuickTrainer, GRPOTrainer):
+class ItemGRPOTrainer(QuickTrainer, SequenceRatio, GRPOTrainer):
     """Reinforcement learning of item recommendations.
 
     Args:

@@ -222,7 +222,7 @@ def make_table(known: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: If a key is neither known to work nor refused.
     """
-    from reasonrec.recipes.trainers.item_grpo import GrpoArguments
+    from reasonrec.recipes.trainers.grpo_arguments import GrpoArguments
     from reasonrec.recipes.trainers.item_sft import SftArguments
 
     old = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.is_file() else {}

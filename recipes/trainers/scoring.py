@@ -14,13 +14,16 @@ from reasonrec.data_gen.schema import Dataset
 from reasonrec.data_gen.tasks.rl_prompts import RlPrompts
 from reasonrec.recipes.decoding.sample import Rollouts
 from reasonrec.recipes.decoding.search import MAX_BEAMS, MAX_K
+from reasonrec.recipes.models.checkpoint import OTHER
 from reasonrec.recipes.policies.base import Parse, Policy
 from reasonrec.recipes.policies.inference import Ranking, rank, score
+from reasonrec.rewards.ahead import Later
 from reasonrec.rewards.calling import BEAM
 from reasonrec.rewards.collaborative import CoVisits
-from reasonrec.rewards.parse import Parsed
 from reasonrec.rewards.registry import WeightedRewards
+from reasonrec.rewards.sets import Codewords
 from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.index import ItemIndex, load_codewords
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -92,7 +95,7 @@ class Scorer:
         rewards: The rewards of the run.
         policy: How the model reads and answers, on its device.
         reasoning: Whether completions start with a chain.
-        context: Keywords that are the same for every batch (`similarity`, `train_counts`), where rewards need them.
+        context: Keywords that are the same for every batch (`calling.CONTEXT_ON_REQUEST`), where rewards need them.
 
     Raises:
         UserError: If a reward wants a list that no search makes.
@@ -114,6 +117,13 @@ class Scorer:
     def parser(self) -> Parse:
         """Takes completions apart, in the mode of the run."""
         return self.policy.parser(reasoning=self.reasoning)
+
+    def shortened(self, prompts: RlPrompts) -> str:
+        """How many prompts have fewer targets left than rewards look ahead to, as a line; empty if none has."""
+        horizon, size = self.rewards.horizon, len(prompts)
+        short = int((prompts.later(np.arange(size), horizon - 1) < 0).sum())
+        line = f"horizon={horizon}: {short} of {size} prompts have fewer targets left in their training sequence"
+        return f"{line}, and look ahead to those" if short else ""
 
     def __call__(
         self,
@@ -145,30 +155,49 @@ class Scorer:
             "history_items": [prompts.history(number).tolist() for number in numbers],
             "reasoning": self.reasoning,
         }
-        target = prompts.target[numbers]
         required = self.rewards.requires
+        batch |= self.policy.observed(model, rollouts, required)
         if "beam_items" in required:
             batch["beam_items"] = self._lists(model, rollouts)
-        if "target_log_prob" in required:
-            batch["target_log_prob"] = self._log_probs(model, rollouts, target)
-        values, total, hits = self._against(batch, parsed, prompts, numbers)
-        levels = self.policy.levels(parsed, target)
+        values, total, hits = self._against(model, rollouts, batch, prompts, numbers)
+        levels = self.policy.levels(parsed, prompts.target[numbers])
         permuted_total, permuted_hits = np.full(len(total), np.nan), np.zeros_like(hits)
         if permuted is not None and "target_log_prob" not in required:  # that would be read a second time
-            _, permuted_total, permuted_hits = self._against(batch, parsed, prompts, permuted)
+            _, permuted_total, permuted_hits = self._against(model, rollouts, batch, prompts, permuted)
         return Scores(values, total, hits, levels, permuted_total, permuted_hits)
 
     def _against(
-        self, batch: dict[str, Any], parsed: Parsed, prompts: RlPrompts, numbers: NDArray[np.int64]
+        self,
+        model: PreTrainedModel,
+        rollouts: Rollouts,
+        batch: dict[str, Any],
+        prompts: RlPrompts,
+        numbers: NDArray[np.int64],
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-        """What the answers are worth if these prompts' targets, as they were rated, are right."""
-        target = prompts.target[numbers]
+        """What the answers are worth if these prompts' targets, and those that followed, are right."""
+        later = []
+        for places in range(1, self.rewards.horizon):
+            behind = prompts.later(numbers, places)
+            rows = np.flatnonzero(behind >= 0)
+            if not len(rows):
+                break
+            later.append(Later(rows, self._told(model, rollouts.take(rows), prompts, behind[rows])))
+        values = self.rewards(later=later, **batch, **self._told(model, rollouts, prompts, numbers))
+        hits = np.array(batch["predicted_items"]) == prompts.target[numbers]
+        return values, self.rewards.total(values), hits
+
+    def _told(
+        self, model: PreTrainedModel, rollouts: Rollouts, prompts: RlPrompts, numbers: NDArray[np.int64]
+    ) -> dict[str, Any]:
+        """What rewards are told about the targets of these prompts, one for each rollout."""
+        target, required = prompts.target[numbers], self.rewards.requires
         told = {"target_items": target.tolist(), **self.policy.columns(target)}
-        if "target_rating" in self.rewards.requires:
+        if "target_rating" in required:
             assert prompts.rating is not None  # `build_scorer` looked
             told["target_rating"] = [None if np.isnan(r) else float(r) for r in prompts.rating[numbers]]
-        values = self.rewards(**batch, **told)
-        return values, self.rewards.total(values), np.array(parsed.predicted_items) == target
+        if "target_log_prob" in required:
+            told["target_log_prob"] = self._log_probs(model, rollouts, target)
+        return told
 
     def _lists(self, model: PreTrainedModel, rollouts: Rollouts) -> list[list[int]]:
         """The items found behind each begin marker; equal chains are read once."""
@@ -197,30 +226,53 @@ class Scorer:
         return [(*prompt, *completion[:stop]) for prompt, completion, stop in rows]
 
 
-def build_scorer(rewards: WeightedRewards, policy: Policy, dataset: Dataset, *, reasoning: bool) -> Scorer:
-    """Rewards, with what these need from the training data.
+def build_scorer(
+    rewards: WeightedRewards, policy: Policy, dataset: Dataset, *, reasoning: bool, index: str | None = None
+) -> Scorer:
+    """Rewards, with what these need from the training data and from the item index.
 
     Args:
         rewards: The rewards of the run.
         policy: How the model reads and answers.
         dataset: The training data.
         reasoning: Whether completions start with a chain.
+        index: Folder of the item index, if that is known.
 
     Raises:
-        UserError: If a reward reads ratings, and the data have none.
+        UserError: If a reward reads ratings or categories, and the data have none; or vectors of codes, and no index
+            has them.
     """
     context: dict[str, Any] = {}
-    if "target_rating" in rewards.requires and "ratings" not in dataset.train.columns:
-        names = [reward.name for reward in rewards.rewards if "target_rating" in reward.requires]
+    asking = {name: reward.name for reward in rewards.rewards for name in reward.requires}
+    if "target_rating" in asking and "ratings" not in dataset.train.columns:
         raise UserError(
-            f"reward {names[0]!r} reads ratings, and {dataset.path} has none: prepare it anew with "
+            f"reward {asking['target_rating']!r} reads ratings, and {dataset.path} has none: prepare it anew with "
             "interaction_columns.rating, or leave the reward out"
         )
-    if "similarity" in rewards.requires:
+    if "categories" in asking:
+        context["categories"] = policy.catalogue.categories
+        if (context["categories"] < 0).all():
+            raise UserError(
+                f"reward {asking['categories']!r} reads categories, and no item of {dataset.path} has one: prepare it "
+                "anew with item_columns.category, or leave the reward out"
+            )
+    if "codewords" in asking:
+        context["codewords"] = _codewords(asking["codewords"], policy.catalogue.codes, index)
+    if "similarity" in asking:
         sequences = [np.asarray(items) for items in dataset.train["items"].to_list()]
         owner = np.repeat(np.arange(len(sequences)), [len(items) for items in sequences])
         window = None if dataset.facts["order"] == "set" else 10
         context["similarity"] = CoVisits(np.concatenate(sequences), owner, dataset.n_items, window)
-    if "train_counts" in rewards.requires:
+    if "train_counts" in asking:
         context["train_counts"] = policy.catalogue.items["train_count"].to_numpy()
     return Scorer(rewards, policy, reasoning, context)
+
+
+def _codewords(reward: str, codes: ItemIndex, folder: str | None) -> Codewords:
+    """The vectors of a model's codes, from the index that it was trained with."""
+    needs = f"reward {reward!r} reads vectors of codes"
+    if folder is None:
+        raise UserError(f"{needs}, and the model does not say where its item index is: set index")
+    if not np.array_equal(ItemIndex.load(folder).codes, codes.codes):
+        raise UserError(f"{needs}, and index={folder} has other codes than the model: {OTHER}")
+    return Codewords(codes.codes[:, :-1], load_codewords(folder, codes.depth))

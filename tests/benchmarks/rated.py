@@ -41,7 +41,8 @@ from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.policies.base import Policy
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.algorithms import build_algorithm
-from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer, RolloutSettings
+from reasonrec.recipes.trainers.grpo_arguments import GrpoArguments
+from reasonrec.recipes.trainers.item_grpo import ItemGRPOTrainer, RolloutSettings
 from reasonrec.recipes.trainers.scoring import build_scorer
 from reasonrec.rewards.registry import load_rewards
 

@@ -41,7 +41,8 @@ from reasonrec.recipes.policies.loading import load_fresh
 from reasonrec.recipes.policies.semantic_id import item_log_probs
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.recipes.trainers.algorithms import build_algorithm
-from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer, RolloutSettings
+from reasonrec.recipes.trainers.grpo_arguments import GrpoArguments
+from reasonrec.recipes.trainers.item_grpo import ItemGRPOTrainer, RolloutSettings
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments
 from reasonrec.recipes.trainers.scoring import build_scorer
 from reasonrec.rewards.registry import load_rewards

@@ -13,12 +13,13 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from reasonrec.recipes import grpo
 from reasonrec.recipes.args import run
 from reasonrec.recipes.recommender import Recommender
-from reasonrec.tokenizers.artefact import read_manifest
+from reasonrec.tokenizers.artefact import read_manifest, staged
+from reasonrec.tokenizers.index import ItemIndex
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
@@ -166,9 +167,55 @@ def test_reasoning_mode_and_the_best_weights(starts, tmp_path):
     assert manifest.facts["step"] in (0, 2)
 
 
+def test_rewards_that_look_ahead_under_the_ratio_of_whole_completions(starts, tiny_index, tmp_path):
+    """REG4Rec's post-training, as far as it goes without a category head; the index has vectors of its codes here."""
+    codes = ItemIndex.load(tiny_index)
+    with staged(tmp_path / "index", kind="index", config={}) as (folder, _):
+        codes.save(folder)
+        books = np.random.default_rng(0).normal(size=(2, 6, 8)).astype(np.float32)
+        save_file({"codebook_0": books[0, :4], "codebook_1": books[1]}, folder / "quantizer.safetensors")
+    ahead = {"horizon": 3, "decay": 0.8}
+    rewards = {
+        "set_overlap": {"weight": 1.0, **ahead}, "path": {"weight": 1.0, "n": 5, **ahead},
+        "category": {"weight": 0.5, **ahead}, "exact": 0,
+    }  # fmt: skip
+    settings = config(
+        starts["lora"], tmp_path / "grpo", rewards=rewards, algorithm="grpo", importance_sampling_level="product",
+        num_iterations=2, epsilon=0.15, index=str(tmp_path / "index"), save_steps=2, keep="last", learning_rate=1e-2,
+    )  # fmt: skip
+    done = launch("grpo", tmp_path, settings)
+    short, size = map(
+        int, re.search(r"horizon=3: (\d+) of (\d+) prompts have fewer targets left", done.stdout).groups()
+    )
+    assert 0 < short < size
+    assert f"{size} prompts, 4 rollouts each" in done.stdout
+    log = log_of(tmp_path / "grpo")
+    assert [entry["step"] for entry in log] == [1, 3], "two steps a generation"
+    for entry in log:
+        assert 0 < entry["rewards/set_overlap/mean"] < 1
+        assert 0 < entry["rewards/path/mean"] < 1
+        assert 0 < entry["rewards/category/mean"] < 1
+        # Any of up to three targets may share a code, so fewer groups are worth the same than exact hits would leave.
+        assert entry["rollouts/zero_variance"] < 1
+    steps = json.loads((tmp_path / "grpo" / "train_metrics.json").read_text())["log"]
+    ratios = [entry["clip_ratio/region_mean"] for entry in steps if "clip_ratio/region_mean" in entry]
+    assert ratios[0] == 0
+    assert ratios[1] > 0, "the second step on what another policy wrote"
+    manifest = read_manifest(tmp_path / "grpo")
+    assert manifest.config["index"] == "../index"
+    assert manifest.facts["reinforced"]["rewards"]["set_overlap"] == {"weight": 1.0, **ahead}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"rewards": {"consistency": 1.0}},
+            "reads category_probs, which the policy semantic_id does not give; no policy",
+        ),
+        ({"rewards": {"path": 1.0}}, "an imported index has no embeddings"),
+        ({"rewards": {"exact": {"weight": 1.0, "horizon": 0}}}, "horizon=0 has to be a whole number, at least 1"),
+        ({"importance_sampling_level": "geometric"}, "importance_sampling_level='geometric'"),
         ({"num_generations": 5}, "num_generations=5 does not divide the 16 rollouts.*choose 2, 4, 8, 16"),
         ({"rewards": {"rsrv": 1.0}}, r"reward 'rsrv' is unknown \(did you mean 'rsvr'\?\)"),
         ({"rewards": {"rsvr": 0}}, "nothing is rewarded"),

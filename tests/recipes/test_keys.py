@@ -188,7 +188,7 @@ TEXT = {
     "torch_compile_backend", "torch_compile_mode", "liger_kernel_config", "include_num_input_tokens_seen", "log_level",
     "log_level_replica", "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id",
     "trackio_static_space_id", "metric_for_best_model", "dataloader_multiprocessing_context", "ddp_backend", "debug",
-    "pad_to_multiple_of", "loss_type", "importance_sampling_level", "scale_rewards",
+    "pad_to_multiple_of", "loss_type", "scale_rewards",
 }  # fmt: skip
 
 

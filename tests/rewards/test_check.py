@@ -50,7 +50,7 @@ def test_the_kits_rewards_pass(name: str) -> None:
     assert set(found.values) == {"reasoning", "direct"}
 
 
-@pytest.mark.parametrize("name", ["exact", "prefix", "rsvr", "collaborative"])
+@pytest.mark.parametrize("name", ["exact", "prefix", "rsvr", "collaborative", "set_overlap"])
 def test_the_known_holes_are_closed(name: str) -> None:
     """No cheat gets credit: the answer first, codes outside the catalogue, a disambiguation code less or more."""
     cheats = {

@@ -43,7 +43,7 @@ def of_the_kit() -> list[str]:
 def test_the_kit_has_all_families() -> None:
     assert set(of_the_kit()) == {
         "exact", "prefix", "rsvr", "rank", "format", "length", "repetition", "collaborative", "likelihood",
-        "probability",
+        "probability", "set_overlap", "path", "category", "category_steps", "consistency",
     }  # fmt: skip
     assert load_reward("rank").requires == ("beam_items",)
     assert load_reward("likelihood").requires == ("target_log_prob",)
@@ -136,27 +136,40 @@ def test_names_are_not_taken_away() -> None:
         reward(name="other", requires=("beam_item",))(lambda *, completions, **_: [])
 
 
-def test_rewards_say_which_codes_they_cannot_do_without() -> None:
-    needs = {name: load_reward(name).codes for name in of_the_kit()}
-    assert {name: codes for name, codes in needs.items() if codes} == {
+def test_rewards_say_what_they_cannot_do_without() -> None:
+    needs = {name: load_reward(name).of_policy for name in of_the_kit()}
+    assert {name: keywords for name, keywords in needs.items() if keywords} == {
         "prefix": ("predicted_codes", "target_codes"),
         "rsvr": ("predicted_codes", "target_codes", "depth"),
+        "set_overlap": ("predicted_codes", "target_codes"),
+        "path": ("predicted_codes", "target_codes"),
+        "category_steps": ("category_probs",),
+        "consistency": ("category_probs",),
     }
-    with_codes = ("semantic_id", "other")
-    load_rewards({"exact": 1, "likelihood": 1, "length": 0}).check_codes("dual_head", with_codes)
+
+
+def test_rewards_that_the_policy_gives_too_little_are_refused() -> None:
+    given = {"dual_head": (), "semantic_id": CODES, "other": CODES}
+    load_rewards({"exact": 1, "likelihood": 1, "length": 0, "category": 1}).check_policy("dual_head", given)
+    load_rewards({"rsvr": 1, "set_overlap": 1, "path": 1}).check_policy("semantic_id", given)
     message = (
-        r"^reward 'rsvr' reads predicted_codes, target_codes, depth, which the policy dual_head does not have; "
-        r"policies with codes are semantic_id, other$"
+        r"^reward 'rsvr' reads predicted_codes, target_codes, depth, which the policy dual_head does not give; "
+        r"policies that do are semantic_id, other$"
     )
     with pytest.raises(UserError, match=message):
-        load_rewards({"exact": 1, "rsvr": 0}).check_codes("dual_head", with_codes)
+        load_rewards({"exact": 1, "rsvr": 0}).check_policy("dual_head", given)
+    message = r"^reward 'consistency' reads category_probs, which the policy semantic_id does not give; "
+    with pytest.raises(UserError, match=message + "no policy does$"):
+        load_rewards({"exact": 1, "consistency": 0.5}).check_policy("semantic_id", given)
+    with pytest.raises(UserError, match=message + "policies that do are parallel$"):
+        load_rewards({"consistency": 1}).check_policy("semantic_id", given | {"parallel": (*CODES, "category_probs")})
 
 
 def test_what_works_on_items_is_called_without_codes() -> None:
     for reasoning in (True, False):
         batch = make_batch(cases(reasoning), reasoning)
         bare = {name: value for name, value in batch.items() if name not in CODES}
-        for name in set(of_the_kit()) - {"prefix", "rsvr"}:
+        for name in set(of_the_kit()) - {"prefix", "rsvr", "set_overlap", "path"}:
             assert load_reward(name)(**bare) == load_reward(name)(**batch)
 
 

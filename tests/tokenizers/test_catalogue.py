@@ -48,6 +48,13 @@ def test_texts_leave_out_what_is_empty() -> None:
     assert found.texts("category", "brand", joined=" ") == ["home B", "B"]
 
 
+def test_categories_are_numbered() -> None:
+    items = catalogue_of(["lamp", "tent", "kit", "saw"]).items.with_columns(category=pl.Series(["w", "", "a", "w"]))
+    assert Catalogue(items, "things", False, "").categories.tolist() == [1, -1, 0, 1]
+    assert Catalogue(items.filter(pl.col("category") != ""), "", False, "").categories.tolist() == [1, 0, 1]
+    assert catalogue_of(["lamp", "tent"]).categories.tolist() == [-1, -1]
+
+
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     facts = catalogue_of(["lamp"]).save(tmp_path)
     (tmp_path / "catalogue.parquet").write_bytes(b"PAR1 and more")

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from safetensors.numpy import save_file
 
 from reasonrec.tokenizers.artefact import staged
 from reasonrec.tokenizers.errors import UserError
@@ -17,6 +18,7 @@ from reasonrec.tokenizers.index import (
     build_index,
     external_index,
     external_sids,
+    load_codewords,
     load_embeddings,
     load_quantizer,
     save_quantizer,
@@ -156,6 +158,28 @@ def test_new_items_are_coded_from_the_artefact(tmp_path, name):
         assert rebuilt.shape == (40, 6)
         assert rebuilt.dtype == np.float32
         np.testing.assert_array_equal(loaded.reconstruct(codes[:, :length]), rebuilt)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_the_vectors_of_codes_are_read_from_the_artefact(tmp_path, name):
+    """Those of quantizers without a decoder add up to the embeddings."""
+    config = {"quantizer": name, "codebook_sizes": [5, 4], "quantizer_options": QUICK[name], "seed": 3}
+    quantizer, new = quantized(tmp_path / "index", name, config)
+    codes, books = quantizer.encode(new), load_codewords(tmp_path / "index", 2)
+    assert [len(book) for book in books] == [5, 4]
+    assert len({book.shape[1] for book in books}) == 1
+    if name not in ("rq_vae", "mixture"):
+        total = books[0][codes[:, 0]] + books[1][codes[:, 1]]
+        np.testing.assert_allclose(total + quantizer.state().get("mean", 0), quantizer.reconstruct(codes), atol=1e-5)
+
+
+def test_a_quantizer_without_vectors_that_add_up_is_named(tmp_path):
+    save_file({"weights": np.zeros(2, np.float32)}, tmp_path / "quantizer.safetensors")
+    with pytest.raises(UserError, match=r"its quantizer keeps no vectors of codes that add up \('codebook_0'\)$"):
+        load_codewords(tmp_path, 2)
+    (tmp_path / "quantizer.safetensors").unlink()
+    with pytest.raises(UserError, match="imported index has no embeddings"):
+        load_codewords(tmp_path, 2)
 
 
 @pytest.mark.parametrize("name", QUICK)

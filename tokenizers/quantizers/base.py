@@ -80,3 +80,13 @@ def books_of(state: Mapping[str, np.ndarray], codebook_sizes: Sequence[int]) -> 
     if (found := [len(book) for book in books]) != list(codebook_sizes):
         raise ValueError(f"codebooks of {found} codes, not {list(codebook_sizes)}")
     return books
+
+
+def codewords(state: Mapping[str, np.ndarray], depth: int) -> list[np.ndarray]:
+    """The vector of every code in a state, (codes, width) a level, in the space in which its quantizer adds them up.
+
+    Raises:
+        KeyError: If the quantizer keeps no such vectors.
+    """
+    kept = "books.0.vectors" in state  # of a trained network
+    return [state[f"books.{level}.vectors" if kept else f"codebook_{level}"] for level in range(depth)]

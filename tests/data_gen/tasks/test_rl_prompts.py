@@ -48,6 +48,17 @@ def test_targets_come_with_their_ratings():
     np.testing.assert_array_equal(shuffled.rating, shuffled.target)
 
 
+def test_the_targets_behind_a_target():
+    prompts = collect(TRAIN.with_columns(clean_target=pl.Series([80, 2, 9]), first_target=pl.Series([0, 1, 0])))
+    assert prompts.target.tolist() == [6, 7, 80, 2]
+    everything = np.arange(4)
+    assert prompts.later(everything, 0).tolist() == [0, 1, 2, 3]
+    assert prompts.later(everything, 1).tolist() == [1, 2, -1, -1]
+    assert prompts.later(everything, 2).tolist() == [2, -1, -1, -1]
+    assert prompts.later(np.array([3, 0]), 9).tolist() == [-1, -1]
+    assert prompts.later(np.array([], dtype=np.int64), 1).tolist() == []
+
+
 def test_sets_are_put_into_one_order():
     many = pl.DataFrame({"user": [0], "items": [list(range(20))], "first_target": [0]})
     prompts = collect(many, set_order=True)

@@ -128,7 +128,8 @@ def make_grpo(make_kit, tmp_path) -> Callable[..., Any]:
     ) -> Any:
         from reasonrec.data_gen.tasks.rl_prompts import RlPrompts
         from reasonrec.recipes.trainers.algorithms import build_algorithm
-        from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer, RolloutSettings
+        from reasonrec.recipes.trainers.grpo_arguments import GrpoArguments
+        from reasonrec.recipes.trainers.item_grpo import ItemGRPOTrainer, RolloutSettings
         from reasonrec.recipes.trainers.scoring import Scorer
         from reasonrec.rewards.registry import load_rewards
 

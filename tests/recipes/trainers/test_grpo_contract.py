@@ -15,7 +15,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
-from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer
+from reasonrec.recipes.trainers.grpo_arguments import GrpoArguments
+from reasonrec.recipes.trainers.item_grpo import ItemGRPOTrainer
 from reasonrec.recipes.trainers.keys import REFUSED
 
 OVERRIDDEN = {

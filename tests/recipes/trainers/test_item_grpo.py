@@ -15,7 +15,8 @@ from reasonrec.data_gen.tasks.rl_prompts import prompt_block
 from reasonrec.recipes.models.load import load_tokenizer
 from reasonrec.recipes.trainers.algorithms import Srpo
 from reasonrec.recipes.trainers.best import best_folder
-from reasonrec.recipes.trainers.item_grpo import GrpoArguments, ItemGRPOTrainer, RolloutSettings
+from reasonrec.recipes.trainers.grpo_arguments import GrpoArguments
+from reasonrec.recipes.trainers.item_grpo import ItemGRPOTrainer, RolloutSettings
 from reasonrec.recipes.trainers.resume import last_checkpoint
 from reasonrec.tokenizers.errors import UserError
 

@@ -11,7 +11,7 @@ from trl import GRPOConfig, SFTConfig
 
 from reasonrec.recipes.args import build, parse
 from reasonrec.recipes.trainers import keys
-from reasonrec.recipes.trainers.item_grpo import GrpoArguments
+from reasonrec.recipes.trainers.grpo_arguments import GrpoArguments
 from reasonrec.recipes.trainers.item_sft import SftArguments
 from reasonrec.recipes.trainers.keys import ALIASES, REFUSED, TABLE, Stage, dump, inherited, make_table
 from reasonrec.tokenizers.errors import UserError
