@@ -203,7 +203,7 @@ def filter_log(
     for bucket in buckets:
         core.add(bucket.frame())
     counts = [log.counts(), titled.counts(), distinct.counts(), core.counts()]
-    details = {
+    details: dict[str, dict[str, Any]] = {
         "items_without_text": {},
         "duplicates": {"policy": options.duplicates},
         "k_core": {"user_k": options.user_k, "item_k": options.item_k},

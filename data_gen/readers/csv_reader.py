@@ -106,24 +106,28 @@ class CsvFile:
         return UserError(f"{self.path} cannot be read as a table: it is empty; its first line has to name the columns")
 
     def read(self, columns: list[str]) -> pl.DataFrame:
-        """Read some columns as text, with the line each row starts in (column `LINE`).
+        """Read some columns as text; see `blocks`."""
+        return pl.concat(list(self.blocks(columns)))
+
+    def blocks(self, columns: list[str]) -> Iterator[pl.DataFrame]:
+        """Read some columns as text, with the line each row starts in (column `LINE`), block by block.
 
         Raises:
             UserError: If a record does not have the header's fields, a quote does not stand around a field, or the
                 text is not UTF-8.
         """
         numbers = [self.columns.index(name) for name in columns]
-        frames, header_read = [], False
+        header_read = False
         for line, block in self._blocks():
             if not header_read:
                 _, end, lines = self._header(block)
                 block, line, header_read = block[end:], line + lines, True
             if block:
-                frames.append(self._parse(block, line, numbers, columns))
-        self.rows = sum(frame.height for frame in frames)
+                frame = self._parse(block, line, numbers, columns)
+                self.rows += frame.height
+                yield frame
         if not self.rows:
             raise UserError(f"{self.path} cannot be read as a table: it has a header and no rows")
-        return pl.concat(frames)
 
     def _open(self) -> IO[bytes]:
         with self.path.open("rb") as raw:
