@@ -69,12 +69,13 @@ def drop_duplicates(log: pl.DataFrame, policy: Duplicates) -> pl.DataFrame:
     """Apply the policy on repeated interactions of one user with one item.
 
     Args:
-        log: Sorted log with `user` and `item`.
+        log: Sorted log with `user` and `item`, 32 bits each.
         policy: "keep" keeps all; "drop_consecutive" keeps the first of several in a row; "keep_first" keeps
             only the first ever.
     """
     if policy == "keep_first":
-        return log.unique(["user", "item"], keep="first", maintain_order=True)
+        pair = pl.col("user").cast(pl.UInt64) * (1 << 32) + pl.col("item")
+        return log.filter(pair.is_first_distinct())
     if policy == "drop_consecutive":
         same = (pl.col("user") == pl.col("user").shift()) & (pl.col("item") == pl.col("item").shift())
         return log.filter(~same.fill_null(False))

@@ -141,15 +141,19 @@ def held_out_rows(
     whole = position[at]
     shown = whole if max_history is None else np.minimum(whole, max_history)
     histories = to_lists(_windows(items, at - shown, shown), shown)
-    masked = to_lists(_windows(items, start[at], whole), whole) if mask_history else None
-    nothing = to_lists(items[:0], np.zeros(len(at), dtype=np.int64))
+    if mask_history:
+        rows = np.repeat(np.arange(len(at), dtype=np.int64), whole)
+        distinct = np.unique(rows << 32 | _windows(items, start[at], whole))
+        masked = to_lists(distinct.astype(np.int32), np.bincount(distinct >> 32, minlength=len(at)))
+    else:
+        masked = to_lists(items[:0], np.zeros(len(at), dtype=np.int64))
     return pl.DataFrame(
         {
             "row": np.arange(len(at), dtype=np.int32),
             "user": users[at],
             "history": histories,
             "target": items[at],
-            "masked": nothing if masked is None else masked.list.unique().list.sort(),
+            "masked": masked,
             "same_time": times[at] == times[at - 1],
         }
     )

@@ -69,9 +69,9 @@ def test_consecutive_duplicates_that_the_core_creates_go_too() -> None:
 
 @pytest.mark.parametrize(("policy", "items"), [("keep", "aabab"), ("drop_consecutive", "abab"), ("keep_first", "ab")])
 def test_duplicate_policies(policy: str, items: str) -> None:
-    log = log_of(*[("1", item) for item in "aabab"], ("2", "b")).rename({"user_id": "user", "item_id": "item"})
+    log = buckets_of([*[(1, "ab".index(item)) for item in "aabab"], (2, 1)], 1)[0].frame()
     kept = drop_duplicates(log, policy)  # type: ignore[arg-type]
-    assert kept.rows() == [("1", item) for item in items] + [("2", "b")]
+    assert kept.rows() == [(1, "ab".index(item)) for item in items] + [(2, 1)]
 
 
 def test_duplicate_item_ids_are_refused() -> None:
