@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from reasonrec.data_gen.frames import spilling
 from reasonrec.data_gen.preview import preview
 from reasonrec.data_gen.readers.base import READERS
+from reasonrec.data_gen.rejected import keeping_rejected
 from reasonrec.data_gen.schema import describe, write_dataset
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import OptionsOf, recorded
@@ -49,7 +50,7 @@ def main() -> None:
         return
     out = claim_output(config.output_dir, overwrite=config.overwrite)
     start = time.perf_counter()
-    with spilling(out):
+    with spilling(out), keeping_rejected(out) as rejected:
         tables, files = reader.read()
         inputs = {role: file_hash(file) for role, file in files.items()}
         recipe = recorded(config, out) | recorded(reader, out)
@@ -57,6 +58,8 @@ def main() -> None:
         about = {"config": recipe, "seed": recipe.get("seed", 0), "inputs": inputs}
         with staged(out, kind="dataset", overwrite=config.overwrite, **about) as (folder, facts):
             facts.update(write_dataset(folder, tables))
+    if rejected.exists():
+        say(f"{rejected} has the lines that could not be read")
     say(f"{describe(facts)}\n{out} written in {time.perf_counter() - start:.1f} s")
 
 

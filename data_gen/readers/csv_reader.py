@@ -166,7 +166,7 @@ class CsvFile:
                         return
         except (OSError, EOFError, zlib.error) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{self.path} cannot be read: {reason}; is the file complete?") from error
+            raise UserError(f"{self.path} cannot be read: {reason}; is the file complete? Copy it again") from error
 
     def _check_start(self, block: bytes) -> bytes:
         """Refuse what is no text of lines; cut the byte-order mark off."""
@@ -379,10 +379,12 @@ class CsvFile:
             )
 
     def _not_utf8(self, block: bytes, line: int, error: UnicodeDecodeError) -> UserError:
+        way = "if it is Latin-1 or Windows-1252, `iconv -f WINDOWS-1252 -t UTF-8"
+        if not block[: error.start].isascii():
+            way = "earlier ones are: encodings are mixed; mend it, or, without such bytes, `iconv -c -f UTF-8 -t UTF-8"
         return UserError(
             f"{self.path} cannot be read: line {line + block.count(_NEWLINE, 0, error.start)} is not UTF-8 (byte "
-            f"0x{block[error.start]:02x}); if it is Latin-1 or Windows-1252, `iconv -f WINDOWS-1252 -t UTF-8 "
-            f"{self.path.name} > utf8.csv` converts it"
+            f"0x{block[error.start]:02x}); {way} {self.path.name} > utf8.csv` converts it"
         )
 
     def _shown(self, record: bytes) -> str:
