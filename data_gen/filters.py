@@ -1,7 +1,7 @@
 """Filters on an interaction log: duplicates, items without text, k-core. Each says what it removed.
 
 A log is sorted by user and time before it gets here (`interaction_log.sort_log`), and every filter keeps that
-order.
+order. Users and items are codes (`coded_log`), and the users of a log lie in buckets, one of them in memory at a time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
+from reasonrec.data_gen.coded_log import CodedLog
+from reasonrec.data_gen.frames import Frames
 from reasonrec.tokenizers.errors import UserError
 
 Duplicates = Literal["keep", "drop_consecutive", "keep_first"]
@@ -21,11 +24,35 @@ def count_log(log: pl.DataFrame) -> dict[str, int]:
     return {"rows": log.height, "users": log["user_id"].n_unique(), "items": log["item_id"].n_unique()}
 
 
-def filter_fact(step: str, before: pl.DataFrame, after: pl.DataFrame, **details: Any) -> dict[str, Any]:
-    """What one filter did, for the manifest."""
+class Tally:
+    """Rows, users and items of a log that is seen in pieces.
+
+    Attributes:
+        users: Whether each code of a user occurs.
+        items: Whether each code of an item occurs.
+    """
+
+    def __init__(self, log: CodedLog) -> None:
+        self.rows = 0
+        self.users, self.items = (np.zeros(len(ids.counts), dtype=bool) for ids in (log.users, log.items))
+
+    def add(self, piece: pl.DataFrame) -> pl.DataFrame:
+        """Count a piece, and return it."""
+        self.rows += piece.height
+        self.users[piece["user"].to_numpy()] = True
+        self.items[piece["item"].to_numpy()] = True
+        return piece
+
+    def counts(self) -> dict[str, int]:
+        """As of `count_log`."""
+        return {"rows": self.rows, "users": int(self.users.sum()), "items": int(self.items.sum())}
+
+
+def filter_fact(step: str, before: dict[str, int], after: dict[str, int], **details: Any) -> dict[str, Any]:
+    """What one filter did, for the manifest, from the counts of two logs."""
     facts: dict[str, Any] = {"step": step, **details}
-    for when, log in (("before", before), ("after", after)):
-        facts |= {f"{name}_{when}": value for name, value in count_log(log).items()}
+    for when, counts in (("before", before), ("after", after)):
+        facts |= {f"{name}_{when}": value for name, value in counts.items()}
     return facts
 
 
@@ -42,59 +69,55 @@ def drop_duplicates(log: pl.DataFrame, policy: Duplicates) -> pl.DataFrame:
     """Apply the policy on repeated interactions of one user with one item.
 
     Args:
-        log: Sorted log with `user_id` and `item_id`.
+        log: Sorted log with `user` and `item`, 32 bits each.
         policy: "keep" keeps all; "drop_consecutive" keeps the first of several in a row; "keep_first" keeps
             only the first ever.
     """
     if policy == "keep_first":
-        return log.unique(["user_id", "item_id"], keep="first", maintain_order=True)
+        pair = pl.col("user").cast(pl.UInt64) * (1 << 32) + pl.col("item")
+        return log.filter(pair.is_first_distinct())
     if policy == "drop_consecutive":
-        same = (pl.col("user_id") == pl.col("user_id").shift()) & (pl.col("item_id") == pl.col("item_id").shift())
+        same = (pl.col("user") == pl.col("user").shift()) & (pl.col("item") == pl.col("item").shift())
         return log.filter(~same.fill_null(False))
     return log
 
 
-def k_core_mask(users: np.ndarray, items: np.ndarray, user_k: int, item_k: int) -> np.ndarray:
-    """Which interactions are in the (user_k, item_k)-core.
-
-    Args:
-        users: User codes from 0: shape (rows,).
-        items: Item codes from 0: shape (rows,).
-        user_k: Fewest interactions of a user; 0 or 1 switches the bound off.
-        item_k: Fewest interactions of an item; 0 or 1 switches the bound off.
-
-    Returns:
-        Boolean array of shape (rows,): the largest set in which every user and item has enough interactions.
-    """
-    kept = np.ones(len(users), dtype=bool)
-    n_users, n_items = (int(codes.max()) + 1 if len(codes) else 0 for codes in (users, items))
-    while True:
-        enough = np.bincount(users[kept], minlength=n_users)[users] >= user_k
-        enough &= np.bincount(items[kept], minlength=n_items)[items] >= item_k
-        smaller = kept & enough
-        if smaller.sum() == kept.sum():
-            return kept
-        kept = smaller
-
-
-def _codes(column: pl.Series) -> np.ndarray:
-    return (column.rank("dense") - 1).to_numpy().astype(np.int64)
-
-
-def k_core(log: pl.DataFrame, user_k: int, item_k: int, duplicates: Duplicates = "keep") -> pl.DataFrame:
-    """Keep the k-core, to a fixed point.
+def k_core(
+    buckets: list[Frames], n_items: int, user_k: int, item_k: int, duplicates: Duplicates = "keep"
+) -> list[Frames]:
+    """Keep the k-core, the largest set in which every user and item has enough interactions.
 
     Removing an item can put two purchases of another one side by side, so "drop_consecutive" is part of the
     fixed point.
+
+    Args:
+        buckets: Sorted log with `user` and `item`, each user in one bucket.
+        n_items: Codes of items are below this.
+        user_k: Fewest interactions of a user; 0 or 1 switches the bound off.
+        item_k: Fewest interactions of an item; 0 or 1 switches the bound off.
+        duplicates: Policy, which the log obeys already.
     """
-    while log.height:
-        rows = log.height
-        log = log.filter(k_core_mask(_codes(log["user_id"]), _codes(log["item_id"]), user_k, item_k))
-        if duplicates == "drop_consecutive":
-            log = drop_duplicates(log, duplicates)
-        if log.height == rows:
+    kept = list(buckets)
+    enough = np.ones(n_items, dtype=bool)
+    while max(user_k, item_k) > 1:
+        counts = np.zeros(n_items, dtype=np.int64)
+        for at, bucket in enumerate(kept):
+            log = bucket.frame()
+            left = log if enough.all() else log.filter(enough[log["item"].to_numpy()])
+            left = left.filter(pl.len().over("user") >= user_k) if user_k > 1 else left
+            counts += np.bincount(left["item"].to_numpy(), minlength=n_items)
+            if left.height < log.height:
+                kept[at] = Frames.of(left)
+        enough = counts >= item_k
+        if (counts[~enough] > 0).any():
+            continue
+        if duplicates != "drop_consecutive":
             break
-    return log
+        rows = sum(bucket.height for bucket in kept)
+        kept = [Frames.of(drop_duplicates(bucket.frame(), duplicates)) for bucket in kept]
+        if sum(bucket.height for bucket in kept) == rows:
+            break
+    return kept
 
 
 def check_unique_items(items: pl.DataFrame, where: str) -> None:
@@ -118,14 +141,16 @@ def rated(log: pl.DataFrame, min_rating: float | None) -> tuple[pl.DataFrame, li
         return log, [], {}
     kept, missing = log.filter(pl.col("rating") >= min_rating), log["rating"].null_count()
     dropped = {"rated lower": log.height - kept.height - missing, "without a rating": missing}
-    return kept, [filter_fact("min_rating", log, kept, min_rating=min_rating, missing=missing)], dropped
+    counts = count_log(log), count_log(kept)
+    return kept, [filter_fact("min_rating", *counts, min_rating=min_rating, missing=missing)], dropped
 
 
-def note_alike(log: pl.DataFrame, items: pl.DataFrame) -> list[str]:
+def note_alike(user_ids: list[str], item_ids: list[str], items: pl.DataFrame) -> list[str]:
     """What looks like a slip of the data: ids that differ only in case or white space, and items that read the same.
 
     Args:
-        log: The interactions that are left.
+        user_ids: The users that are left.
+        item_ids: The items that are left.
         items: Cleaned items.
 
     Returns:
@@ -133,14 +158,14 @@ def note_alike(log: pl.DataFrame, items: pl.DataFrame) -> list[str]:
         Nothing is changed: both also happen on purpose.
     """
     notes = []
-    for name in ("user_id", "item_id"):
-        ids = log.select(pl.col(name).unique())
+    for name, left in (("user_id", user_ids), ("item_id", item_ids)):
+        ids = pl.DataFrame({name: left}, schema={name: pl.String})
         folded = ids.group_by(pl.col(name).str.to_lowercase().str.replace_all(r"\s+", "").alias("folded"))
         groups = folded.agg(pl.col(name).sort()).filter(pl.col(name).list.len() > 1)[name].sort()
         if len(groups):
             example = f", e.g. {' and '.join(map(repr, groups[0].head(2)))}" if name == "item_id" else ""
             notes.append(f"{len(groups)} groups of {name}s differ only in case or white space{example}")
-    texts = items.join(log.select("item_id").unique(), on="item_id", how="semi")
+    texts = items.join(ids, on="item_id", how="semi")
     same = texts.group_by(pl.exclude("item_id")).agg(pl.col("item_id").sort()).filter(pl.col("item_id").list.len() > 1)
     if same.height:
         example = " and ".join(map(repr, same["item_id"].sort()[0].head(2)))
@@ -149,38 +174,37 @@ def note_alike(log: pl.DataFrame, items: pl.DataFrame) -> list[str]:
     return notes
 
 
-def require_text(log: pl.DataFrame, items: pl.DataFrame, *, drop: bool, where: str) -> pl.DataFrame:
-    """Keep the interactions whose item has a title.
+def have_text(log: CodedLog, items: pl.DataFrame, *, drop: bool, where: str) -> NDArray[np.bool_]:
+    """Which items of a log have a title, by code.
 
     Args:
         log: The interactions.
         items: Cleaned items; an empty title is no text.
-        drop: Drop the others instead of refusing.
+        drop: Whether interactions with the others will be dropped.
         where: The item table's name for the message.
 
     Raises:
         UserError: If an interaction's item has no text and `drop` is off.
     """
-    known = items.filter(pl.col("title") != "").select("item_id")
-    without = log.join(known, on="item_id", how="anti")
-    if not without.height:
-        return log
-    if not drop:
-        names = without["item_id"].unique().sort()
+    words = log.items.words()
+    known = words.is_in(items.filter(pl.col("title") != "")["item_id"].implode()).to_numpy()
+    without = np.flatnonzero(~known & (log.items.counts > 0))
+    if len(without) and not drop:
+        names = words[without].sort()
         examples = ", ".join(repr(name) for name in names.head(3))
         raise UserError(
-            f"{without.height} interactions are with {len(names)} items that have no title in {where}, e.g. "
-            f"item_id {examples} (nan, NULL and the like are no titles); add these items, or set "
+            f"{log.items.counts[without].sum()} interactions are with {len(names)} items that have no title in "
+            f"{where}, e.g. item_id {examples} (nan, NULL and the like are no titles); add these items, or set "
             "drop_items_without_text: true to leave the interactions out"
         )
-    return log.join(known, on="item_id", how="semi", maintain_order="left")
+    return known
 
 
-def check_not_empty(log: pl.DataFrame, filters: list[dict[str, Any]], advice: str) -> None:
+def check_not_empty(rows: int, filters: list[dict[str, Any]], advice: str) -> None:
     """Refuse to go on with nothing.
 
     Raises:
         UserError: If the log is empty; the message says what each filter removed.
     """
-    if not log.height:
+    if not rows:
         raise UserError(f"no interaction is left: {describe_filters(filters)}; {advice}")

@@ -1,7 +1,7 @@
 """From an interaction log and an item table to a dataset: order, filters, numbers, split.
 
 A reader (`readers/`) fills an `InteractionLog`; `build_tables` does everything that does not depend on
-where it came from.
+where it came from. It works on buckets of users, so that no more of a large log is in memory than that.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from reasonrec.data_gen import filters, splits
-from reasonrec.data_gen.schema import Tables, unique_ids
-from reasonrec.data_gen.seeded_hash import seeded_hash
+from reasonrec.data_gen.coded_log import CodedLog, Ids, buckets_of
+from reasonrec.data_gen.frames import Frames
+from reasonrec.data_gen.schema import Table, Tables, conform, unique_ids
+from reasonrec.data_gen.seeded_hash import digests, seeded_hash
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.whole import MAX_SEED
 
+IN_MEMORY = 1 << 16  # rows of a table that need not wait on disk
 Split = Literal["leave_one_out", "time"]
 SEED = {
     "help": "orders what the data leave open; draws the synthetic world",
@@ -34,7 +38,8 @@ class InteractionLog:
 
     Attributes:
         name: Name of the data.
-        interactions: `user_id`, `item_id` (strings), `timestamp` (epoch milliseconds), possibly `rating` and `review`.
+        interactions: `user_id`, `item_id` (strings), `timestamp` (epoch milliseconds), possibly `rating` and `review`;
+            or the same in codes, on disk.
         items: `item_id` and the four cleaned text columns.
         items_name: How to call the item table in messages.
         files: The raw files by role, for their hashes.
@@ -47,7 +52,7 @@ class InteractionLog:
     """
 
     name: str
-    interactions: pl.DataFrame
+    interactions: pl.DataFrame | CodedLog
     items: pl.DataFrame
     items_name: str
     files: Mapping[str, Path] = field(default_factory=dict)
@@ -119,21 +124,44 @@ class LogOptions:
             splits.date_cuts(self.valid_from, self.test_from)
 
 
-def sort_log(interactions: pl.DataFrame, seed: int, *, ordered: bool = True) -> pl.DataFrame:
-    """Sort by user and time; inside one user's time stamp the order of the file stays, if it has one.
+@dataclass(frozen=True)
+class Ties:
+    """Orders interactions of one user at one time, by hash, whatever the order of the file.
+
+    Attributes:
+        seed: Another one gives another order.
+        users: Digest of each code's user.
+        items: Digest of each code's item.
+        places: Place of each code's item in the order of characters.
+    """
+
+    seed: int
+    users: NDArray[np.uint64]
+    items: NDArray[np.uint64]
+    places: NDArray[np.uint32]
+
+    @classmethod
+    def of(cls, log: CodedLog, seed: int) -> Ties:
+        """The order of a log."""
+        items = log.items.words()
+        return cls(seed, digests(log.users.words()), digests(items), items.rank("ordinal").to_numpy())
+
+
+def sort_log(log: pl.DataFrame, ties: Ties | None) -> pl.DataFrame:
+    """Sort by user and time.
 
     Args:
-        interactions: The log.
-        seed: Orders a time stamp where the file does not, by hash, whatever the order of the file.
-        ordered: Whether the order of the file means something.
+        log: Interactions with codes.
+        ties: Orders a time stamp of a user; None if the order of the file does.
     """
-    if ordered:
-        return interactions.sort("user_id", "timestamp", maintain_order=True)
-    tie = seeded_hash(seed, interactions["user_id"], interactions["timestamp"], interactions["item_id"])
+    if ties is None:
+        return log.sort("user", "timestamp", maintain_order=True)
+    users, items = log["user"].to_numpy(), log["item"].to_numpy()
+    tie = seeded_hash(ties.seed, ties.users[users], log["timestamp"], ties.items[items])
     # Ratings and reviews are the last resort: rows that agree in everything else have to come in one order, too.
-    last = [name for name in ("rating", "review") if name in interactions.columns]
-    by = ["user_id", "timestamp", "tie", "item_id", *last]
-    return interactions.with_columns(tie=tie).sort(by).drop("tie")
+    last = [name for name in ("rating", "review") if name in log.columns]
+    by = ["user", "timestamp", "tie", "place", *last]
+    return log.with_columns(tie=tie, place=ties.places[items]).sort(by).drop("tie", "place")
 
 
 def count_ties(log: pl.DataFrame) -> int:
@@ -143,31 +171,65 @@ def count_ties(log: pl.DataFrame) -> int:
     return int(tied["same"].sum())
 
 
-def filter_log(source: InteractionLog, options: LogOptions) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
+def filter_log(
+    log: CodedLog, order: NDArray[np.int64], source: InteractionLog, options: LogOptions
+) -> tuple[list[Frames], filters.Tally, list[dict[str, Any]]]:
     """Sort and filter a log.
 
+    Args:
+        log: The log.
+        order: Codes of its users in the order of buckets.
+        source: What the reader handed over with it.
+        options: The filters.
+
     Returns:
-        The remaining interactions, and what each filter did.
+        The remaining interactions in buckets of users, what occurs in them, and what each filter did.
 
     Raises:
         UserError: If items are ambiguous or without text, or nothing is left.
     """
     filters.check_unique_items(source.items, source.items_name)
     facts = list(source.filters)
-    log = sort_log(source.interactions, options.seed, ordered=source.ordered)
-    filters.check_not_empty(log, facts, "check the input and min_rating")
+    filters.check_not_empty(log.frames.height, facts, "check the input and min_rating")
+    known = filters.have_text(log, source.items, drop=options.drop_items_without_text, where=source.items_name)
+    buckets = buckets_of([log.frames], order, log.users.counts)
+    ties = None if source.ordered else Ties.of(log, options.seed)
+    titled, distinct, core = (filters.Tally(log) for _ in range(3))
+    for at, bucket in enumerate(buckets):
+        rows = sort_log(bucket.frame(), ties)
+        rows = titled.add(rows.filter(known[rows["item"].to_numpy()]))
+        buckets[at] = Frames.of(distinct.add(filters.drop_duplicates(rows, options.duplicates)))
+    buckets = filters.k_core(buckets, len(known), options.user_k, options.item_k, options.duplicates)
+    for bucket in buckets:
+        core.add(bucket.frame())
+    counts = [log.counts(), titled.counts(), distinct.counts(), core.counts()]
+    details: dict[str, dict[str, Any]] = {
+        "items_without_text": {},
+        "duplicates": {"policy": options.duplicates},
+        "k_core": {"user_k": options.user_k, "item_k": options.item_k},
+    }
+    for (step, told), before, after in zip(details.items(), counts, counts[1:], strict=False):
+        facts.append(filters.filter_fact(step, before, after, **told))
+    filters.check_not_empty(core.rows, facts, f"lower user_k={options.user_k} or item_k={options.item_k}")
+    return buckets, core, facts
 
-    def record(step: str, after: pl.DataFrame, **details: Any) -> pl.DataFrame:
-        facts.append(filters.filter_fact(step, log, after, **details))
-        return after
 
-    drop = options.drop_items_without_text
-    log = record("items_without_text", filters.require_text(log, source.items, drop=drop, where=source.items_name))
-    log = record("duplicates", filters.drop_duplicates(log, options.duplicates), policy=options.duplicates)
-    core = filters.k_core(log, options.user_k, options.item_k, options.duplicates)
-    log = record("k_core", core, user_k=options.user_k, item_k=options.item_k)
-    filters.check_not_empty(log, facts, f"lower user_k={options.user_k} or item_k={options.item_k}")
-    return log, facts
+def coded(ids: Ids, present: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Codes in the order in which their ids are numbered."""
+    return ids.encode(pl.Series(unique_ids(ids.words(present).to_list()))).to_numpy().astype(np.int64)
+
+
+def _cuts(buckets: list[Frames], options: LogOptions) -> tuple[int, int]:
+    """First time of validation and first time of test."""
+    if options.valid_from is not None and options.test_from is not None:
+        return splits.date_cuts(options.valid_from, options.test_from)
+    times = pl.DataFrame(schema={"timestamp": pl.Int64, "len": pl.UInt32})
+    for bucket in buckets:  # in memory are the distinct times
+        own = bucket.frame().group_by("timestamp").len()
+        times = pl.concat([times, own]).group_by("timestamp").sum()
+    times = times.sort("timestamp")
+    ratios = options.split_ratios or (0.8, 0.1, 0.1)
+    return splits.ratio_cuts(times["timestamp"].to_numpy(), ratios, times["len"].to_numpy())
 
 
 def build_tables(source: InteractionLog, options: LogOptions) -> Tables:
@@ -179,33 +241,39 @@ def build_tables(source: InteractionLog, options: LogOptions) -> Tables:
     Raises:
         UserError: If the filters or the split leave nothing to train or to test on.
     """
-    log, filter_facts = filter_log(source, options)
+    log = source.interactions if isinstance(source.interactions, CodedLog) else CodedLog.of(source.interactions)
+    order = coded(log.users, log.users.present())
+    buckets, left, filter_facts = filter_log(log, order, source, options)
+    users, items = coded(log.users, np.flatnonzero(left.users)), coded(log.items, np.flatnonzero(left.items))
+    user_ids, item_ids = log.users.words(users).to_list(), log.items.words(items).to_list()
     notes = ["k-core and catalogue membership were computed on the whole log"]
-    notes += filters.note_alike(log, source.items)
-    user_ids, item_ids = (unique_ids(log[name].unique().to_list()) for name in ("user_id", "item_id"))
-    log = number_log(log, user_ids, item_ids)
-    users, times = log["user"].to_numpy(), log["timestamp"].to_numpy()
+    notes += filters.note_alike(user_ids, item_ids, source.items)
+    if not np.array_equal(users, order[left.users[order]]):  # where the only ids that are no numbers went
+        buckets = buckets_of(buckets, users, log.users.counts)
+    numbers = _numbers(users, log.users), _numbers(items, log.items)
+    cuts = None
     if options.split == "leave_one_out":
-        labels = splits.leave_one_out(users)
         notes.append("other users' futures visible")
     else:
-        if options.valid_from is not None and options.test_from is not None:
-            cuts = splits.date_cuts(options.valid_from, options.test_from)
-        else:
-            cuts = splits.ratio_cuts(times, options.split_ratios or (0.8, 0.1, 0.1))
-        labels = splits.by_time(times, cuts)
+        cuts = _cuts(buckets, options)
         notes.append(f"validation from {cuts[0]}, test from {cuts[1]} (epoch milliseconds)")
-    parts = {}
+    parts, counts, ties = {name: Frames() for name in ("train", "valid", "test")}, np.zeros(3, dtype=np.int64), 0
+    for bucket in buckets:
+        rows = _numbered(bucket.frame(), *numbers)
+        owners = rows["user"].to_numpy()
+        labels = splits.leave_one_out(owners) if cuts is None else splits.by_time(rows["timestamp"].to_numpy(), cuts)
+        counts += np.bincount(labels, minlength=3)
+        ties += count_ties(rows)
+        parts["train"].append(conform(splits.train_sequences(rows, labels), "train"))
+        for name, part in (("valid", splits.VALID), ("test", splits.TEST)):
+            cases = splits.held_out_rows(
+                rows, labels, part, mask_history=options.mask_history, max_history=options.max_history
+            )
+            parts[name].append(conform(cases.with_columns(pl.col("row") + parts[name].height), name))
     for name, part in (("valid", splits.VALID), ("test", splits.TEST)):
-        parts[name] = splits.held_out_rows(
-            log, labels, part, mask_history=options.mask_history, max_history=options.max_history
-        )
-        first = int((labels == part).sum()) - parts[name].height
-        if first:
+        if first := int(counts[part]) - parts[name].height:
             notes.append(f"{first} {name} interactions are their user's first and make no case")
-    train = splits.train_sequences(log, labels)
-    if not train.height or not parts["test"].height:
-        counts = np.bincount(labels, minlength=3).tolist()
+    if not parts["train"].height or not parts["test"].height:
         loo = options.split == "leave_one_out"
         advice = "it needs users with 3 interactions: lower item_k" if loo else "choose other cuts"
         removed = filters.describe_filters(filter_facts)
@@ -213,12 +281,13 @@ def build_tables(source: InteractionLog, options: LogOptions) -> Tables:
             f"split: {options.split} leaves {counts[0]} train, {counts[1]} validation and {counts[2]} test "
             f"interactions, {parts['test'].height} of the latter with a history ({removed}); {advice}"
         )
+    large: dict[str, Table] = {
+        name: part.frame() if part.height <= IN_MEMORY else part for name, part in parts.items()
+    }
     return Tables(
         items=number_items(source.items, item_ids),
         users=pl.DataFrame({"user": range(len(user_ids)), "user_id": user_ids}),
-        train=train,
-        valid=parts["valid"],
-        test=parts["test"],
+        **large,
         facts={
             "name": source.name,
             "terms": source.terms,
@@ -229,9 +298,24 @@ def build_tables(source: InteractionLog, options: LogOptions) -> Tables:
             "repeats": options.duplicates != "keep_first",
             "read": list(source.read),
             "filters": filter_facts,
-            "ties": {"interactions": count_ties(log), "of": log.height, "order": _tie_order(source, options)},
+            "ties": {"interactions": ties, "of": left.rows, "order": _tie_order(source, options)},
             "notes": notes,
         },
+    )
+
+
+def _numbers(codes: NDArray[np.int64], ids: Ids) -> NDArray[np.int32]:
+    """The number of each code that has one."""
+    numbers = np.full(len(ids.counts), -1, dtype=np.int32)
+    numbers[codes] = np.arange(len(codes), dtype=np.int32)
+    return numbers
+
+
+def _numbered(log: pl.DataFrame, users: NDArray[np.int32], items: NDArray[np.int32]) -> pl.DataFrame:
+    """Numbers for codes, users in order, each user's interactions as they stand."""
+    numbers = {"user": users[log["user"].to_numpy()], "item": items[log["item"].to_numpy()]}
+    return log.with_columns(**{name: pl.Series(found) for name, found in numbers.items()}).sort(
+        "user", maintain_order=True
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reasonrec.data_gen.schema import ITEM_TEXT, Tables, check_tables, describe
+from reasonrec.data_gen.schema import ITEM_TEXT, Tables, check_tables, describe, pieces
 from reasonrec.tokenizers.terminal import visible
 
 ROWS = 3  # of each table
@@ -20,7 +20,8 @@ def preview(tables: Tables) -> str:
 
     Example lines of a test row: `u17: …, Heat (1995), Clue (1985) -> Big (1988)`.
     """
-    frames, facts = check_tables(tables)
+    found, facts = check_tables(tables)
+    frames = {name: next(iter(pieces(table))) for name, table in found.items()}
     titles = frames["items"]["title"].to_list()
     users = dict(frames["users"].select("user", "user_id").iter_rows())
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from reasonrec.data_gen.frames import Frames
 from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.catalogue import SCHEMA, TEXTS, Catalogue
 from reasonrec.tokenizers.errors import UserError
@@ -48,11 +49,13 @@ ROWS: dict[str, Any] = {
     "same_time": pl.Boolean,
 }
 TABLES = ("items", "users", "train", "valid", "test")
+Table = pl.DataFrame | Frames  # in memory, or on disk
+ROW_GROUP = 1 << 20  # rows of a Parquet file that are packed together
 
 
 @dataclass(frozen=True)
 class Tables:
-    """A dataset in memory, before it is written.
+    """A dataset before it is written; its large tables may wait on disk.
 
     Attributes:
         items: Columns of `ITEMS` without `train_count`, which is counted from `train`.
@@ -66,9 +69,9 @@ class Tables:
 
     items: pl.DataFrame
     users: pl.DataFrame
-    train: pl.DataFrame
-    valid: pl.DataFrame
-    test: pl.DataFrame
+    train: Table
+    valid: Table
+    test: Table
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -230,11 +233,20 @@ def _check_rows(name: str, rows: pl.DataFrame, n_users: int, n_items: int) -> No
         raise ValueError(f"table {name}: a target is masked, so no ranking could hit it")
 
 
-def check_tables(tables: Tables) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
-    """Check the tables and count the training targets.
+def conform(frame: pl.DataFrame, name: str) -> pl.DataFrame:
+    """A piece of `train`, `valid` or `test` with the columns and types of the file.
+
+    Raises:
+        ValueError: If a column is missing or unknown.
+    """
+    return _conform(frame, *((TRAIN, TRAIN_OPTIONAL) if name == "train" else (ROWS, {})), name)
+
+
+def check_tables(tables: Tables) -> tuple[dict[str, Table], dict[str, Any]]:
+    """Check the tables, piece by piece where they are on disk, and count the training targets.
 
     Args:
-        tables: The dataset.
+        tables: The dataset; what is on disk has the types of the files already.
 
     Returns:
         The tables of the five files by their names, and the facts for the manifest: `tables.facts` and the counts.
@@ -242,18 +254,22 @@ def check_tables(tables: Tables) -> tuple[dict[str, pl.DataFrame], dict[str, Any
     Raises:
         ValueError: If the tables contradict each other (a bug in a reader, not a user's mistake).
     """
-    train = _conform(tables.train, TRAIN, TRAIN_OPTIONAL, "train")
+    large: dict[str, Table] = {"train": tables.train, "valid": tables.valid, "test": tables.test}
+    large = {name: conform(part, name) if isinstance(part, pl.DataFrame) else part for name, part in large.items()}
     users = _conform(tables.users, USERS, {}, "users")
     n_items, n_users = tables.items.height, users.height
-    _check_numbers("train", "user", train["user"], n_users)
-    _check_lists("train", "items", train["items"], n_items)
-    counted = tables.items.with_columns(pl.Series("train_count", count_targets(train, n_items)))
+    counts = np.zeros(n_items, dtype=np.int32)
+    for train in pieces(large["train"]):
+        _check_numbers("train", "user", train["user"], n_users)
+        _check_lists("train", "items", train["items"], n_items)
+        counts += count_targets(train, n_items)
+    counted = tables.items.with_columns(pl.Series("train_count", counts))
     items = _conform(counted, ITEMS, {}, "items")
     if not (items["item"] == pl.Series(range(n_items), dtype=pl.Int32)).all() or (items["title"] == "").any():
         raise ValueError("table items: items have to be numbered in row order and have a title each")
-    rows = {name: _conform(getattr(tables, name), ROWS, {}, name) for name in ("valid", "test")}
-    for name, frame in rows.items():
-        _check_rows(name, frame, n_users, n_items)
+    for name in ("valid", "test"):
+        for rows in pieces(large[name]):
+            _check_rows(name, rows, n_users, n_items)
     facts = {
         "terms": "",
         "redistributable": True,
@@ -261,11 +277,28 @@ def check_tables(tables: Tables) -> tuple[dict[str, pl.DataFrame], dict[str, Any
         "n_users": n_users,
         "n_items": n_items,
         "n_train_targets": int(items["train_count"].sum()),
-        "n_train_sequences": train.height,
-        "n_valid": rows["valid"].height,
-        "n_test": rows["test"].height,
+        "n_train_sequences": large["train"].height,
+        "n_valid": large["valid"].height,
+        "n_test": large["test"].height,
     }
-    return {"items": items, "users": users, "train": train, **rows}, facts
+    return {"items": items, "users": users, **large}, facts
+
+
+def pieces(table: Table) -> Iterable[pl.DataFrame]:
+    """What is in memory at a time."""
+    return [table] if isinstance(table, pl.DataFrame) else table
+
+
+def _write(table: Table, file: Path) -> None:
+    """Write one file; a row group is in memory at a time."""
+    if isinstance(table, Frames) and table.height <= ROW_GROUP:
+        table = table.frame()
+    elif isinstance(table, Frames):
+        groups = Frames()
+        for group in table.parts(ROW_GROUP):
+            groups.append(group)
+        table = groups
+    table.lazy().sink_parquet(file, compression="zstd", row_group_size=ROW_GROUP)
 
 
 def write_dataset(folder: Path, tables: Tables) -> dict[str, Any]:
@@ -279,8 +312,8 @@ def write_dataset(folder: Path, tables: Tables) -> dict[str, Any]:
         The facts for the manifest, see `check_tables`.
     """
     frames, facts = check_tables(tables)
-    for name, frame in frames.items():
-        frame.write_parquet(folder / f"{name}.parquet", compression="zstd", row_group_size=1 << 20)
+    for name, table in frames.items():
+        _write(table, folder / f"{name}.parquet")
     return facts
 
 

@@ -20,27 +20,34 @@ def _mix(value: np.ndarray) -> np.ndarray:
     return value ^ (value >> np.uint64(31))
 
 
-def _column_keys(column: pl.Series) -> np.ndarray:
+def digests(words: pl.Series) -> np.ndarray:
+    """One number for each word, uint64."""
+    found = [
+        int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+        for word in words.to_list()
+    ]
+    return np.array(found, dtype=np.uint64)
+
+
+def _column_keys(column: pl.Series | np.ndarray) -> np.ndarray:
+    if isinstance(column, np.ndarray):
+        return column
     if column.dtype.is_integer():
         return column.cast(pl.Int64).to_numpy().astype(np.uint64)
     words = column.cast(pl.String)
     # One digest per distinct id, not per row: a log has far fewer ids than rows.
     distinct = words.unique()
-    digests = [
-        int.from_bytes(hashlib.blake2b(w.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-        for w in distinct.to_list()
-    ]
-    table = pl.DataFrame({"word": distinct, "digest": pl.Series(digests, dtype=pl.UInt64)})
+    table = pl.DataFrame({"word": distinct, "digest": digests(distinct)})
     joined = pl.DataFrame({"word": words}).join(table, on="word", how="left", maintain_order="left")
     return joined["digest"].to_numpy()
 
 
-def seeded_hash(seed: int, *columns: pl.Series) -> np.ndarray:
+def seeded_hash(seed: int, *columns: pl.Series | np.ndarray) -> np.ndarray:
     """Hash each row of some columns.
 
     Args:
         seed: The seed; another one gives an unrelated order.
-        *columns: String or integer columns of one length, without nulls.
+        *columns: String or integer columns of one length, without nulls, or the `digests` of strings.
 
     Returns:
         uint64 array of shape (rows,).

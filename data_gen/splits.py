@@ -55,12 +55,13 @@ def check_ratios(ratios: Sequence[float]) -> None:
         )
 
 
-def ratio_cuts(times: np.ndarray, ratios: Sequence[float]) -> tuple[int, int]:
+def ratio_cuts(times: np.ndarray, ratios: Sequence[float], counts: np.ndarray | None = None) -> tuple[int, int]:
     """First time of validation and of test, so that the parts come nearest to the ratios.
 
     Args:
         times: Time of each interaction, any order: shape (rows,).
         ratios: Shares of train, validation and test; they sum to 1.
+        counts: How many interactions each of `times` stands for, which are distinct and sorted then; one if None.
 
     Returns:
         Two time stamps; an interaction at a cut belongs to the later part, so a time stamp is never divided.
@@ -69,13 +70,15 @@ def ratio_cuts(times: np.ndarray, ratios: Sequence[float]) -> tuple[int, int]:
         UserError: If the ratios are no three shares, or some part would be empty.
     """
     check_ratios(ratios)
-    distinct, counts = np.unique(times, return_counts=True)
+    distinct = times
+    if counts is None:
+        distinct, counts = np.unique(times, return_counts=True)
     if len(distinct) < 3:
         raise UserError(
             f"a time split needs at least 3 distinct timestamps, the log has {len(distinct)}; use split: leave_one_out"
         )
     before = np.cumsum(counts)[:-1]  # rows before a cut at distinct[1], distinct[2], …
-    cut = [int(np.argmin(np.abs(before - share * len(times)))) for share in (ratios[0], ratios[0] + ratios[1])]
+    cut = [int(np.argmin(np.abs(before - share * counts.sum()))) for share in (ratios[0], ratios[0] + ratios[1])]
     first = min(cut[0], len(before) - 2)
     second = max(cut[1], first + 1)
     return int(distinct[first + 1]), int(distinct[second + 1])
@@ -138,15 +141,19 @@ def held_out_rows(
     whole = position[at]
     shown = whole if max_history is None else np.minimum(whole, max_history)
     histories = to_lists(_windows(items, at - shown, shown), shown)
-    masked = to_lists(_windows(items, start[at], whole), whole) if mask_history else None
-    nothing = to_lists(items[:0], np.zeros(len(at), dtype=np.int64))
+    if mask_history:
+        rows = np.repeat(np.arange(len(at), dtype=np.int64), whole)
+        distinct = np.unique(rows << 32 | _windows(items, start[at], whole))
+        masked = to_lists(distinct.astype(np.int32), np.bincount(distinct >> 32, minlength=len(at)))
+    else:
+        masked = to_lists(items[:0], np.zeros(len(at), dtype=np.int64))
     return pl.DataFrame(
         {
             "row": np.arange(len(at), dtype=np.int32),
             "user": users[at],
             "history": histories,
             "target": items[at],
-            "masked": nothing if masked is None else masked.list.unique().list.sort(),
+            "masked": masked,
             "same_time": times[at] == times[at - 1],
         }
     )

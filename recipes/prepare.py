@@ -9,8 +9,10 @@ import os
 import time
 from dataclasses import dataclass, field
 
+from reasonrec.data_gen.frames import spilling
 from reasonrec.data_gen.preview import preview
 from reasonrec.data_gen.readers.base import READERS
+from reasonrec.data_gen.rejected import keeping_rejected
 from reasonrec.data_gen.schema import describe, write_dataset
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import OptionsOf, recorded
@@ -48,13 +50,16 @@ def main() -> None:
         return
     out = claim_output(config.output_dir, overwrite=config.overwrite)
     start = time.perf_counter()
-    tables, files = reader.read()
-    inputs = {role: file_hash(file) for role, file in files.items()}
-    recipe = recorded(config, out) | recorded(reader, out)
-    del recipe["preview"]  # nothing is written there
-    about = {"config": recipe, "seed": recipe.get("seed", 0), "inputs": inputs}
-    with staged(out, kind="dataset", overwrite=config.overwrite, **about) as (folder, facts):
-        facts.update(write_dataset(folder, tables))
+    with spilling(out), keeping_rejected(out) as rejected:
+        tables, files = reader.read()
+        inputs = {role: file_hash(file) for role, file in files.items()}
+        recipe = recorded(config, out) | recorded(reader, out)
+        del recipe["preview"]  # nothing is written there
+        about = {"config": recipe, "seed": recipe.get("seed", 0), "inputs": inputs}
+        with staged(out, kind="dataset", overwrite=config.overwrite, **about) as (folder, facts):
+            facts.update(write_dataset(folder, tables))
+    if rejected.exists():
+        say(f"{rejected} has the lines that could not be read")
     say(f"{describe(facts)}\n{out} written in {time.perf_counter() - start:.1f} s")
 
 

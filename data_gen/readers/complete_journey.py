@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from reasonrec.data_gen.clean import clean_items
-from reasonrec.data_gen.filters import filter_fact
+from reasonrec.data_gen.filters import count_log, filter_fact
 from reasonrec.data_gen.interaction_log import SEED, number_items, number_log
 from reasonrec.data_gen.readers.base import FOLDER, READERS
 from reasonrec.data_gen.readers.movielens import package_folder
@@ -49,7 +49,7 @@ def read_complete_journey(path: str | None, *, seed: int, earlier_types: int = 0
     lines = _read_lines(**files)
     households = lines.group_by("item_id").agg(pl.col("user_id").n_unique())
     kept = lines.join(households.filter(pl.col("user_id") >= MIN_HOUSEHOLDS), on="item_id", how="semi")
-    facts = [filter_fact("households_per_type", lines, kept, min_households=MIN_HOUSEHOLDS)]
+    facts = [filter_fact("households_per_type", count_log(lines), count_log(kept), min_households=MIN_HOUSEHOLDS)]
     user_ids, item_ids = (unique_ids(kept[name].unique().to_list()) for name in ("user_id", "item_id"))
     bought = number_log(kept.sort("user_id", "time", "basket", "item_id"), user_ids, item_ids)
     order = seeded_hash(seed, bought["user"], bought["basket"], bought["item"])

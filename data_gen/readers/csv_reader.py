@@ -106,24 +106,28 @@ class CsvFile:
         return UserError(f"{self.path} cannot be read as a table: it is empty; its first line has to name the columns")
 
     def read(self, columns: list[str]) -> pl.DataFrame:
-        """Read some columns as text, with the line each row starts in (column `LINE`).
+        """Read some columns as text; see `blocks`."""
+        return pl.concat(list(self.blocks(columns)))
+
+    def blocks(self, columns: list[str]) -> Iterator[pl.DataFrame]:
+        """Read some columns as text, with the line each row starts in (column `LINE`), block by block.
 
         Raises:
             UserError: If a record does not have the header's fields, a quote does not stand around a field, or the
                 text is not UTF-8.
         """
         numbers = [self.columns.index(name) for name in columns]
-        frames, header_read = [], False
+        header_read = False
         for line, block in self._blocks():
             if not header_read:
                 _, end, lines = self._header(block)
                 block, line, header_read = block[end:], line + lines, True
             if block:
-                frames.append(self._parse(block, line, numbers, columns))
-        self.rows = sum(frame.height for frame in frames)
+                frame = self._parse(block, line, numbers, columns)
+                self.rows += frame.height
+                yield frame
         if not self.rows:
             raise UserError(f"{self.path} cannot be read as a table: it has a header and no rows")
-        return pl.concat(frames)
 
     def _open(self) -> IO[bytes]:
         with self.path.open("rb") as raw:
@@ -162,7 +166,7 @@ class CsvFile:
                         return
         except (OSError, EOFError, zlib.error) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{self.path} cannot be read: {reason}; is the file complete?") from error
+            raise UserError(f"{self.path} cannot be read: {reason}; is the file complete? Copy it again") from error
 
     def _check_start(self, block: bytes) -> bytes:
         """Refuse what is no text of lines; cut the byte-order mark off."""
@@ -375,10 +379,12 @@ class CsvFile:
             )
 
     def _not_utf8(self, block: bytes, line: int, error: UnicodeDecodeError) -> UserError:
+        way = "if it is Latin-1 or Windows-1252, `iconv -f WINDOWS-1252 -t UTF-8"
+        if not block[: error.start].isascii():
+            way = "earlier ones are: encodings are mixed; mend it, or, without such bytes, `iconv -c -f UTF-8 -t UTF-8"
         return UserError(
             f"{self.path} cannot be read: line {line + block.count(_NEWLINE, 0, error.start)} is not UTF-8 (byte "
-            f"0x{block[error.start]:02x}); if it is Latin-1 or Windows-1252, `iconv -f WINDOWS-1252 -t UTF-8 "
-            f"{self.path.name} > utf8.csv` converts it"
+            f"0x{block[error.start]:02x}); {way} {self.path.name} > utf8.csv` converts it"
         )
 
     def _shown(self, record: bytes) -> str:

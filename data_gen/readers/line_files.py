@@ -1,7 +1,7 @@
 """Public files of one record a line, JSON or fields with a separator, plain or gzip.
 
-Such a file has millions of lines, and a few of them are broken. A line that cannot be read is left out and counted,
-with the number of the first, and a file in which more than a share of them cannot be read is refused. Blocks of lines
+Such a file has millions of lines, and a few of them are broken. A line that cannot be read is left out, counted and
+kept for people (`rejected`), and a file in which more than a share of them cannot be read is refused. Blocks of lines
 are in memory one after the other, beside the fields that were asked for.
 """
 
@@ -13,13 +13,14 @@ import json
 import math
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import polars as pl
 
+from reasonrec.data_gen import rejected
 from reasonrec.data_gen.readers.csv_reader import LINE, LONGEST
 from reasonrec.tokenizers.errors import UserError
 
@@ -65,6 +66,7 @@ class LineFile:
         blank: Lines without anything, which are no rows.
         bad: Rows that cannot be read.
         first_bad: Line of the first of these, the first line is 1, and what is wrong with it.
+        rejected: What is wrong with each of them, by line, up to `rejected.MOST`.
     """
 
     path: Path
@@ -74,6 +76,7 @@ class LineFile:
     blank: int = 0
     bad: int = 0
     first_bad: tuple[int, str] | None = None
+    rejected: dict[int, str] = field(default_factory=dict)
 
     def records(self, row: Row, schema: Mapping[str, Any], *, literal: bool = False) -> pl.DataFrame:
         """Read lines of JSON.
@@ -104,7 +107,7 @@ class LineFile:
                             raise ValueError("no record in braces")
                         values = row(record)
                     except _WRONG as error:
-                        self._refuse(at, 1, f"no {error}" if isinstance(error, KeyError) else str(error))
+                        self._refuse([at], f"no {error}" if isinstance(error, KeyError) else str(error))
                     else:
                         if values is not None:
                             found.append((at, *values))
@@ -176,7 +179,7 @@ class LineFile:
         if not wrong.any():
             return frame
         bad = frame.filter(wrong)
-        self._refuse(int(bad[LINE][0]), bad.height, why)
+        self._refuse(bad[LINE], why)
         return frame.filter(~wrong)
 
     def finish(self, kept: int, dropped: Mapping[str, int] | None = None) -> dict[str, Any]:
@@ -193,15 +196,33 @@ class LineFile:
             raise UserError(f"{self.path} holds no row")
         if self.bad > self.max_bad_lines * self.rows:
             raise self._too_many(f"more than max_bad_lines={self.max_bad_lines} allows")
+        self._keep_rejected()
         first = f"unreadable (the first in line {self.first_bad[0]}: {self.first_bad[1]})" if self.first_bad else ""
         reasons = {**(dropped or {})} | ({first: self.bad} if first else {})
         read = {"table": self.table, "rows": self.rows, "blank_lines": self.blank, "kept": kept, "dropped": reasons}
         return {**read, "ids_written_as_floats": {}}
 
-    def _refuse(self, line: int, count: int, why: str) -> None:
-        self.bad += count
-        if self.first_bad is None or line < self.first_bad[0]:
-            self.first_bad = line, why[:100]
+    def _refuse(self, lines: Iterable[int], why: str) -> None:
+        for line in lines:
+            self.bad += 1
+            if self.first_bad is None or line < self.first_bad[0]:
+                self.first_bad = line, why[:100]
+            if len(self.rejected) < rejected.MOST:
+                self.rejected[line] = why[:100]
+
+    def _keep_rejected(self) -> Path | None:
+        """Write the rejected lines, which takes another look at the file if there are any."""
+        return rejected.keep(self.path, self._rejected(), self.bad - len(self.rejected)) if self.bad else None
+
+    def _rejected(self) -> Iterator[tuple[int, str, bytes]]:
+        left = sorted(self.rejected, reverse=True)
+        for first, block in self._blocks():
+            lines = block.split(b"\n")
+            while left and left[-1] < first + len(lines) - 1:
+                at = left.pop()
+                yield at, self.rejected[at], lines[at - first]
+            if not left:
+                return
 
     def _give_up(self) -> None:
         """Refuse a file of another kind before all of it is read."""
@@ -210,9 +231,11 @@ class LineFile:
 
     def _too_many(self, why: str) -> UserError:
         line, reason = self.first_bad or (0, "")
+        file = self._keep_rejected()
+        seen = f" (all of them: {file})" if file and self.bad <= rejected.MOST else f" (more: {file})" if file else ""
         return UserError(
             f"{self.path}: {self.bad:,} of {self.rows:,} lines cannot be read, {why}; the first is line {line} "
-            f"({reason}): mend or download the file again, or raise max_bad_lines to leave them out"
+            f"({reason}){seen}: mend or download the file again, or raise max_bad_lines to leave them out"
         )
 
     def _decoded(self, line: bytes, at: int, encoding: str) -> str | None:
@@ -220,7 +243,7 @@ class LineFile:
             return line.decode(encoding)
         except UnicodeDecodeError as error:
             self.rows += 1
-            self._refuse(at, 1, str(error))
+            self._refuse([at], str(error))
             return None
 
     def _open(self) -> IO[bytes]:
@@ -247,7 +270,8 @@ class LineFile:
         except (OSError, EOFError, zlib.error) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"{self.path} cannot be read behind line {line - 1}: {reason}; is the file complete?"
+                f"{self.path} cannot be read behind line {line - 1}: {reason}; is the file complete? Download or copy "
+                "it again"
             ) from error
 
 

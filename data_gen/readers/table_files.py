@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.registry import closest
 from reasonrec.tokenizers.terminal import shown
 
+_ROWS = 1 << 19  # of a Parquet file that are read at once
 _CSV, _PARQUET = {".csv", ".tsv", ".tab", ".txt", ".dat"}, {".parquet", ".pq"}
 
 
 @dataclass(frozen=True)
 class Table:
-    """The mapped columns of a file.
+    """The mapped columns of a file, or of a block of its rows.
 
     Attributes:
         path: The file.
@@ -27,7 +28,7 @@ class Table:
             of a Parquet file (the first is row 1).
         mapped: Our names to the file's.
         key: Name of the mapping in the configuration.
-        facts: How many rows the file has, and lines without anything.
+        facts: How many rows the file has, and lines without anything; full once all of it is read.
     """
 
     path: Path
@@ -127,7 +128,21 @@ def read_table(
     key: str,
     unread: frozenset[str] = frozenset(),
 ) -> Table:
-    """Read the mapped columns of a file.
+    """Read the mapped columns of a file; see `read_blocks`."""
+    blocks = list(read_blocks(path, separator, quote_char, mapping, known, key, unread))
+    return replace(blocks[-1], frame=pl.concat([block.frame for block in blocks]))
+
+
+def read_blocks(
+    path: Path,
+    separator: str | None,
+    quote_char: str | None,
+    mapping: Mapping[str, str],
+    known: Mapping[str, bool],
+    key: str,
+    unread: frozenset[str] = frozenset(),
+) -> Iterator[Table]:
+    """Read the mapped columns of a file, block by block.
 
     Args:
         path: The file.
@@ -143,26 +158,40 @@ def read_table(
     """
     if _is_parquet(path):
         try:
-            lazy = pl.scan_parquet(path)
-            mapped = map_columns(path, lazy.collect_schema().names(), mapping, known, key)
-            picked = {ours: theirs for ours, theirs in mapped.items() if ours not in unread}
-            rows = lazy.select(pl.len()).collect().item()
-            frame = lazy.select(pl.col(theirs).alias(ours) for ours, theirs in picked.items()).collect()
-            frame = frame.with_columns(pl.col(pl.Binary).cast(pl.String))  # text without a mark that it is some
+            yield from _parquet_blocks(path, mapping, known, key, unread)
         except pl.exceptions.PolarsError as error:
             raise UserError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
-        if not rows:
-            raise UserError(f"{path} cannot be read as a table: it has no rows")
-        if frame.height != rows:
-            raise UserError(f"{path}: {frame.height} rows were read of {rows}; write the file again")
-        return Table(path, frame.with_row_index(LINE, offset=1), mapped, key, {"rows": rows, "blank_lines": 0})
+        return
     meant = read_separator(path, separator)
     table = CsvFile(path, meant, read_quote(quote_char, meant), trusted=quote_char is not None)
     mapped = map_columns(path, table.columns, mapping, known, key, _header_advice(table))
     picked = {ours: theirs for ours, theirs in mapped.items() if ours not in unread}
-    frame = table.read(list(picked.values()))
-    frame.columns = [LINE, *picked]
-    return Table(path, frame, mapped, key, {"rows": table.rows, "blank_lines": table.blank})
+    facts: dict[str, Any] = {}
+    for frame in table.blocks(list(picked.values())):
+        frame.columns = [LINE, *picked]
+        facts |= {"rows": table.rows, "blank_lines": table.blank}
+        yield Table(path, frame, mapped, key, facts)
+
+
+def _parquet_blocks(
+    path: Path, mapping: Mapping[str, str], known: Mapping[str, bool], key: str, unread: frozenset[str]
+) -> Iterator[Table]:
+    lazy = pl.scan_parquet(path)
+    mapped = map_columns(path, lazy.collect_schema().names(), mapping, known, key)
+    picked = {ours: theirs for ours, theirs in mapped.items() if ours not in unread}
+    rows = lazy.select(pl.len()).collect().item()
+    if not rows:
+        raise UserError(f"{path} cannot be read as a table: it has no rows")
+    wanted = lazy.select(pl.col(theirs).alias(ours) for ours, theirs in picked.items())
+    read = 0
+    for start in range(0, rows, _ROWS):
+        frame = wanted.slice(start, _ROWS).collect()
+        read += frame.height
+        if read != min(start + _ROWS, rows):
+            raise UserError(f"{path}: {read} rows were read of {rows}; write the file again")
+        frame = frame.with_columns(pl.col(pl.Binary).cast(pl.String))  # text without a mark that it is some
+        frame = frame.with_row_index(LINE, offset=start + 1)
+        yield Table(path, frame, mapped, key, {"rows": rows, "blank_lines": 0})
 
 
 def _header_advice(table: CsvFile) -> str:

@@ -1,12 +1,13 @@
 """Your own data: a table of interactions and a table of items, CSV or Parquet.
 
-Only the mapped columns are ever in memory. Every row of a file is counted, and what becomes of it: nothing disappears
-unsaid (`csv_reader` checks the rows of CSV files, `values` says what a cell means).
+Of interactions a block at a time is in memory, of items the mapped columns. Every row of a file is counted, and what
+becomes of it: nothing disappears unsaid (`csv_reader` checks the rows of CSV files, `values` says what a cell means).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from typing import Any
 import polars as pl
 
 from reasonrec.data_gen.clean import clean_items, clean_text
-from reasonrec.data_gen.filters import rated
+from reasonrec.data_gen.coded_log import CodedLog
+from reasonrec.data_gen.filters import filter_fact
+from reasonrec.data_gen.frames import Frames
 from reasonrec.data_gen.interaction_log import InteractionLog
 from reasonrec.data_gen.readers.base import (
     COLUMNS,
@@ -25,8 +28,8 @@ from reasonrec.data_gen.readers.base import (
     LogReader,
 )
 from reasonrec.data_gen.readers.csv_reader import LINE
-from reasonrec.data_gen.readers.table_files import Table, read_table
-from reasonrec.data_gen.readers.timestamps import Timestamps, parse_timestamps
+from reasonrec.data_gen.readers.table_files import Table, read_blocks, read_table
+from reasonrec.data_gen.readers.timestamps import TimesSeen
 from reasonrec.data_gen.values import EXACT, as_ids, as_text, respelled
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import shown
@@ -37,8 +40,13 @@ MAX_REVIEW_CHARS = 2000
 MAX_ID_CHARS = 1000
 
 
-def _ids(table: Table, names: tuple[str, ...]) -> tuple[pl.DataFrame, dict[str, int]]:
+def _ids(table: Table, names: tuple[str, ...], rest: Iterable[Table] = ()) -> tuple[pl.DataFrame, dict[str, int]]:
     """The frame with ids as text, and how many of each column were written as floats.
+
+    Args:
+        table: A block of the file.
+        names: The columns of ids.
+        rest: The blocks behind it, which a message counts.
 
     Raises:
         UserError: If an id is missing, lost its digits in a float, or is as long as a text.
@@ -58,8 +66,9 @@ def _ids(table: Table, names: tuple[str, ...]) -> tuple[pl.DataFrame, dict[str, 
         if ids.null_count():
             first = ids.is_null().arg_max()
             assert first is not None
+            missing = ids.null_count() + sum(as_ids(block.frame[name])[0].null_count() for block in rest)
             raise UserError(
-                f"{table.path}: {ids.null_count()} rows have nothing in column {table.mapped[name]!r}, the first is "
+                f"{table.path}: {missing} rows have nothing in column {table.mapped[name]!r}, the first is "
                 f"{table.where(first)} (words such as nan and NULL are nothing); fill it, remove the rows, or set "
                 f"{key}.{name} to another column"
             )
@@ -76,8 +85,8 @@ def _ids(table: Table, names: tuple[str, ...]) -> tuple[pl.DataFrame, dict[str, 
     return frame, written
 
 
-def _ratings(table: Table) -> pl.Series:
-    """Ratings, null where there is none.
+def _ratings(table: Table, rest: Iterable[Table]) -> pl.Series:
+    """Ratings of a block, null where there is none; a message counts in the rest of the file, too.
 
     Raises:
         UserError: If a value is no finite number.
@@ -85,42 +94,60 @@ def _ratings(table: Table) -> pl.Series:
     raw = table.frame["rating"]
     if raw.dtype.is_nested():
         raise UserError(f"{table.path}: column {table.mapped['rating']!r} holds {raw.dtype}, no ratings")
-    text = as_text(raw)
-    ratings = text.cast(pl.Float64, strict=False) if raw.dtype == pl.String else raw.cast(pl.Float64, strict=False)
-    ratings = pl.select(pl.when(ratings.is_finite()).then(ratings)).to_series()
-    wrong = ratings.is_null() & text.is_not_null()
+    ratings, wrong = _read_ratings(raw)
     if wrong.any():
         first = wrong.arg_max()
         assert first is not None
+        count = int(wrong.sum()) + sum(int(_read_ratings(block.frame["rating"])[1].sum()) for block in rest)
         raise UserError(
-            f"{table.path}: {wrong.sum()} values of column {table.mapped['rating']!r} are no ratings, the first is "
+            f"{table.path}: {count} values of column {table.mapped['rating']!r} are no ratings, the first is "
             f"{table.shown('rating', first)} in {table.where(first)}; mend them, or set "
             "interaction_columns.rating to a column of numbers"
         )
     return ratings
 
 
-def _times(table: Table) -> Timestamps:
-    """Times, all of them.
+def _read_ratings(raw: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Ratings, and which values are none."""
+    text = as_text(raw)
+    ratings = text.cast(pl.Float64, strict=False) if raw.dtype == pl.String else raw.cast(pl.Float64, strict=False)
+    ratings = pl.select(pl.when(ratings.is_finite()).then(ratings)).to_series()
+    return ratings, ratings.is_null() & text.is_not_null()
+
+
+def _read_times(log: CodedLog, untimed: Frames, seen: TimesSeen, table: Table) -> str:
+    """Fill a log with interactions whose times are as the file has them, and say how they were read.
+
+    Args:
+        log: The log, which knows the ids.
+        untimed: The interactions.
+        seen: What was seen of the times.
+        table: A block of the file, for messages.
 
     Raises:
         UserError: If a value is no time, or contradicts the others.
     """
-    times = parse_timestamps(table.frame["timestamp"])
-    if times.wrong is None:
-        return times
-    column, shown, where = table.mapped["timestamp"], table.shown("timestamp", times.wrong), table.where(times.wrong)
-    if times.other is not None:
+    kind, column, bad, good, wrong, other = "", table.mapped["timestamp"], 0, 0, "", ""
+    for frame in untimed:
+        times, block = seen.read(frame["timestamp"]), replace(table, frame=frame)
+        kind, bad, good = times.kind, bad + times.values.null_count(), good + times.values.count()
+        if times.other is not None and not other:
+            other = f"{block.shown('timestamp', times.other)} in {block.where(times.other)}"
+        if times.wrong is not None and not wrong:
+            wrong, why = f"{block.shown('timestamp', times.wrong)} in {block.where(times.wrong)}", times.why
+        if not wrong:
+            log.append(frame.with_columns(timestamp=times.values).drop(LINE))
+    if not wrong:
+        return kind
+    if other:
         raise UserError(
-            f"{table.path}: column {column!r} holds more than one kind of time: {shown} in {where} {times.why}, but "
-            f"{table.shown('timestamp', times.other)} in {table.where(times.other)} as {times.kind}; write all "
-            "rows in one unit, and remove or fill those without a time"
+            f"{table.path}: column {column!r} holds more than one kind of time: {wrong} {why}, but {other} as {kind}; "
+            "write all rows in one unit, and remove or fill those without a time"
         )
-    bad = times.values.null_count()
-    seen = f" beside {times.kind}" if times.kind and bad < len(times.values) else ""
+    beside = f" beside {kind}" if kind and good else ""
     raise UserError(
-        f"{table.path}: {bad} values of column {column!r} are no timestamps{seen}, the first is {shown} in {where}"
-        f"{f' ({times.why})' if times.why else ''}; use epoch seconds or milliseconds, or ISO dates such as "
+        f"{table.path}: {bad} values of column {column!r} are no timestamps{beside}, the first is {wrong}"
+        f"{f' ({why})' if why else ''}; use epoch seconds or milliseconds, or ISO dates such as "
         "2024-05-31T18:00:00Z, or set interaction_columns.timestamp to another column"
     )
 
@@ -132,8 +159,8 @@ def read_interactions(
     separator: str | None = None,
     quote_char: str | None = None,
     min_rating: float | None = None,
-) -> tuple[pl.DataFrame, list[dict[str, Any]], dict[str, Any]]:
-    """Read a table of interactions.
+) -> tuple[CodedLog, list[dict[str, Any]], dict[str, Any]]:
+    """Read a table of interactions, block by block.
 
     Args:
         path: CSV or Parquet file.
@@ -143,8 +170,8 @@ def read_interactions(
         min_rating: Keep rows rated at least this; rows without a rating are not.
 
     Returns:
-        `user_id`, `item_id` (text), `timestamp` (epoch milliseconds), and `rating` and `review` where they are mapped,
-        in the order of the file; what the filter did; what was read.
+        Users, items, `timestamp` (epoch milliseconds), and `rating` and `review` where they are mapped, in the order
+        of the file; what the filter did; what was read.
 
     Raises:
         UserError: If a column is missing, or a value is missing or does not parse.
@@ -153,19 +180,32 @@ def read_interactions(
     known = INTERACTION_COLUMNS | {"rating": with_rating}
     # A column that happens to be called "review" or "rating" but was not asked for is not read.
     unread = {"review"} - set(columns) | (set() if with_rating else {"rating"})
-    table = read_table(path, separator, quote_char, columns, known, "interaction_columns", frozenset(unread))
-    frame, written = _ids(table, ("user_id", "item_id"))
-    if with_rating:
-        frame = frame.with_columns(rating=_ratings(table))
-    frame, facts, dropped = rated(frame, min_rating)
-    if with_rating and "rating" not in columns:  # asked for as a filter alone
-        frame = frame.drop("rating")
-    times = _times(replace(table, frame=frame))
-    frame = frame.with_columns(timestamp=times.values).drop(LINE)
-    if "review" in frame.columns:
-        frame = frame.with_columns(_reviews(frame["review"]))
-    about = {"table": "interactions", **table.facts, "kept": frame.height, "dropped": dropped}
-    return frame, facts, {**about, "ids_written_as_floats": written, "timestamps": times.kind}
+    blocks = read_blocks(path, separator, quote_char, columns, known, "interaction_columns", frozenset(unread))
+    log, untimed, seen, written, rows, missing = CodedLog(), Frames(), TimesSeen(), Counter[str](), 0, 0
+    for table in blocks:
+        frame, floats = _ids(table, ("user_id", "item_id"), blocks)
+        written.update(floats)
+        rows += frame.height
+        if with_rating:
+            frame = frame.with_columns(rating=_ratings(table, blocks))
+        frame = log.encode(frame)
+        if min_rating is not None:
+            missing += frame["rating"].null_count()
+            frame = frame.filter(pl.col("rating") >= min_rating)
+        if with_rating and "rating" not in columns:  # asked for as a filter alone
+            frame = frame.drop("rating")
+        seen.add(frame["timestamp"])
+        if "review" in frame.columns:
+            frame = frame.with_columns(_reviews(frame["review"]))
+        untimed.append(frame)
+    before = {"rows": rows, "users": len(log.users.counts), "items": len(log.items.counts)}
+    kind = _read_times(log, untimed, seen, table)
+    about = {"table": "interactions", **table.facts, "kept": untimed.height, "dropped": {}}
+    about |= {"ids_written_as_floats": dict(written), "timestamps": kind}
+    if min_rating is None:
+        return log, [], about
+    about["dropped"] = {"rated lower": rows - untimed.height - missing, "without a rating": missing}
+    return log, [filter_fact("min_rating", before, log.counts(), min_rating=min_rating, missing=missing)], about
 
 
 def _reviews(column: pl.Series) -> pl.Series:

@@ -1,12 +1,14 @@
 """Timestamps as people write them: epoch numbers of any unit, ISO dates, dates of Parquet files.
 
 A column has one unit. Numbers that are written dates (20231114), years or a spreadsheet's days are read as such and
-never as seconds; a column in which two units stand, or a zero among this year's seconds, is refused.
+never as seconds; a column in which two units stand, or a zero among this year's seconds, is refused. A large column
+comes in blocks: `TimesSeen` looks at each before any is read.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 import polars as pl
 
@@ -26,6 +28,7 @@ _UNITS = ((1e17, "nanoseconds", 10**6), (1e14, "microseconds", 10**3), (1e11, "m
 _PER_SECOND = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
 _FIRST, _LAST = 10**8, 42 * 10**8
 _BEYOND = 2.0**63
+_NO_TIMES = (pl.Time, pl.Duration, pl.Boolean, pl.Binary)
 # Dates written as one number: digits, format, range.
 _WRITTEN = {
     "YYYYMMDD": ("%Y%m%d", "", 19000101, 21001231),
@@ -65,30 +68,119 @@ def parse_timestamps(values: pl.Series) -> Timestamps:
         values: Numbers, dates or text. Epoch units are told apart by size, for the whole column. ISO text
             without a zone counts as UTC.
     """
-    if values.dtype == pl.Date or isinstance(values.dtype, pl.Datetime):
-        moments = values.cast(pl.Datetime("ms")) if values.dtype == pl.Date else values.dt.cast_time_unit("ms")
-        return _complete(moments.dt.epoch("ms"), "dates of the file")
-    if values.dtype.is_nested() or values.dtype in (pl.Time, pl.Duration, pl.Boolean, pl.Binary):
-        nothing = pl.Series("timestamp", [None] * len(values), dtype=pl.Int64)
-        return Timestamps(nothing, "", 0 if len(values) else None, f"the column holds {values.dtype}")
-    if values.dtype.is_integer():
-        return _from_numbers(values)
-    if values.dtype.is_float():
-        return _from_numbers(pl.select(pl.when(values.is_finite()).then(values)).to_series())
-    text = as_text(values)
-    numeric = text.str.contains(_NUMBER)
-    count, there = int(numeric.sum() or 0), len(text) - text.null_count()
-    if not count or 2 * count < there:
-        return _complete(_from_iso(text), "ISO dates")
-    # Mostly numbers: what is none is the mistake.
-    rounded = text.str.contains(_ROUNDED)
-    if 2 * int(rounded.sum() or 0) > there:
-        nothing = pl.Series("timestamp", [None] * len(text), dtype=pl.Int64)
-        why = "a spreadsheet rounded it, and its digits are lost: export the column as a whole number or as text"
-        return Timestamps(nothing, "", rounded.fill_null(False).arg_max(), why)
-    whole = text.cast(pl.Int64, strict=False)
-    # Nanoseconds exceed what a float keeps exactly, so whole numbers stay whole.
-    return _from_numbers(whole if whole.null_count() == len(text) - count else text.cast(pl.Float64, strict=False))
+    seen = TimesSeen()
+    seen.add(values)
+    return seen.read(values)
+
+
+@dataclass
+class TimesSeen:
+    """What a column of times holds, from which follows how each of its blocks is read.
+
+    Attributes:
+        counts: How many values are texts, numbers, numbers of one kind or another.
+        largest: The largest number without its sign.
+        fractions: Whether a number is not whole.
+        floats: Whether a text is a number that 64 bits do not hold as a whole one.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    largest: float = 0.0
+    fractions: bool = False
+    floats: bool = False
+
+    def add(self, values: pl.Series) -> None:
+        """Look at a block."""
+        if _holds_numbers(values):
+            self._add_numbers(_numbers(values))
+        elif not (values.dtype.is_nested() or values.dtype.is_temporal() or values.dtype in _NO_TIMES):
+            text = as_text(values)
+            numeric = int(text.str.contains(_NUMBER).sum() or 0)
+            self.counts["texts"] += len(text) - text.null_count()
+            self.counts["numeric"] += numeric
+            if numeric:
+                self.counts["rounded"] += int(text.str.contains(_ROUNDED).sum() or 0)
+                whole = text.cast(pl.Int64, strict=False)
+                # Nanoseconds exceed what a float keeps exactly, so whole numbers stay whole.
+                floats = whole.null_count() > len(text) - numeric
+                self.floats |= floats
+                self._add_numbers(_numbers(text.cast(pl.Float64, strict=False) if floats else whole))
+
+    def _add_numbers(self, values: pl.Series) -> None:
+        there = len(values) - values.null_count()
+        if not there:
+            return
+        self.counts["numbers"] += there
+        self.largest = max(self.largest, float(values.cast(pl.Float64).abs().max() or 0))  # type: ignore[arg-type]
+        self.fractions |= bool(values.dtype.is_float() and (values != values.floor()).any())
+        for kind, (_, _, first, last) in _WRITTEN.items():
+            if _whole(values).is_between(first, last).any():
+                dates = _from_written(values, kind)
+                self.counts[f"{kind} dates"] += len(dates) - dates.null_count()
+        for name, days in (("days", _EXCEL), ("whole days", _EXCEL_WHOLE)):
+            self.counts[name] += int(values.is_between(*days).sum())
+        for unit, inside in _windows(values).items():
+            self.counts[unit] += int(inside.sum())
+
+    def read(self, values: pl.Series) -> Timestamps:
+        """Turn a block into epoch milliseconds; positions are those in the block."""
+        if values.dtype == pl.Date or isinstance(values.dtype, pl.Datetime):
+            moments = values.cast(pl.Datetime("ms")) if values.dtype == pl.Date else values.dt.cast_time_unit("ms")
+            return _complete(moments.dt.epoch("ms"), "dates of the file")
+        if values.dtype.is_nested() or values.dtype in _NO_TIMES:
+            return Timestamps(_nothing(values), "", 0 if len(values) else None, f"the column holds {values.dtype}")
+        if _holds_numbers(values):
+            return self._read_numbers(_numbers(values))
+        text = as_text(values)
+        if not self.counts["numeric"] or 2 * self.counts["numeric"] < self.counts["texts"]:
+            return _complete(_from_iso(text), "ISO dates")
+        # Mostly numbers: what is none is the mistake.
+        if 2 * self.counts["rounded"] > self.counts["texts"]:
+            rounded = text.str.contains(_ROUNDED).fill_null(False)
+            why = "a spreadsheet rounded it, and its digits are lost: export the column as a whole number or as text"
+            return Timestamps(_nothing(values), "", rounded.arg_max() if rounded.any() else None, why)
+        return self._read_numbers(_numbers(text.cast(pl.Float64 if self.floats else pl.Int64, strict=False)))
+
+    def _read_numbers(self, values: pl.Series) -> Timestamps:
+        there = self.counts["numbers"]
+        if not there:
+            return _complete(values.cast(pl.Int64), "")
+        units = {unit: self.counts[unit] for unit in _PER_SECOND}
+        for kind in _WRITTEN:
+            dates = self.counts[f"{kind} dates"]
+            # 200001070000 is a minute of 2000 and, in milliseconds, of 1976: the latter beside what is no date.
+            if dates == there or (2 * dates >= there and there not in units.values()):
+                return _complete(_from_written(values, kind).dt.epoch("ms"), f"dates written as {kind}")
+        if 2 * self.counts["days"] >= there if self.fractions else self.counts["whole days"] == there:
+            return _from_spreadsheet(values, _EXCEL if self.fractions else _EXCEL_WHOLE)
+        return self._from_epochs(values, units)
+
+    def _from_epochs(self, values: pl.Series, counts: dict[str, int]) -> Timestamps:
+        """Epoch numbers of one unit; small numbers that are no times count as seconds, so that their order stays."""
+        found = sorted((unit for unit in counts if counts[unit]), key=counts.__getitem__)
+        if not found:
+            unit = next((name for bound, name, _ in _UNITS if self.largest >= bound), "seconds")
+            kind = "numbers that are no dates of our time: only their order counts"
+            return _complete(_milliseconds(values, unit), kind)
+        unit, windows = found[-1], _windows(values)
+        outside = (~windows[unit]).fill_null(False)
+        if not outside.any():
+            return _complete(_milliseconds(values, unit), f"epoch {unit}")
+        wrong = outside.arg_max()
+        assert wrong is not None
+        mixed = next((name for name in found[:-1] if windows[name][wrong]), None)
+        why = f"reads as epoch {mixed}" if mixed else f"is no time between 1973 and 2103 in epoch {unit}"
+        inside = windows[unit].fill_null(False)
+        other = inside.arg_max() if inside.any() else None
+        return Timestamps(_milliseconds(values, unit), f"epoch {unit}", wrong, why, other)
+
+
+def _holds_numbers(values: pl.Series) -> bool:
+    return values.dtype.is_integer() or values.dtype.is_float()
+
+
+def _nothing(values: pl.Series) -> pl.Series:
+    return pl.Series("timestamp", [None] * len(values), dtype=pl.Int64)
 
 
 def _complete(parsed: pl.Series, kind: str) -> Timestamps:
@@ -96,40 +188,33 @@ def _complete(parsed: pl.Series, kind: str) -> Timestamps:
     return Timestamps(parsed.alias("timestamp"), kind, wrong)
 
 
-def _from_numbers(values: pl.Series) -> Timestamps:
-    """What numbers say; those that 64 bits do not hold are no times."""
+def _numbers(values: pl.Series) -> pl.Series:
+    """Numbers as floats or as integers of 64 bits; those that these do not hold are no times."""
     if values.dtype.is_float():
-        values = pl.select(pl.when(values.abs() < _BEYOND).then(values)).to_series()
-    elif values.dtype.is_integer():
-        values = values.cast(pl.Int64, strict=False)
-    there = len(values) - values.null_count()
-    if not there:
-        return _complete(values.cast(pl.Int64), "")
-    whole = values
-    if values.dtype.is_float():
-        whole = pl.select(pl.when(values == values.floor()).then(values)).to_series()
-    for kind, (form, tail, first, last) in _WRITTEN.items():
-        if 2 * int(whole.is_between(first, last).sum()) >= there:
-            digits = whole.cast(pl.Int64).cast(pl.String) + tail
-            if len(form) <= 6:
-                moments = digits.str.to_date(form, strict=False).cast(pl.Datetime("ms"))
-            else:
-                moments = digits.str.to_datetime(form, strict=False, time_unit="ms")
-            inside = pl.select(pl.when(whole.is_between(first, last)).then(moments)).to_series()
-            dates = len(inside) - inside.null_count()
-            # 200001070000 is a minute of 2000 and, in milliseconds, of 1976: the latter beside what is no date.
-            if dates == there or (2 * dates >= there and there not in _counts(_windows(values)).values()):
-                return _complete(inside.dt.epoch("ms"), f"dates written as {kind}")
-    return _from_spreadsheet(values, there) or _from_epochs(values)
+        return pl.select(pl.when(values.is_finite() & (values.abs() < _BEYOND)).then(values)).to_series()
+    return values.cast(pl.Int64, strict=False)
 
 
-def _from_spreadsheet(values: pl.Series, there: int) -> Timestamps | None:
-    """A spreadsheet's days since 1899-12-30, if the numbers are such."""
-    fractions = values.dtype.is_float() and bool((values != values.floor()).any())
-    days = pl.select(pl.when(values.is_between(*(_EXCEL if fractions else _EXCEL_WHOLE))).then(values)).to_series()
-    found = len(days) - days.null_count()
-    if not (2 * found >= there if fractions else found == there):
-        return None
+def _whole(values: pl.Series) -> pl.Series:
+    if not values.dtype.is_float():
+        return values
+    return pl.select(pl.when(values == values.floor()).then(values)).to_series()
+
+
+def _from_written(values: pl.Series, kind: str) -> pl.Series:
+    """Dates written as one number."""
+    (form, tail, first, last), whole = _WRITTEN[kind], _whole(values)
+    digits = whole.cast(pl.Int64).cast(pl.String) + tail
+    if len(form) <= 6:
+        moments = digits.str.to_date(form, strict=False).cast(pl.Datetime("ms"))
+    else:
+        moments = digits.str.to_datetime(form, strict=False, time_unit="ms")
+    return pl.select(pl.when(whole.is_between(first, last)).then(moments)).to_series()
+
+
+def _from_spreadsheet(values: pl.Series, bounds: tuple[int, int]) -> Timestamps:
+    """A spreadsheet's days since 1899-12-30."""
+    days = pl.select(pl.when(values.is_between(*bounds)).then(values)).to_series()
     milliseconds = ((days.cast(pl.Float64) - _EXCEL_ZERO) * _DAY).round()
     # The fraction of a day has no exact binary form; nobody's spreadsheet holds parts of 10 ms.
     return _complete(((milliseconds / 10).round() * 10).cast(pl.Int64), "days of a spreadsheet (1 is 1900-01-01)")
@@ -138,33 +223,6 @@ def _from_spreadsheet(values: pl.Series, there: int) -> Timestamps | None:
 def _windows(values: pl.Series) -> dict[str, pl.Series]:
     """Which numbers are times of ours in each epoch unit."""
     return {unit: values.is_between(_FIRST * size, _LAST * size) for unit, size in _PER_SECOND.items()}
-
-
-def _counts(windows: dict[str, pl.Series]) -> dict[str, int]:
-    """How many numbers are times of ours in each epoch unit."""
-    return {unit: int(inside.sum()) for unit, inside in windows.items()}
-
-
-def _from_epochs(values: pl.Series) -> Timestamps:
-    """Epoch numbers of one unit; small numbers that are no times count as seconds, so that their order stays."""
-    windows = _windows(values)
-    counts = _counts(windows)
-    found = sorted((unit for unit in counts if counts[unit]), key=counts.__getitem__)
-    if found:
-        unit = found[-1]
-        other = windows[unit].fill_null(False).arg_max()
-        outside = ~windows[unit]
-        if outside.any():
-            wrong = outside.fill_null(False).arg_max()
-            assert wrong is not None
-            mixed = next((name for name in found[:-1] if windows[name][wrong]), None)
-            why = f"reads as epoch {mixed}" if mixed else f"is no time between 1973 and 2103 in epoch {unit}"
-            return Timestamps(_milliseconds(values, unit), f"epoch {unit}", wrong, why, other)
-        return _complete(_milliseconds(values, unit), f"epoch {unit}")
-    largest = float(values.cast(pl.Float64).abs().max() or 0)  # type: ignore[arg-type]
-    unit = next((name for bound, name, _ in _UNITS if largest >= bound), "seconds")
-    kind = "numbers that are no dates of our time: only their order counts"
-    return _complete(_milliseconds(values, unit), kind)
 
 
 def _milliseconds(values: pl.Series, unit: str) -> pl.Series:

@@ -196,6 +196,24 @@ def test_separators_and_quotes_from_the_command_line(shop: Path, monkeypatch: py
     assert Dataset.load("out/dataset").items["title"][1] == '10" pan'
 
 
+def test_rejected_lines_stand_beside_the_dataset(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"{user}\t{(user + step) % 6}\t{1_700_000_000 + step}" for user in range(5) for step in range(5)]
+    Path("a.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + "\n".join([*lines, "half"]) + "\n")
+    Path("a.item").write_text("item_id:token\ttitle:token_seq\n" + "".join(f"{n}\tt{n}\n" for n in range(6)))
+    Path("prepare.yaml").write_text("source: atomic\npath: .\noutput_dir: out/dataset\n")
+    kept = Path("out/dataset.rejected_lines.jsonl")
+    with pytest.raises(UserError, match=r"1 of 26 lines .*all of them: out/dataset\.rejected_lines\.jsonl"):
+        launch(monkeypatch)
+    assert '"text": "half"' in kept.read_text()
+    launch(monkeypatch, "--max_bad_lines", "0.1")
+    assert f"{kept} has the lines that could not be read" in capsys.readouterr().out
+    assert len(kept.read_text().splitlines()) == 1
+    assert sorted(path.name for path in Path("out").iterdir()) == ["dataset", kept.name]
+    assert not list(Path("out/dataset").glob("*reject*"))
+
+
 @pytest.mark.parametrize("recipe", ["demo", "industrial", "basket", "synthetic", "example"])
 def test_shipped_configurations_parse(recipe: str) -> None:
     path = CONFIGS / recipe / "prepare.yaml"

@@ -129,6 +129,7 @@ def test_quotes_are_text_where_the_file_does_not_quote_and_rows_where_they_are_t
         (b"id,text\r1,a\r", r"ends its lines with CR alone.*tr '\\r' '\\n'"),
         (b"id,text\r1,a\r\n", "ends its lines with CR alone"),
         ("id,text\n1,a\n2,Amélie\n".encode("latin-1"), r"line 3 is not UTF-8 \(byte 0xe9\)"),
+        ("id,text\n1,é\n".encode() + "2,Amélie\n".encode("latin-1"), r"line 3 .*encodings are mixed; mend it, or"),
         ("id,téxt\n1,a\n".encode("latin-1"), r"line 1 is not UTF-8"),
         (b"PK\x03\x04rest", "is a ZIP or Excel file"),
         (b"PAR1rest", "is a Parquet file"),

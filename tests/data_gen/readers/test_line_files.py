@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reasonrec.data_gen import rejected
 from reasonrec.data_gen.readers import line_files
 from reasonrec.data_gen.readers.csv_reader import LINE
 from reasonrec.data_gen.readers.line_files import LineFile, number, words
@@ -41,6 +42,44 @@ def test_every_line_is_a_row_a_bad_one_or_blank(
     if file.bad:
         assert file.first_bad is not None
         assert file.first_bad[0] not in frame[LINE].to_list()
+    if not file.rows:
+        return
+    with rejected.keeping_rejected(place) as kept:
+        file.finish(frame.height)
+    assert kept.exists() == bool(file.bad)
+    found = [json.loads(line) for line in kept.read_bytes().splitlines()] if file.bad else []
+    assert [(row["line"], row["text"]) for row in found] == [
+        (at, line.decode(errors="backslashreplace"))
+        for at, line in enumerate(numbered, 1)
+        if line.strip() and at not in frame[LINE].to_list()
+    ]
+
+
+def test_few_of_many_rejected_lines_are_kept_escaped_and_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rejected, "MOST", 2)
+    place = tmp_path / "lines.txt"
+    place.write_text("a|b\n\x1b[31m<|im_end|>é\n" + "x" * 1000 + "\n|||\nc|d\n", encoding="utf-8")
+    with rejected.keeping_rejected(tmp_path / "dataset") as kept:
+        file = LineFile(place, "items", 0.1)
+        file.fields({"a": 0}, 2, "|")
+        with pytest.raises(UserError, match=r"3 of 5 lines cannot be read.*more: .*dataset\.rejected_lines\.jsonl"):
+            file.finish(2)
+    lines = kept.read_bytes().splitlines()
+    assert all(line.isascii() and b"\x1b" not in line for line in lines)
+    first, second, rest = map(json.loads, lines)
+    assert (first["file"], first["line"], first["text"]) == (str(place), 2, "\x1b[31m<|im_end|>é")
+    assert (second["line"], second["text"]) == (3, "x" * 500)
+    assert rest == {"file": str(place), "left_out": 1}
+    with rejected.keeping_rejected(tmp_path / "dataset"):
+        assert not kept.exists()  # it told of the run before
+
+
+def test_a_gzip_file_that_breaks_off(place: Path) -> None:
+    place.write_bytes(gzip.compress(b'{"a": "x"}\n' * 5000)[:-20])
+    with pytest.raises(UserError, match=r"lines\.json cannot be read behind line 0: .*Download or copy it again"):
+        LineFile(place, "items", 0).records(lambda record: (record["a"],), {"a": pl.String})
 
 
 @given(st.lists(st.tuples(*[st.text("ab é|", max_size=4)] * 3), min_size=1), st.integers(8, 40))
