@@ -123,6 +123,38 @@ def per_row(ranking: ArrayLike, target: ArrayLike, ks: Iterable[int] = (1, 5, 10
     return result
 
 
+def concordance(liked: Sequence[ArrayLike], disliked: Sequence[ArrayLike]) -> FloatArray:
+    """Share of each row's pairs (liked, disliked) in which the liked item has the higher score; a tie counts half.
+
+    It is the area under the ROC curve of each row (Hanley and McNeil 1982, doi 10.1148/radiology.143.1.7063747): 0.5
+    for scores that say nothing.
+
+    Args:
+        liked: Scores of the items that each row's user liked; -inf for an item without a score.
+        disliked: Scores of those they disliked.
+
+    Returns:
+        One share per row (rows,); NaN where there is no pair.
+
+    Raises:
+        UserError: If the rows differ in number, or a score is NaN.
+
+    Example:
+        >>> concordance([[2.0, 1.0], [0.5]], [[1.0], []]).tolist()
+        [0.75, nan]
+    """
+    if len(liked) != len(disliked):
+        raise UserError(f"{len(liked)} rows of liked items and {len(disliked)} of disliked ones: give both for each")
+    result = np.full(len(liked), np.nan)
+    for row, lists in enumerate(zip(liked, disliked, strict=True)):
+        high, low = (np.asarray(scores, dtype=np.float64) for scores in lists)
+        if np.isnan(high).any() or np.isnan(low).any():
+            raise UserError(f"row {row} has a score that is NaN: the model that made it has diverged, train it again")
+        if high.size and low.size:
+            result[row] = (high[:, None] > low).mean() + (high[:, None] == low).mean() / 2
+    return result
+
+
 def coverage(ranking: ArrayLike, n_items: int, k: int) -> float:
     """Share of the catalogue that is recommended to anybody within the first k places."""
     shown = np.unique(np.asarray(ranking)[:, :k])

@@ -40,6 +40,31 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         metrics.rank_of_target(RANKING, TARGET[:2])
 
 
+def test_concordance_of_pairs_counted_by_hand() -> None:
+    liked, disliked = [[3.0, 1.0], [1.0], [-np.inf, 2.0], [5.0], []], [[2.0, 0.0, 1.0], [1.0], [-np.inf], [], [1.0]]
+    found = metrics.concordance(liked, disliked)  # 3 beats all three; 1 beats one, ties with one, loses to one
+    assert found[:3].tolist() == pytest.approx([4.5 / 6, 0.5, 0.75])
+    assert np.isnan(found[3:]).all()
+
+
+def test_concordance_refuses_rows_that_do_not_pair_and_scores_that_are_none() -> None:
+    with pytest.raises(UserError, match="1 rows of liked items and 2"):
+        metrics.concordance([[1.0]], [[1.0], [2.0]])
+    with pytest.raises(UserError, match="row 1 has a score that is NaN"):
+        metrics.concordance([[1.0], [np.nan]], [[1.0], [2.0]])
+
+
+SCORES = st.lists(st.integers(-5, 5), min_size=1, max_size=8)
+
+
+@given(SCORES, SCORES)
+def test_concordance_reads_the_order_only_and_turns_round_with_it(liked: list[int], disliked: list[int]) -> None:
+    found = metrics.concordance([liked], [disliked])[0]
+    assert found + metrics.concordance([disliked], [liked])[0] == pytest.approx(1.0)
+    assert metrics.concordance([np.exp(liked)], [np.exp(disliked)])[0] == found
+    assert found == pytest.approx(np.mean([(a > b) + (a == b) / 2 for a in liked for b in disliked]))
+
+
 def test_coverage_counts_distinct_items_in_the_first_k() -> None:
     assert metrics.coverage(RANKING, 4, 1) == 0.75  # 3, 0, 2
     assert metrics.coverage(RANKING, 8, 4) == 0.5
