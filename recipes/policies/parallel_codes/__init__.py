@@ -1,0 +1,1 @@
+"""Parallel codes: an item is a set of tokens, one of each codebook, and the model chooses the order (REG4Rec)."""

@@ -1,0 +1,233 @@
+"""The set index: which codes of the codebooks left some item still has together with those chosen.
+
+An item is a set of M codes, one of each codebook, and no two items have the same set. Unlike in a trie, codes may be
+chosen in any order, so what is legal is read from posting lists: the items of each code. The shortest list of a
+prefix is gone through, and each further code thins it out; that is exact, and for 10^6 items a few thousand look-ups.
+
+Codes are *columns*, as in the trie: codebook 0 owns the columns `0 … size_0 - 1`, codebook 1 the next `size_1` …
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reasonrec.recipes.decoding.search import Exclude
+from reasonrec.tokenizers.errors import UserError
+from reasonrec.tokenizers.index import ItemIndex
+from reasonrec.tokenizers.whole import item_numbers
+
+_SAMPLE = 2000  # items of a sample
+
+
+class After(NamedTuple):
+    """What is left behind each code of the codebooks that were asked for.
+
+    Attributes:
+        count: (n, books, widest) int64 items that have the code together with those chosen; 0 where it is illegal.
+        left: (n, books, widest) how many of them are not excluded.
+        item: (n, books, widest) one of these items, the only one where `count` is 1; -1 where it is 0.
+    """
+
+    count: Tensor
+    left: Tensor
+    item: Tensor
+
+
+@dataclass(frozen=True)
+class SetIndex:
+    """All items as sets of columns.
+
+    Attributes:
+        columns: (items, M) int64 column of each item in each codebook.
+        postings: (items * M,) items, by their columns.
+        offsets: (columns + 1,) where the items of each column begin.
+        first: (M,) first column of each codebook.
+        sizes: (M,) codes of each codebook.
+    """
+
+    columns: Tensor
+    postings: Tensor
+    offsets: Tensor
+    first: Tensor
+    sizes: Tensor
+
+    @classmethod
+    def from_index(cls, index: ItemIndex) -> SetIndex:
+        """Build it from an item index whose items have a set of their own each.
+
+        Raises:
+            UserError: If some items need a disambiguation code, which only means something behind all others.
+        """
+        extra = int((index.codes[:, -1] >= 0).sum())
+        if extra:
+            raise UserError(
+                f"{extra} items have a disambiguation code, which means nothing in a set: index the items again with "
+                "unique: reassign"
+            )
+        return cls.from_codes(index.codes[:, :-1], index.level_sizes[:-1])
+
+    @classmethod
+    def from_codes(cls, codes: np.ndarray, sizes: Sequence[int]) -> SetIndex:
+        """Build it.
+
+        Args:
+            codes: (items, M) integer codes, no two rows equal.
+            sizes: Codes of each codebook.
+
+        Raises:
+            ValueError: If a code is out of range, or two items have the same set.
+        """
+        codes = np.asarray(codes, dtype=np.int64)
+        if len(codes) == 0 or (codes < 0).any() or (codes >= np.asarray(sizes)).any():
+            raise ValueError("every item needs a code of each codebook")
+        if len(np.unique(codes, axis=0)) < len(codes):
+            raise ValueError("two items have the same codes")
+        first = np.cumsum([0, *sizes])
+        columns = codes + first[:-1]
+        order = np.argsort(columns.T.ravel(), kind="stable")  # by column, of each in the order of items
+        counts = np.bincount(columns.ravel(), minlength=first[-1])
+        tensors = (columns, order % len(codes), np.concatenate([[0], counts.cumsum()]), first[:-1], np.asarray(sizes))
+        return cls(*(torch.from_numpy(np.ascontiguousarray(tensor, dtype=np.int64)) for tensor in tensors))
+
+    def to(self, device: torch.device | str) -> SetIndex:
+        """The same with its tensors on a device."""
+        return SetIndex(**{name: value.to(device) for name, value in vars(self).items()})
+
+    @property
+    def n_items(self) -> int:
+        """Number of items."""
+        return len(self.columns)
+
+    @property
+    def depth(self) -> int:
+        """Codes of an item, M."""
+        return self.columns.shape[1]
+
+    @property
+    def n_columns(self) -> int:
+        """Codes of all codebooks together."""
+        return len(self.offsets) - 1
+
+    @property
+    def widest(self) -> int:
+        """Codes of the largest codebook."""
+        return int(self.sizes.max())
+
+    def table(self, books: Tensor) -> tuple[Tensor, Tensor]:
+        """The columns of codebooks, side by side.
+
+        Args:
+            books: (..., books) numbers of codebooks, -1 for none.
+
+        Returns:
+            (..., books, widest) columns, 0 where there is none; and where there are some.
+        """
+        place = torch.arange(self.widest, device=books.device)
+        known = books.clamp(min=0)
+        real = (place < self.sizes[known][..., None]) & (books >= 0)[..., None]
+        return torch.where(real, self.first[known][..., None] + place, 0), real
+
+    def book_of(self, column: Tensor) -> Tensor:
+        """The codebook of each column."""
+        return torch.searchsorted(self.first, column, right=True) - 1
+
+    def candidates(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """The items that have all codes chosen.
+
+        Args:
+            chosen: (n, M) the column chosen in each codebook, -1 where none is; one at least.
+
+        Returns:
+            Prefix and item of each pair that fits, (pairs,) each.
+        """
+        begin, end = self.offsets[chosen.clamp(min=0)], self.offsets[chosen.clamp(min=0) + 1]
+        length = torch.where(chosen >= 0, end - begin, self.n_items + 1)
+        length, order = length.sort(dim=1, stable=True)
+        begin, chosen = begin.gather(1, order), chosen.gather(1, order)
+        counts = length[:, 0]
+        prefix = torch.arange(len(chosen), device=chosen.device).repeat_interleave(counts)
+        place = torch.arange(len(prefix), device=chosen.device) - (counts.cumsum(0) - counts)[prefix]
+        item = self.postings[begin[prefix, 0] + place]
+        for nth in range(1, int((chosen >= 0).sum(1).amax()) if len(chosen) else 0):
+            column = chosen[prefix, nth]
+            fits = (column < 0) | (self.columns[item, order[prefix, nth]] == column)
+            prefix, item = prefix[fits], item[fits]
+        return prefix, item
+
+    def after(self, chosen: Tensor, books: Tensor, barred: Tensor | None = None, user: Tensor | None = None) -> After:
+        """What is left behind each further code.
+
+        Args:
+            chosen: (n, M) the column chosen in each codebook, -1 where none is.
+            books: (n, books) codebooks to choose from, of which nothing was chosen; -1 for none.
+            barred: What `barred` returned.
+            user: (n,) whose prefix each is; needed with `barred`.
+        """
+        n, width = books.shape
+        count = torch.zeros(n * width * self.widest, dtype=torch.int64, device=chosen.device)
+        item, taken = torch.full_like(count, -1), torch.zeros_like(count)
+        shape = (n, width, self.widest)
+        behind = (chosen >= 0).any(1)
+        if not bool(behind.all()):  # behind no code, every item is left
+            column, real = self.table(books)
+            begin, size = self.offsets[column], self.offsets[column + 1] - self.offsets[column]
+            size = torch.where(real & ~behind[:, None, None], size, 0)
+            some = self.postings[begin.clamp(max=len(self.postings) - 1)]
+            count, item = size.flatten().clone(), torch.where(size > 0, some, -1).flatten()
+            if barred is not None and user is not None:
+                gone = torch.zeros(len(barred), self.n_columns, dtype=torch.int64, device=chosen.device)
+                owner, which = barred.nonzero(as_tuple=True)
+                for columns in self.columns[which].T:
+                    gone.index_put_((owner, columns), torch.ones_like(columns), accumulate=True)
+                taken = torch.where(size > 0, gone[user[:, None, None], column], 0).flatten()
+        rows = behind.nonzero()[:, 0]
+        if len(rows):
+            prefix, found = self.candidates(chosen[rows])
+            prefix = rows[prefix]
+            book = books[prefix]  # (pairs, books)
+            known = book.clamp(min=0)
+            slot = prefix[:, None] * width + torch.arange(width, device=chosen.device)
+            key = slot * self.widest + self.columns[found].gather(1, known) - self.first[known]
+            count += key[book >= 0].bincount(minlength=len(count))
+            item[key[book >= 0]] = found[:, None].expand_as(book)[book >= 0]
+            if barred is not None and user is not None:
+                gone_too = barred[user[prefix], found][:, None] & (book >= 0)
+                taken += key[gone_too].bincount(minlength=len(count))
+        return After(count.view(shape), (count - taken).view(shape), item.view(shape))
+
+    def barred(self, exclude: Exclude | None) -> Tensor | None:
+        """Excluded items of each user, (users, items) bool, or None if there are none.
+
+        Raises:
+            UserError: If an item is not in the catalogue.
+        """
+        if exclude is None or not any(len(items) for items in exclude):
+            return None
+        barred = np.zeros((len(exclude), self.n_items), dtype=bool)
+        for user, row in enumerate(exclude):
+            items = item_numbers("exclude", row)
+            unknown = items[(items < 0) | (items >= self.n_items)]
+            if len(unknown):
+                raise UserError(f"excluded item {unknown[0]} is not in the catalogue, which has 0..{self.n_items - 1}")
+            barred[user, items] = True
+        return torch.from_numpy(barred).to(self.columns.device)
+
+    def unforced(self, seed: int = 0) -> float:
+        """Steps of an item that leave a choice, on average over a sample of items, each in an order drawn for it."""
+        rng = np.random.default_rng(seed)
+        items = torch.from_numpy(rng.permutation(self.n_items)[:_SAMPLE])
+        order = torch.from_numpy(rng.permuted(np.tile(np.arange(self.depth), (len(items), 1)), axis=1))
+        sets = self.to("cpu")
+        chosen = torch.full_like(order, -1)
+        steps = 0
+        for place in range(self.depth):
+            book = order[:, place : place + 1]
+            steps += int(((sets.after(chosen, book).count > 0).sum((1, 2)) > 1).sum())
+            chosen = chosen.scatter(1, book, sets.columns[items].gather(1, book))
+        return steps / len(items)
