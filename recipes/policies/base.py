@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 TEXT_CHUNK = 1024  # text positions whose full-vocabulary logits exist at a time
 TEACHER_ROWS = "teacher_rows"  # of a batch: the position of a teacher's table that each label stands at, -1 for none
-MODULES = ("semantic_id", "dual_head")
+MODULES = ("semantic_id", "dual_head", "parallel_codes")
 Parse = Callable[..., Parsed]
 SoftScore = Callable[[Any, Tensor, Tensor, Tensor, Tensor, Tensor], Scored]  # see `policies.soft`
 
