@@ -75,9 +75,8 @@ class SetAnswers(Answers):
 
     def to(self, device: torch.device | str) -> None:
         """See `Answers`."""
-        self.sets, self.orders, self.category = (
-            values.to(device) for values in (self.sets, self.orders, self.category)
-        )
+        self.sets = self.sets.to(device)
+        self.orders, self.category = self.orders.to(device), self.category.to(device)
 
     def room(self, width: int, chains: int = 1) -> int:
         """Slots for the beams of two steps; few prefixes leave a choice behind two codes, and the cache grows."""
@@ -189,7 +188,7 @@ class SetAnswers(Answers):
             check_finite(logits, f"code {place}")
             books = next_books(self.law, sets, logits, chosen, order)
             after = sets.after(chosen, books)
-            found = log_probs(sets, logits / sampler.temperature, books, after.count > 0).flatten(1)
+            found = log_probs(sets, logits / sampler.temperature, books, after.fits > 0).flatten(1)
             noise = None if uniform is None else uniform[..., sampler.max_chain + place].flatten()
             drawn, gain = draw(found, noise)
             column = sets.table(books)[0].flatten(1).gather(1, drawn[:, None])
@@ -270,7 +269,7 @@ class SetAnswers(Answers):
         books = sets.book_of(column)
         if self.law == "free":
             books = next_books("free", sets, codes, chosen)
-        legal = sets.after(chosen, books).count > 0 if self.rollouts else None
+        legal = sets.after(chosen, books).fits > 0 if self.rollouts else None
         found = log_probs(sets, codes / temperature, books, legal)
         here = (sets.table(books)[0] == column[..., None]) & (books >= 0)[..., None] & (found > -torch.inf)
         here, found = here.flatten(1), found.flatten(1)

@@ -29,12 +29,12 @@ class After(NamedTuple):
     """What is left behind each code of the codebooks that were asked for.
 
     Attributes:
-        count: (n, books, widest) int64 items that have the code together with those chosen; 0 where it is illegal.
+        fits: (n, books, widest) int64 how many items have the code together with those chosen; 0 where it is illegal.
         left: (n, books, widest) how many of them are not excluded.
-        item: (n, books, widest) one of these items, the only one where `count` is 1; -1 where it is 0.
+        item: (n, books, widest) one of these items, the only one where `fits` is 1; -1 where it is 0.
     """
 
-    count: Tensor
+    fits: Tensor
     left: Tensor
     item: Tensor
 
@@ -228,6 +228,6 @@ class SetIndex:
         steps = 0
         for place in range(self.depth):
             book = order[:, place : place + 1]
-            steps += int(((sets.after(chosen, book).count > 0).sum((1, 2)) > 1).sum())
+            steps += int(((sets.after(chosen, book).fits > 0).sum((1, 2)) > 1).sum())
             chosen = chosen.scatter(1, book, sets.columns[items].gather(1, book))
         return steps / len(items)

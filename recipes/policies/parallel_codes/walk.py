@@ -79,8 +79,8 @@ class Walk:
         books = next_books(self.law, sets, logits, chosen, order)
         user = torch.arange(rows, device=chosen.device).repeat_interleave(width)
         after = sets.after(chosen, books, barred, user)
-        found = log_probs(sets, logits, books, after.count > 0)
-        only = torch.where(after.count == 1, after.item, -1)
+        found = log_probs(sets, logits, books, after.fits > 0)
+        only = torch.where(after.fits == 1, after.item, -1)
         whole, left, item = (values.unflatten(0, (rows, width)) for values in (found, after.left, only))
         return books.unflatten(0, (rows, width)), whole, left, item
 

@@ -44,7 +44,7 @@ def test_what_is_left_is_what_brute_force_finds(world: tuple[np.ndarray, list[in
         for book in range(depth):
             for code in range(sets.widest):
                 these = np.flatnonzero(fits & (codes[:, book] == code)) if books[row, book] >= 0 else []
-                assert after.count[row, book, code] == len(these)
+                assert after.fits[row, book, code] == len(these)
                 assert after.left[row, book, code] == sum(not barred[user[row], item] for item in these)
                 assert int(after.item[row, book, code]) in (these if len(these) else [-1])
 
