@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def catalogue(items: int, depth: int, size: int) -> np.ndarray:
     """Different sets of drawn codes."""
     drawn = np.random.default_rng(0).integers(size, size=(items + items // 10 + 100, depth))
     return np.unique(drawn, axis=0)[:items]
+
+
+def choose(law: Law, sets: SetIndex, logits: torch.Tensor, chosen: torch.Tensor) -> None:
+    """What a step chooses from."""
+    books = next_books(law, sets, logits, chosen)
+    log_probs(sets, logits, books, sets.after(chosen, books).fits > 0)
 
 
 @torch.no_grad()
@@ -96,12 +103,7 @@ def main() -> None:
                     chosen = torch.full_like(known, -1)
                     which = torch.rand(known.shape).argsort(1)[:, :length]
                     chosen = chosen.scatter(1, which, known.gather(1, which))
-
-                    def choose(chosen: torch.Tensor = chosen, law: Law = law) -> None:
-                        books = next_books(law, sets, logits, chosen)
-                        log_probs(sets, logits, books, sets.after(chosen, books).fits > 0)
-
-                    worst = max(worst, timed(choose, options.repeats))
+                    worst = max(worst, timed(partial(choose, law, sets, logits, chosen), options.repeats))
                 rows.append({"items": items, "depth": depth, "law": law, "built": built, "seconds": worst,
                              "share": worst / (worst + step)})  # fmt: skip
                 say(

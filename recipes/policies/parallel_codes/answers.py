@@ -106,7 +106,7 @@ class SetAnswers(Answers):
             self._no_tree()
         barred = self.sets.barred(exclude)
         if barred is not None:
-            barred = barred.repeat_interleave(chains, 0)
+            barred = barred.repeat(chains)
         orders = self._orders()
         one = chains == 1 and len(orders) == 1 and width >= k
         proposed = [

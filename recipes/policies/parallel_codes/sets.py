@@ -3,6 +3,7 @@
 An item is a set of M codes, one of each codebook, and no two items have the same set. Unlike in a trie, codes may be
 chosen in any order, so what is legal is read from posting lists: the items of each code. The shortest list of a
 prefix is gone through, and each further code thins it out; that is exact, and for 10^6 items a few thousand look-ups.
+Behind one code, where lists are still long, a table of all pairs of codes says the same at once.
 
 Codes are *columns*, as in the trie: codebook 0 owns the columns `0 … size_0 - 1`, codebook 1 the next `size_1` …
 """
@@ -23,6 +24,23 @@ from reasonrec.tokenizers.index import ItemIndex
 from reasonrec.tokenizers.whole import item_numbers
 
 _SAMPLE = 2000  # items of a sample
+_PAIRED = 4096  # most columns for a table of their pairs: 128 MiB
+
+
+class Barred(NamedTuple):
+    """Excluded items of each user.
+
+    Attributes:
+        mask: (users, items) bool.
+        items: (users, most) int64 the same as numbers, padded with -1.
+    """
+
+    mask: Tensor
+    items: Tensor
+
+    def repeat(self, times: int) -> Barred:
+        """Of each user so many times, one after the other."""
+        return Barred(self.mask.repeat_interleave(times, 0), self.items.repeat_interleave(times, 0))
 
 
 class After(NamedTuple):
@@ -49,6 +67,8 @@ class SetIndex:
         offsets: (columns + 1,) where the items of each column begin.
         first: (M,) first column of each codebook.
         sizes: (M,) codes of each codebook.
+        paired: (columns, columns) int32 items that have both, or (0, 0) for too many columns.
+        pair_item: (columns, columns) int32 one of these items; as `paired`.
     """
 
     columns: Tensor
@@ -56,6 +76,8 @@ class SetIndex:
     offsets: Tensor
     first: Tensor
     sizes: Tensor
+    paired: Tensor
+    pair_item: Tensor
 
     @classmethod
     def from_index(cls, index: ItemIndex) -> SetIndex:
@@ -93,7 +115,8 @@ class SetIndex:
         order = np.argsort(columns.T.ravel(), kind="stable")  # by column, of each in the order of items
         counts = np.bincount(columns.ravel(), minlength=first[-1])
         tensors = (columns, order % len(codes), np.concatenate([[0], counts.cumsum()]), first[:-1], np.asarray(sizes))
-        return cls(*(torch.from_numpy(np.ascontiguousarray(tensor, dtype=np.int64)) for tensor in tensors))
+        long = [torch.from_numpy(np.ascontiguousarray(tensor, dtype=np.int64)) for tensor in tensors]
+        return cls(*long, *(torch.from_numpy(table) for table in _pairs(codes, sizes)))
 
     def to(self, device: torch.device | str) -> SetIndex:
         """The same with its tensors on a device."""
@@ -160,7 +183,7 @@ class SetIndex:
             prefix, item = prefix[fits], item[fits]
         return prefix, item
 
-    def after(self, chosen: Tensor, books: Tensor, barred: Tensor | None = None, user: Tensor | None = None) -> After:
+    def after(self, chosen: Tensor, books: Tensor, barred: Barred | None = None, user: Tensor | None = None) -> After:
         """What is left behind each further code.
 
         Args:
@@ -170,53 +193,72 @@ class SetIndex:
             user: (n,) whose prefix each is; needed with `barred`.
         """
         n, width = books.shape
-        count = torch.zeros(n * width * self.widest, dtype=torch.int64, device=chosen.device)
-        item, taken = torch.full_like(count, -1), torch.zeros_like(count)
         shape = (n, width, self.widest)
-        behind = (chosen >= 0).any(1)
-        if not bool(behind.all()):  # behind no code, every item is left
-            column, real = self.table(books)
-            begin, size = self.offsets[column], self.offsets[column + 1] - self.offsets[column]
-            size = torch.where(real & ~behind[:, None, None], size, 0)
-            some = self.postings[begin.clamp(max=len(self.postings) - 1)]
-            count, item = size.flatten().clone(), torch.where(size > 0, some, -1).flatten()
+        fits, item = torch.zeros(shape, dtype=torch.int64, device=chosen.device), chosen.new_full(shape, -1)
+        gone = torch.zeros_like(fits)
+        length = (chosen >= 0).sum(1)
+        looked_up = length <= (1 if len(self.paired) else 0)
+        if len(rows := looked_up.nonzero()[:, 0]):
+            fits[rows], item[rows] = self._looked_up(chosen[rows], books[rows])
             if barred is not None and user is not None:
-                gone = torch.zeros(len(barred), self.n_columns, dtype=torch.int64, device=chosen.device)
-                owner, which = barred.nonzero(as_tuple=True)
-                for columns in self.columns[which].T:
-                    gone.index_put_((owner, columns), torch.ones_like(columns), accumulate=True)
-                taken = torch.where(size > 0, gone[user[:, None, None], column], 0).flatten()
-        rows = behind.nonzero()[:, 0]
-        if len(rows):
+                excluded = barred.items[user[rows]]  # (rows, most)
+                have = self.columns[excluded.clamp(min=0)]
+                had = ((chosen[rows, None] < 0) | (have == chosen[rows, None])).all(2) & (excluded >= 0)
+                which, place = had.nonzero(as_tuple=True)
+                gone += (
+                    self._keys(rows[which], excluded[which, place], books)[0]
+                    .bincount(minlength=fits.numel())
+                    .view(shape)
+                )
+        if len(rows := (~looked_up).nonzero()[:, 0]):
             prefix, found = self.candidates(chosen[rows])
             prefix = rows[prefix]
-            book = books[prefix]  # (pairs, books)
-            known = book.clamp(min=0)
-            slot = prefix[:, None] * width + torch.arange(width, device=chosen.device)
-            key = slot * self.widest + self.columns[found].gather(1, known) - self.first[known]
-            count += key[book >= 0].bincount(minlength=len(count))
-            item[key[book >= 0]] = found[:, None].expand_as(book)[book >= 0]
+            key, whose = self._keys(prefix, found, books)
+            fits += key.bincount(minlength=fits.numel()).view(shape)
+            item.view(-1)[key] = found[whose]
             if barred is not None and user is not None:
-                gone_too = barred[user[prefix], found][:, None] & (book >= 0)
-                taken += key[gone_too].bincount(minlength=len(count))
-        return After(count.view(shape), (count - taken).view(shape), item.view(shape))
+                out = barred.mask[user[prefix], found]
+                gone += self._keys(prefix[out], found[out], books)[0].bincount(minlength=fits.numel()).view(shape)
+        return After(fits, fits - gone, item)
 
-    def barred(self, exclude: Exclude | None) -> Tensor | None:
-        """Excluded items of each user, (users, items) bool, or None if there are none.
+    def _looked_up(self, chosen: Tensor, books: Tensor) -> tuple[Tensor, Tensor]:
+        """`fits` and `item` behind no code or one."""
+        column, real = self.table(books)
+        last = chosen.amax(1)[:, None, None]
+        fits = self.offsets[column + 1] - self.offsets[column]
+        item = self.postings[self.offsets[column].clamp(max=len(self.postings) - 1)]
+        if len(self.paired):
+            fits = torch.where(last >= 0, self.paired[last.clamp(min=0), column].long(), fits)
+            item = torch.where(last >= 0, self.pair_item[last.clamp(min=0), column].long(), item)
+        fits = torch.where(real, fits, 0)
+        return fits, torch.where(fits > 0, item, -1)
+
+    def _keys(self, prefix: Tensor, item: Tensor, books: Tensor) -> tuple[Tensor, Tensor]:
+        """Where pairs of prefix and item count in (n, books, widest), flattened; and which pair each place is of."""
+        book = books[prefix]  # (pairs, books)
+        known = book.clamp(min=0)
+        slot = prefix[:, None] * books.shape[1] + torch.arange(books.shape[1], device=books.device)
+        key = slot * self.widest + self.columns[item].gather(1, known) - self.first[known]
+        pair = torch.arange(len(prefix), device=books.device)[:, None].expand_as(book)
+        return key[book >= 0], pair[book >= 0]
+
+    def barred(self, exclude: Exclude | None) -> Barred | None:
+        """Excluded items of each user, or None if there are none.
 
         Raises:
             UserError: If an item is not in the catalogue.
         """
         if exclude is None or not any(len(items) for items in exclude):
             return None
-        barred = np.zeros((len(exclude), self.n_items), dtype=bool)
-        for user, row in enumerate(exclude):
-            items = item_numbers("exclude", row)
+        rows = [np.unique(item_numbers("exclude", items)) for items in exclude]
+        mask = np.zeros((len(rows), self.n_items), dtype=bool)
+        numbers = np.full((len(rows), max(map(len, rows))), -1, dtype=np.int64)
+        for user, items in enumerate(rows):
             unknown = items[(items < 0) | (items >= self.n_items)]
             if len(unknown):
                 raise UserError(f"excluded item {unknown[0]} is not in the catalogue, which has 0..{self.n_items - 1}")
-            barred[user, items] = True
-        return torch.from_numpy(barred).to(self.columns.device)
+            mask[user, items], numbers[user, : len(items)] = True, items
+        return Barred(*(torch.from_numpy(values).to(self.columns.device) for values in (mask, numbers)))
 
     def unforced(self, seed: int = 0) -> float:
         """Steps of an item that leave a choice, on average over a sample of items, each in an order drawn for it."""
@@ -231,3 +273,20 @@ class SetIndex:
             steps += int(((sets.after(chosen, book).fits > 0).sum((1, 2)) > 1).sum())
             chosen = chosen.scatter(1, book, sets.columns[items].gather(1, book))
         return steps / len(items)
+
+
+def _pairs(codes: np.ndarray, sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """How many items have each two columns, and one of them: (columns, columns) each, (0, 0) for too many columns."""
+    first = np.cumsum([0, *sizes])
+    n = int(first[-1]) if first[-1] <= _PAIRED else 0
+    paired, item = np.zeros((n, n), dtype=np.int32), np.full((n, n), -1, dtype=np.int32)
+    for a in range(len(sizes) if n else 0):
+        for b in range(a):
+            key = codes[:, a] * sizes[b] + codes[:, b]
+            some = np.full(sizes[a] * sizes[b], -1, dtype=np.int32)
+            some[key] = np.arange(len(codes))
+            here = slice(first[a], first[a + 1]), slice(first[b], first[b + 1])
+            paired[here] = np.bincount(key, minlength=len(some)).reshape(sizes[a], sizes[b])
+            item[here] = some.reshape(sizes[a], sizes[b])
+            paired[here[::-1]], item[here[::-1]] = paired[here].T, item[here].T
+    return paired, item

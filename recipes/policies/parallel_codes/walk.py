@@ -17,7 +17,7 @@ from reasonrec.recipes.decoding.backbone import all_done
 from reasonrec.recipes.decoding.prefix import Prefix, forward
 from reasonrec.recipes.decoding.search import PATIENCE, Found, check_width, ranked
 from reasonrec.recipes.policies.parallel_codes.laws import Law, log_probs, next_books
-from reasonrec.recipes.policies.parallel_codes.sets import SetIndex
+from reasonrec.recipes.policies.parallel_codes.sets import Barred, SetIndex
 from reasonrec.tokenizers.rows import code_logits
 from reasonrec.tokenizers.vocabulary import Vocabulary
 
@@ -56,11 +56,11 @@ class Walk:
         self._hidden, self._seen, self._codes = prefix.hidden[:, None], prefix.seen[:, None], 0
         prefix.cache.rewind(prefix.length)
 
-    def step(self, barred: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def step(self, barred: Barred | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What may follow each prefix.
 
         Args:
-            barred: (rows, items) excluded items.
+            barred: What `SetIndex.barred` returned for the rows.
 
         Returns:
             The codebooks to choose from (rows, width, books), -1 for none; and of each of their codes the
@@ -123,7 +123,7 @@ def search(
     k: int,
     num_beams: int,
     order: Tensor | None = None,
-    barred: Tensor | None = None,
+    barred: Barred | None = None,
     exact: bool = False,
 ) -> Found:
     """The `k` most probable items.
@@ -138,7 +138,8 @@ def search(
         k: Items to return.
         num_beams: Prefixes and items kept at every step.
         order: (M,) for `ordered`.
-        barred: (rows, items) items that must not appear; the others keep their probabilities.
+        barred: Items that must not appear, as `SetIndex.barred` returned them for the rows; the others keep their
+            probabilities.
         exact: Search again with twice as many beams, up to `PATIENCE` times, until every list is proven.
     """
     k, num_beams = check_width(k, num_beams)
@@ -150,7 +151,7 @@ def search(
         num_beams = min(2 * num_beams, most)
 
 
-def _search(walk: Walk, k: int, keep: int, barred: Tensor | None) -> Found:
+def _search(walk: Walk, k: int, keep: int, barred: Barred | None) -> Found:
     rows, device = len(walk.chosen), walk.chosen.device
     one_path = walk.law != "free"
     score = torch.zeros(rows, 1, device=device)

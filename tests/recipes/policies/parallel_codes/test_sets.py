@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reasonrec.recipes.policies.parallel_codes import sets as sets_module
 from reasonrec.recipes.policies.parallel_codes.sets import SetIndex
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import build_index
@@ -22,10 +23,17 @@ def worlds(draw: st.DrawFn) -> tuple[np.ndarray, list[int], np.random.Generator]
     return rng.permutation(every)[: draw(st.integers(1, 40))], sizes, rng
 
 
-@given(worlds())
-def test_what_is_left_is_what_brute_force_finds(world: tuple[np.ndarray, list[int], np.random.Generator]) -> None:
+@pytest.mark.parametrize("most", [0, sets_module._PAIRED])
+@given(world=worlds())
+def test_what_is_left_is_what_brute_force_finds(
+    most: int, world: tuple[np.ndarray, list[int], np.random.Generator]
+) -> None:
     codes, sizes, rng = world
-    sets, (items, depth) = SetIndex.from_codes(codes, sizes), codes.shape
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sets_module, "_PAIRED", most)
+        sets = SetIndex.from_codes(codes, sizes)
+    assert len(sets.paired) == (sum(sizes) if most else 0)
+    items, depth = codes.shape
     n, users = 12, 3
     known = codes[rng.integers(items, size=n)]
     chosen = np.where(rng.random((n, depth)) < 0.5, known, -1)
@@ -36,7 +44,7 @@ def test_what_is_left_is_what_brute_force_finds(world: tuple[np.ndarray, list[in
     after = sets.after(
         torch.from_numpy(np.where(chosen >= 0, chosen + first, -1)),
         torch.from_numpy(books),
-        torch.from_numpy(barred),
+        sets.barred([np.flatnonzero(row) for row in barred]),
         torch.from_numpy(user),
     )
     for row in range(n):

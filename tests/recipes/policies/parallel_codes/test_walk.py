@@ -109,9 +109,10 @@ def test_scores_are_those_of_enumeration_and_sum_to_one(world: World, law: Law, 
 def test_a_search_as_wide_as_the_catalogue_ranks_all_of_it(world: World, law: Law, order: Any) -> None:
     barred = torch.zeros(2, 17, dtype=torch.bool)
     barred[0, 3] = barred[1, :12] = True
+    excluded = [row.nonzero()[:, 0].tolist() for row in barred]
     found = search(
         world.model, world.sets, world.vocabulary, world.prefix(), law, k=17, num_beams=17 * 6,
-        order=None if order is None else torch.tensor(order), barred=barred,
+        order=None if order is None else torch.tensor(order), barred=world.sets.barred(excluded),
     )  # fmt: skip
     assert bool(found.proven.all())
     for row, prompt in enumerate(world.prompts):
