@@ -63,6 +63,7 @@ class SetIndex:
 
     Attributes:
         columns: (items, M) int64 column of each item in each codebook.
+        held: (M * items,) int32 the same, codebook by codebook: a posting list then goes through memory in order.
         postings: (items * M,) items, by their columns.
         offsets: (columns + 1,) where the items of each column begin.
         first: (M,) first column of each codebook.
@@ -72,6 +73,7 @@ class SetIndex:
     """
 
     columns: Tensor
+    held: Tensor
     postings: Tensor
     offsets: Tensor
     first: Tensor
@@ -116,7 +118,8 @@ class SetIndex:
         counts = np.bincount(columns.ravel(), minlength=first[-1])
         tensors = (columns, order % len(codes), np.concatenate([[0], counts.cumsum()]), first[:-1], np.asarray(sizes))
         long = [torch.from_numpy(np.ascontiguousarray(tensor, dtype=np.int64)) for tensor in tensors]
-        return cls(*long, *(torch.from_numpy(table) for table in _pairs(codes, sizes)))
+        held = torch.from_numpy(columns.T.ravel().astype(np.int32))
+        return cls(long[0], held, *long[1:], *(torch.from_numpy(table) for table in _pairs(codes, sizes)))
 
     def to(self, device: torch.device | str) -> SetIndex:
         """The same with its tensors on a device."""
@@ -178,8 +181,12 @@ class SetIndex:
         place = torch.arange(len(prefix), device=chosen.device) - (counts.cumsum(0) - counts)[prefix]
         item = self.postings[begin[prefix, 0] + place]
         for nth in range(1, int((chosen >= 0).sum(1).amax()) if len(chosen) else 0):
-            column = chosen[prefix, nth]
-            fits = (column < 0) | (self.columns[item, order[prefix, nth]] == column)
+            column, begins = chosen[:, nth].int(), order[:, nth] * self.n_items
+            if nth == 1:  # long lists: what belongs to a prefix is repeated, not looked up
+                column, begins = (values.repeat_interleave(counts) for values in (column, begins))
+            else:
+                column, begins = column[prefix], begins[prefix]
+            fits = ((column < 0) | (self.held[begins + item] == column)).nonzero()[:, 0]
             prefix, item = prefix[fits], item[fits]
         return prefix, item
 
