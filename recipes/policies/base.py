@@ -54,6 +54,7 @@ class Policy(ABC):
     Attributes:
         name: Its name in configurations and checkpoints.
         with_codes: Whether its items are codes, so that it needs an item index.
+        with_tree: Whether its answers are paths in one tree of codes, in which soft targets are shared out.
         catalogue: The items.
         tokenizer: The LLM's tokenizer, with the policy's own tokens if it has some.
         prompts: How histories are read.
@@ -62,6 +63,7 @@ class Policy(ABC):
 
     name: ClassVar[str]
     with_codes: ClassVar[bool] = False
+    with_tree: ClassVar[bool] = False
     answers: Answers
 
     def __init__(
