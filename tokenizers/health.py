@@ -49,14 +49,15 @@ def health_report(
         seed: Seed of the shuffle that gives the chance level of the agreement.
 
     Returns:
-        What `health.json` holds: `levels`, `collisions`, `branching`, `agreement`, `behaviour`, `verdicts`
-        and, with embeddings, the share of variance that is left `unexplained` after each level.
+        What `health.json` holds: `levels`, `collisions`, `dependence`, `branching`, `agreement`, `behaviour`,
+        `verdicts` and, with embeddings, the share of variance that is left `unexplained` after each level.
     """
     report: dict[str, Any] = {
         "n_items": index.n_items,
         "level_sizes": list(index.level_sizes),
         "levels": [_level(index, level, train_count) for level in range(index.depth)],
         "collisions": _collisions(index, train_count),
+        "dependence": _dependence(index, seed),
         "branching": _branching(index),
         "agreement": _agreement(index, category, brand, seed),
     }
@@ -108,6 +109,21 @@ def _collisions(index: ItemIndex, train_count: np.ndarray) -> dict[str, Any]:
         "largest_group": int(count.max()),
         "group_sizes": {int(size): int(n) for size, n in zip(*np.unique(count, return_counts=True), strict=True)},
     }
+
+
+def _dependence(index: ItemIndex, seed: int) -> list[dict[str, Any]]:
+    """Mutual information of each two codebooks in nats, beside a shuffle's: parallel ones should share little."""
+    pairs = []
+    for first in range(index.depth):
+        shuffled = np.random.default_rng(seed).permutation(index.codes[:, first])
+        for second in range(first + 1, index.depth):
+            other = index.codes[:, second]
+            pairs.append({
+                "levels": [first, second],
+                "information": mutual_information(index.codes[:, first], other),
+                "information_by_chance": mutual_information(shuffled, other),
+            })  # fmt: skip
+    return pairs
 
 
 def _branching(index: ItemIndex) -> list[dict[str, Any]]:
@@ -218,6 +234,12 @@ def format_report(report: dict[str, Any]) -> str:
         f"({c['item_share']:.1%}) in {c['groups']:,} groups, the largest of {c['largest_group']}; {share} of "
         "training targets"
     )
+    if pairs := report.get("dependence"):
+        mean, chance = (sum(pair[name] for pair in pairs) / len(pairs) for name in list(pairs[0])[1:])
+        lines.append(
+            f"  two codebooks share {mean:.3f} nats of information on average (chance {chance:.3f}, of up to "
+            f"{min(np.log(level['perplexity']) for level in report['levels']):.3f})"
+        )
     if dealt := report.get("reassigned"):
         lines.append(
             f"  reassigned: {dealt['items']:,} items have another last code than the quantizer gave, in "

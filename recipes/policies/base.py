@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import types
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,7 +25,6 @@ from reasonrec.data_gen.tasks.render import Examples
 from reasonrec.recipes.decoding.answers import Answers, Scored
 from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.models.load import load_tokenizer
-from reasonrec.rewards.calling import CODES
 from reasonrec.rewards.parse import Parsed
 from reasonrec.rewards.registry import WeightedRewards
 from reasonrec.tokenizers.catalogue import Catalogue
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
 
 TEXT_CHUNK = 1024  # text positions whose full-vocabulary logits exist at a time
 TEACHER_ROWS = "teacher_rows"  # of a batch: the position of a teacher's table that each label stands at, -1 for none
-MODULES = ("semantic_id", "dual_head")
+MODULES = ("semantic_id", "dual_head", "parallel_codes")
 Parse = Callable[..., Parsed]
 SoftScore = Callable[[Any, Tensor, Tensor, Tensor, Tensor, Tensor], Scored]  # see `policies.soft`
 
@@ -55,7 +54,7 @@ class Policy(ABC):
     Attributes:
         name: Its name in configurations and checkpoints.
         with_codes: Whether its items are codes, so that it needs an item index.
-        gives: What its rollouts tell rewards, of the keywords in `rewards.calling.OF_POLICY` that are no codes.
+        with_tree: Whether its answers are paths in one tree of codes, in which soft targets are shared out.
         catalogue: The items.
         tokenizer: The LLM's tokenizer, with the policy's own tokens if it has some.
         prompts: How histories are read.
@@ -64,7 +63,7 @@ class Policy(ABC):
 
     name: ClassVar[str]
     with_codes: ClassVar[bool] = False
-    gives: ClassVar[tuple[str, ...]] = ()
+    with_tree: ClassVar[bool] = False
     answers: Answers
 
     def __init__(
@@ -181,16 +180,6 @@ class Policy(ABC):
         """Keywords that rewards get about targets, beside their numbers."""
         return {}
 
-    def observed(self, model: PreTrainedModel, rollouts: Rollouts, wanted: Collection[str]) -> dict[str, Any]:
-        """Keywords that rewards get about rollouts: those it `gives`.
-
-        Args:
-            model: Causal LM below PEFT's wrapper, in evaluation mode.
-            rollouts: What was written.
-            wanted: Keywords that a reward asks for; the others need not be made.
-        """
-        return {}
-
     def levels(self, predicted: Parsed, target: np.ndarray) -> np.ndarray:
         """How much of each answer is right: codes from the first one on, or the item or nothing."""
         return (np.array(predicted.predicted_items) == target).astype(np.int64)
@@ -267,16 +256,13 @@ def check_index(setting: Setting, index: str | None) -> ItemIndex | None:
 
 
 def check_rewards(setting: Setting, rewards: WeightedRewards) -> None:
-    """Check that a policy gives what rewards read.
+    """Check that a policy has what rewards read.
 
     Raises:
-        UserError: If there is no such policy, or a reward demands what it does not have, such as codes.
+        UserError: If a reward demands codes, and the policy's items have none.
     """
-    POLICIES.find(setting.policy)
-    given = {
-        name: (*policy.gives, *(CODES if policy.with_codes else ())) for name, policy in POLICIES.entries().items()
-    }
-    rewards.check_policy(setting.policy, given)
+    if not POLICIES.find(setting.policy).with_codes:
+        rewards.check_codes(setting.policy, policies_with_codes())
 
 
 def policies_with_codes() -> list[str]:

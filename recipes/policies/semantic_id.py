@@ -285,7 +285,7 @@ class CodeAnswers(Answers):
 class SemanticIds(Policy):
     """The LLM reads and writes items as codes, which are new tokens."""
 
-    name, with_codes = "semantic_id", True
+    name, with_codes, with_tree = "semantic_id", True, True
     answers: CodeAnswers
 
     @classmethod

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from reasonrec.data_gen.schema import Dataset, to_lists
 from reasonrec.data_gen.tasks.mixture import BASE
 from reasonrec.data_gen.tasks.render import COLUMNS, Examples, task_names
-from reasonrec.recipes.policies.base import TEACHER_ROWS, Policy, policies_with_codes
+from reasonrec.recipes.policies.base import POLICIES, TEACHER_ROWS, Policy
 from reasonrec.recipes.policies.semantic_id import CodeAnswers
 from reasonrec.recipes.policies.soft import SoftCodes
 from reasonrec.recipes.rankers.item_teachers import ITEM_TEACHERS, ItemTeacher
@@ -84,10 +84,11 @@ class SoftTargets:
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
             raise UserError(f"soft_targets[alpha]={shown(alpha)} has to be a number from 0 to 1")
         whole("soft_targets[top_k]", top_k, at_least=1)
-        if policy not in policies_with_codes():
+        fitting = [name for name, one in POLICIES.entries().items() if one.with_tree]
+        if policy not in fitting:
             raise UserError(
-                f"soft_targets are for items that are codes, and policy={policy} has none: leave them out, or choose "
-                f"one of {', '.join(policies_with_codes())}"
+                f"soft_targets are for items in a tree of codes, and policy={policy} has none: leave them out, or "
+                f"choose one of {', '.join(fitting)}"
             )
         options = kind(**{name: value for name, value in asked.items() if name in own})
         return cls(str(asked["teacher"]), options, float(alpha), top_k) if alpha > 0 else None

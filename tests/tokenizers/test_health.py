@@ -38,6 +38,17 @@ def test_collisions_are_weighted_by_what_is_bought():
     assert report(train_count=np.zeros(6, int))["collisions"]["target_share"] is None
 
 
+def test_what_two_codebooks_share_by_hand():
+    (pair,) = report()["dependence"]
+    assert pair["levels"] == [0, 1]
+    first, second, both = (
+        -sum(p * np.log(p) for p in shares)
+        for shares in ([4 / 6, 2 / 6], [3 / 6, 2 / 6, 1 / 6], [2 / 6, 2 / 6, 1 / 6, 1 / 6])
+    )
+    assert pair["information"] == pytest.approx(first + second - both)
+    assert "two codebooks share 0.318 nats" in format_report(report())
+
+
 def test_branching_by_hand():
     first, second = report()["branching"]
     assert first == {"level": 0, "prefixes": 2, "parents": 2, "mean_children": 2.0, "max_children": 2}

@@ -60,8 +60,10 @@ def test_what_is_asked_for() -> None:
     found = SoftTargets.parse({"teacher": "co_visitation", "window": 4}, "semantic_id")
     assert found is not None
     assert (found.alpha, found.top_k, found.options.window, found.options.last) == (0.5, 50, 4, 10)
-    with pytest.raises(UserError, match="policy=dual_head has none: leave them out, or choose one of semantic_id"):
-        SoftTargets.parse(COMPANY, "dual_head")
+    for policy in ("dual_head", "parallel_codes"):
+        message = f"policy={policy} has none: leave them out, or choose one of semantic_id$"
+        with pytest.raises(UserError, match=message):
+            SoftTargets.parse(COMPANY, policy)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,74 @@
+"""Stage by stage with parallel codes, as a user launches them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reasonrec.data_gen.schema import Dataset
+from reasonrec.recipes.recommender import Recommender
+from reasonrec.tokenizers.artefact import read_manifest, staged
+from reasonrec.tokenizers.index import build_index
+
+SHORT = ["--precision", "fp32", "--report_to", "none", "--activation_checkpointing", "false", "--save_steps", "100"]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def index(tiny_dataset, tmp_path_factory) -> Path:
+    """An index of `tiny_dataset` with unique codes: 4 × 4 × 4."""
+    dataset = Dataset.load(tiny_dataset)
+    every = np.stack(np.meshgrid(*[np.arange(4)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    made = build_index(np.random.default_rng(0).permutation(every)[: dataset.n_items], [4, 4, 4])
+    out = tmp_path_factory.mktemp("set_index") / "index"
+    with staged(out, kind="index", config={}, inputs={"dataset": dataset.manifest.hash}) as (folder, _):
+        made.save(folder)
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(stage, tiny_base, tiny_dataset, index, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("reg4rec") / "sft"
+    done = stage(
+        "sft", "--dataset", str(tiny_dataset), "--index", str(index), "--model", str(tiny_base),
+        "--policy", "parallel_codes", "--method", "lora", "--lora_r", "4", "--max_history", "6", "--tasks",
+        "{seqrec: 1}", "--num_train_epochs", "2", "--per_device_train_batch_size", "16", "--learning_rate", "5e-3",
+        "--output_dir", str(out), *SHORT,
+    )  # fmt: skip
+    assert "leave a choice" in done.stdout + done.stderr
+    return out
+
+
+def test_it_learns_and_keeps_its_categories(trained):
+    metrics = json.loads((trained / "train_metrics.json").read_text())
+    losses = [entry["loss"] for entry in metrics["log"] if "loss" in entry]
+    assert losses[-1] < losses[0]
+    assert metrics["train"]["category_loss"] > 0
+    assert read_manifest(trained).facts["setting"]["policy"] == "parallel_codes"
+
+
+def test_it_ranks_scores_and_follows_a_user(trained, tiny_dataset):
+    recommender = Recommender.from_pretrained(trained, dtype="fp32", device="cpu")
+    histories = [history[-6:] for history in Dataset.load(tiny_dataset).test["history"].to_list()[:4]]
+    items, scores = recommender.rank(histories, k=48, exhaustive=True)
+    assert [sorted(row) for row in items.tolist()] == [list(range(48))] * 4
+    np.testing.assert_allclose(np.exp(scores).sum(1), 1, atol=1e-4)
+    np.testing.assert_allclose(recommender.score(histories, items), scores, atol=1e-4)
+    session = recommender.session(histories[0][:3])
+    for item in histories[0][3:]:
+        session.append(item)
+    np.testing.assert_allclose(session.search(k=5).scores, scores[:1, :5], atol=1e-4)
+
+
+def test_it_stands_in_the_table_and_is_reinforced(stage, trained, tiny_dataset, tmp_path):
+    stage("eval_ranking", "--dataset", str(tiny_dataset), "--models", str(trained), "--output_dir",
+          str(tmp_path / "report"), "--max_rows", "8", "--num_beams", "20", "--precision", "fp32")  # fmt: skip
+    rows = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert rows
+    stage("grpo", "--model", str(trained), "--dataset", str(tiny_dataset), "--output_dir", str(tmp_path / "grpo"),
+          "--rewards", "{exact: 1.0}", "--max_steps", "2", "--num_generations", "4",
+          "--per_device_train_batch_size", "8", "--valid_rows", "4", "--eval_steps", "2", *SHORT)  # fmt: skip
+    assert read_manifest(tmp_path / "grpo").facts["setting"]["policy"] == "parallel_codes"
