@@ -144,7 +144,7 @@ def concordance(liked: Sequence[ArrayLike], disliked: Sequence[ArrayLike]) -> Fl
         [0.75, nan]
     """
     if len(liked) != len(disliked):
-        raise UserError(f"{len(liked)} rows of liked items and {len(disliked)} of disliked ones: pass both of each row")
+        raise UserError(f"{len(liked)} rows of liked items and {len(disliked)} of disliked ones: give both for each")
     result = np.full(len(liked), np.nan)
     for row, lists in enumerate(zip(liked, disliked, strict=True)):
         high, low = (np.asarray(scores, dtype=np.float64) for scores in lists)
