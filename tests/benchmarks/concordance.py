@@ -5,9 +5,9 @@ python tests/benchmarks/concordance.py
 MovieLens-100K, the last fifth of each user with at least ten ratings held out; the movie in front of it is for
 validation, what lies before that for training. *Concordance* is the share of a user's pairs of held-out movies, one
 rated 4 or 5 and one rated 1 or 2, in which the first has the higher score, given the user's history up to the cut; the
-mean over users. Ratings are missing not at random: people rate what they chose to watch, so this says nothing of what a
-movie would be worth to somebody who did not choose it. HR@10 is of the first liked held-out movie of each user, in the
-whole catalogue without what was watched before the cut; it is to stay within .005 of the start's.
+mean over users. Ratings are missing not at random: people rate what they chose to watch, so this says nothing of what
+a movie would be worth to somebody who did not choose it. HR@10 is of the first liked held-out movie of each user, in
+the whole catalogue without what was watched before the cut; it is to stay within .005 of the start's.
 
 Arms, trained by the stages from the demo's configurations: supervised training that does not look at ratings (the
 start); the same continued for as long as GRPO takes; GRPO and SRPO on the rating minus the mean of the user's training
@@ -218,12 +218,12 @@ def concordances(ranker: Ranker, rows: pl.DataFrame) -> NDArray[np.float64]:
     return found
 
 
-def baselines(dataset: Dataset, seed: int) -> list[Ranker]:
+def baselines(dataset: Dataset, seed: int, epochs: int) -> list[Ranker]:
     """What is not trained by a stage, with the demo's options; what has to be tuned is tuned on the validation."""
     log = TrainLog.of(dataset)
     visited = CoVisitation(log, window=5, name="co-visitation, tuned")
     visited.tune(dataset.valid)
-    sasrec = fit(dataset, SasrecConfig(dropout=0.2, batch_size=32, seed=seed), progress=False)
+    sasrec = fit(dataset, SasrecConfig(dropout=0.2, batch_size=32, epochs=epochs, seed=seed), progress=False)
     return [Popularity(log), visited, sasrec, MeanRating(dataset)]
 
 
@@ -301,7 +301,7 @@ def main() -> None:
         name: ModelRanker(Recommender.from_pretrained(work / arm), name, num_beams=20, exact=False, batch_size=192)
         for arm, name in MODELS.items()
     }
-    rankers |= {ranker.name: ranker for ranker in baselines(dataset, options.seed)}
+    rankers |= {ranker.name: ranker for ranker in baselines(dataset, options.seed, 1 if options.tiny else 60)}
     result = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "base": base,
