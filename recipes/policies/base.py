@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from reasonrec.data_gen.tasks.prompts import Prompts
 from reasonrec.data_gen.tasks.reasoning import Mention, TraceChains
-from reasonrec.data_gen.tasks.render import Examples
+from reasonrec.data_gen.tasks.render import Examples, item_sequences
 from reasonrec.recipes.decoding.answers import Answers, Scored
 from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.models.load import load_tokenizer
@@ -162,7 +162,7 @@ class Policy(ABC):
         titles = self.catalogue.titles
         return Examples(
             self.prompts,
-            [np.asarray(items) for items in train["items"].to_list()],
+            item_sequences(train),
             titles,
             self.catalogue.texts("category", "brand", joined=" "),
             one_per_prefix,
