@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from reasonrec.data_gen.frames import spilling
@@ -50,7 +51,8 @@ def main() -> None:
         return
     out = claim_output(config.output_dir, overwrite=config.overwrite)
     start = time.perf_counter()
-    with spilling(out), keeping_rejected(out) as rejected:
+    with ExitStack() as spilled, keeping_rejected(out) as rejected:
+        spilled.enter_context(spilling(out))
         tables, files = reader.read()
         inputs = {role: file_hash(file) for role, file in files.items()}
         recipe = recorded(config, out) | recorded(reader, out)
@@ -58,6 +60,7 @@ def main() -> None:
         about = {"config": recipe, "seed": recipe.get("seed", 0), "inputs": inputs}
         with staged(out, kind="dataset", overwrite=config.overwrite, **about) as (folder, facts):
             facts.update(write_dataset(folder, tables))
+            spilled.close()  # before the dataset stands, so that a kill leaves nothing beside it
     if rejected.exists():
         say(f"{rejected} has the lines that could not be read")
     say(f"{describe(facts)}\n{out} written in {time.perf_counter() - start:.1f} s")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.grow import check_grown
+from reasonrec.tokenizers.health import first_category
 from reasonrec.tokenizers.index import INDEX_FILE, ItemIndex
 
 CATALOGUE_FILE = "catalogue.parquet"
@@ -67,9 +68,14 @@ class Catalogue:
 
     @cached_property
     def categories(self) -> NDArray[np.int64]:
-        """(items,) number of each item's category, from 0 on in the order of their texts; -1 where there is none."""
-        names, number = np.unique(self.items["category"].to_numpy().astype(str), return_inverse=True)
-        return number.reshape(-1).astype(np.int64) - int(len(names) > 0 and names[0] == "")
+        """(items,) number of the first category that each item lists, from 0 on in the order of their texts.
+
+        -1 where there is none, or where an item that came after a training has one that no item had before.
+        """
+        first = [first_category(text) for text in self.items["category"].to_list()]
+        names = sorted({name for name in first[: self.trained or self.n_items] if name})
+        number = {name: place for place, name in enumerate(names)}
+        return np.array([number.get(name, -1) for name in first], dtype=np.int64)
 
     @property
     def codes(self) -> ItemIndex:

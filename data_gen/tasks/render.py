@@ -26,6 +26,8 @@ from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.registry import Registry
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from reasonrec.data_gen.reasoning.traces import Trace
 
 TEXT_TOKENS = 24  # rough length of a title, only used to put examples of similar length together
@@ -175,6 +177,18 @@ class Material:
 def text_bytes(text: str) -> int:
     """Bytes of a text as a prompt has it; a token stands for one at least."""
     return len(neutralise(text).encode())
+
+
+def item_sequences(train: pl.DataFrame) -> list[np.ndarray]:
+    """The items of each training sequence, int64: views of one array, because lists of numbers take many times that.
+
+    Args:
+        train: Training sequences with `items`.
+    """
+    lengths = train["items"].list.len().to_numpy().astype(np.int64)
+    flat = train["items"].explode().drop_nulls().to_numpy().astype(np.int64)
+    ends = np.cumsum(lengths)
+    return [flat[start:end] for start, end in zip(ends - lengths, ends, strict=True)]
 
 
 def companions(sequences: Sequence[np.ndarray], n_items: int, *, set_order: bool) -> list[Companions]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import types
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,6 +25,7 @@ from reasonrec.data_gen.tasks.render import Examples
 from reasonrec.recipes.decoding.answers import Answers, Scored
 from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.models.load import load_tokenizer
+from reasonrec.rewards.calling import CODES
 from reasonrec.rewards.parse import Parsed
 from reasonrec.rewards.registry import WeightedRewards
 from reasonrec.tokenizers.catalogue import Catalogue
@@ -54,6 +55,7 @@ class Policy(ABC):
     Attributes:
         name: Its name in configurations and checkpoints.
         with_codes: Whether its items are codes, so that it needs an item index.
+        gives: What its rollouts tell rewards, of the keywords in `rewards.calling.OF_POLICY` that are no codes.
         with_tree: Whether its answers are paths in one tree of codes, in which soft targets are shared out.
         catalogue: The items.
         tokenizer: The LLM's tokenizer, with the policy's own tokens if it has some.
@@ -63,6 +65,7 @@ class Policy(ABC):
 
     name: ClassVar[str]
     with_codes: ClassVar[bool] = False
+    gives: ClassVar[tuple[str, ...]] = ()
     with_tree: ClassVar[bool] = False
     answers: Answers
 
@@ -180,6 +183,16 @@ class Policy(ABC):
         """Keywords that rewards get about targets, beside their numbers."""
         return {}
 
+    def observed(self, model: PreTrainedModel, rollouts: Rollouts, wanted: Collection[str]) -> dict[str, Any]:
+        """Keywords that rewards get about rollouts: those it `gives`.
+
+        Args:
+            model: Causal LM below PEFT's wrapper, in evaluation mode.
+            rollouts: What was written.
+            wanted: Keywords that a reward asks for; the others need not be made.
+        """
+        return {}
+
     def levels(self, predicted: Parsed, target: np.ndarray) -> np.ndarray:
         """How much of each answer is right: codes from the first one on, or the item or nothing."""
         return (np.array(predicted.predicted_items) == target).astype(np.int64)
@@ -256,13 +269,16 @@ def check_index(setting: Setting, index: str | None) -> ItemIndex | None:
 
 
 def check_rewards(setting: Setting, rewards: WeightedRewards) -> None:
-    """Check that a policy has what rewards read.
+    """Check that a policy gives what rewards read.
 
     Raises:
-        UserError: If a reward demands codes, and the policy's items have none.
+        UserError: If there is no such policy, or a reward demands what it does not have, such as codes.
     """
-    if not POLICIES.find(setting.policy).with_codes:
-        rewards.check_codes(setting.policy, policies_with_codes())
+    POLICIES.find(setting.policy)
+    given = {
+        name: (*policy.gives, *(CODES if policy.with_codes else ())) for name, policy in POLICIES.entries().items()
+    }
+    rewards.check_policy(setting.policy, given)
 
 
 def policies_with_codes() -> list[str]:

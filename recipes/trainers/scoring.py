@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonrec.data_gen.schema import Dataset
+from reasonrec.data_gen.tasks.render import item_sequences
 from reasonrec.data_gen.tasks.rl_prompts import RlPrompts
 from reasonrec.recipes.decoding.sample import Rollouts
 from reasonrec.recipes.decoding.search import MAX_BEAMS, MAX_K
@@ -259,7 +260,7 @@ def build_scorer(
     if "codewords" in asking:
         context["codewords"] = _codewords(asking["codewords"], policy.catalogue.codes, index)
     if "similarity" in asking:
-        sequences = [np.asarray(items) for items in dataset.train["items"].to_list()]
+        sequences = item_sequences(dataset.train)
         owner = np.repeat(np.arange(len(sequences)), [len(items) for items in sequences])
         window = None if dataset.facts["order"] == "set" else 10
         context["similarity"] = CoVisits(np.concatenate(sequences), owner, dataset.n_items, window)

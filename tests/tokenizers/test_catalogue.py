@@ -49,7 +49,8 @@ def test_texts_leave_out_what_is_empty() -> None:
 
 
 def test_categories_are_numbered() -> None:
-    items = catalogue_of(["lamp", "tent", "kit", "saw"]).items.with_columns(category=pl.Series(["w", "", "a", "w"]))
+    categories = pl.Series(["w", "", "a", "w > b"])
+    items = catalogue_of(["lamp", "tent", "kit", "saw"]).items.with_columns(category=categories)
     assert Catalogue(items, "things", False, "").categories.tolist() == [1, -1, 0, 1]
     assert Catalogue(items.filter(pl.col("category") != ""), "", False, "").categories.tolist() == [1, 0, 1]
     assert catalogue_of(["lamp", "tent"]).categories.tolist() == [-1, -1]

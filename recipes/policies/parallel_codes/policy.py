@@ -14,13 +14,12 @@ What the paper (arXiv 2508.15308) leaves open, decided here:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reasonrec.data_gen.tasks.prompts import Example, Prompter, Prompts
 from reasonrec.data_gen.tasks.reasoning import Mention
@@ -33,7 +32,6 @@ from reasonrec.recipes.policies.parallel_codes.laws import Law
 from reasonrec.rewards.parse import Parsed, Parser
 from reasonrec.tokenizers.catalogue import Catalogue
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.health import first_category
 from reasonrec.tokenizers.index import ItemIndex
 from reasonrec.tokenizers.registry import check_options
 from reasonrec.tokenizers.terminal import say, shown
@@ -112,7 +110,7 @@ class ShuffledExamples(Examples):
 class ParallelCodes(Policy):
     """The LLM reads and writes items as sets of codes, which are new tokens."""
 
-    name, with_codes = "parallel_codes", True
+    name, with_codes, gives = "parallel_codes", True, ("category_probs",)
     answers: SetAnswers
 
     def __init__(
@@ -134,12 +132,16 @@ class ParallelCodes(Policy):
             UserError: If the items have no codes, or some share all of them, or an option is wrong.
         """
         options, index = ParallelOptions.read(setting.policy_options), catalogue.codes
-        count, category = categories(catalogue) if options.category_weight else (0, np.full(catalogue.n_items, -1))
+        none = np.full(catalogue.n_items, -1)
+        category = catalogue.categories if options.category_weight else none
+        count = int(category.max()) + 1
+        if count < 2:  # nothing to tell apart
+            count, category = 0, none
         *sizes, _ = index.level_sizes
         known = tokenizer.get_vocab()
         if BEGIN in known:  # a model that was trained, whose items may have been published without their texts
             trained = sum(code_token(index.depth, number) in known for number in range(len(known)))
-            count, category = trained, category if trained == count else np.full(catalogue.n_items, -1)
+            count, category = trained, category if trained == count else none
         orders = np.tile(np.arange(index.depth), (options.orders, 1))
         orders[1:] = np.random.default_rng(0).permuted(orders[1:], axis=1)
         vocabulary = Vocabulary.extend(tokenizer, [*sizes, count])
@@ -245,18 +247,21 @@ class ParallelCodes(Policy):
         pairs = zip(predicted.predicted_codes or [], (self._tuples[item] for item in target), strict=True)
         return np.array([sum(a == b for a, b in zip(p, t, strict=True)) if p else 0 for p, t in pairs], dtype=np.int64)
 
-    def category_probs(self, model: PreTrainedModel, rollouts: Rollouts) -> list[NDArray[np.float32]]:
-        """What the category head says in front of each code, for rewards: (M, categories) of each rollout.
+    def observed(self, model: PreTrainedModel, rollouts: Rollouts, wanted: Collection[str]) -> dict[str, Any]:
+        """What the category head says in front of each code: (M, categories) of each rollout.
 
         Raises:
-            UserError: If there is no category head.
+            UserError: If a reward wants that, and there is no category head.
         """
+        if "category_probs" not in wanted:
+            return {}
         if not self.answers.n_categories:
             raise UserError(
                 "a reward requires category_probs, and the model has no category head: give the items categories and "
                 "train with category_weight above 0"
             )
-        return self.answers.category_probs(model, rollouts.prompt_ids, rollouts.completion_ids)
+        found = self.answers.category_probs(model, rollouts.prompt_ids, rollouts.completion_ids)
+        return {"category_probs": found}
 
     def without_items(self, chain: Sequence[int]) -> list[int]:
         """The words alone."""
@@ -286,23 +291,6 @@ class ParallelCodes(Policy):
             parts += [str(self.tokenizer.decode(words)), f" [{name}]"]
             words, place = [], place + depth
         return "".join([*parts, str(self.tokenizer.decode(words))]).strip()
-
-
-def categories(catalogue: Catalogue) -> tuple[int, NDArray[np.int64]]:
-    """The first category that each item lists.
-
-    Args:
-        catalogue: The items. Those that came after a training add no category: a head has no row for it.
-
-    Returns:
-        How many categories there are, 0 for fewer than two; and (items,) the number of each item's, -1 where unknown.
-    """
-    first = [first_category(text) for text in catalogue.items["category"].to_list()]
-    names = sorted({name for name in first[: catalogue.trained or catalogue.n_items] if name})
-    if len(names) < 2:
-        return 0, np.full(len(first), -1)
-    number = {name: place for place, name in enumerate(names)}
-    return len(names), np.array([number.get(name, -1) for name in first])
 
 
 POLICIES.add(ParallelCodes.name, ParallelCodes, __name__)

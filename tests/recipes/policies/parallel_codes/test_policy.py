@@ -106,7 +106,8 @@ def test_a_codebook_used_twice_is_no_item(make_sets):
 def test_category_distributions_come_from_the_path(make_sets):
     made = make_sets()
     rollouts = draw(made, 2)
-    found = made.policy.category_probs(made.model, rollouts)
+    assert made.policy.observed(made.model, rollouts, []) == {}
+    found = made.policy.observed(made.model, rollouts, ["category_probs"])["category_probs"]
     assert [row.shape for row in found] == [(3, 2)] * 4
     np.testing.assert_allclose(np.concatenate(found).sum(1), 1, rtol=1e-5)
     row = rollouts.prompt_ids[2] + rollouts.completion_ids[2]  # a shorter prompt, alone
@@ -116,7 +117,7 @@ def test_category_distributions_come_from_the_path(make_sets):
     np.testing.assert_allclose(found[2], logits[:, low + 10 : low + 12].softmax(-1).numpy(), atol=1e-5)
     without = make_sets(with_category=False)
     with pytest.raises(UserError, match="no category head"):
-        without.policy.category_probs(without.model, rollouts)
+        without.policy.observed(without.model, rollouts, ["category_probs"])
 
 
 def test_a_catalogue_without_categories_says_what_is_left_out(make_sets, capsys):
