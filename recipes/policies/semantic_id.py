@@ -144,17 +144,33 @@ def item_log_probs(
     return scored(chosen_from(model, trie, vocabulary, hidden, node, label, temperature=temperature))
 
 
-def in_answer(vocabulary: Vocabulary, input_ids: Tensor) -> Tensor:
-    """Whether each position but the first stands behind a begin marker.
+def split_codes(
+    vocabulary: Vocabulary, input_ids: Tensor, labels: Tensor, answers_only: bool
+) -> tuple[Tensor, Tensor]:
+    """Which labels are answers, and which are words, for items that are written as codes; see `Answers.split`.
+
+    In rollouts only codes behind the begin marker are answers: a chain may name items, but writes them as free text.
+    Of supervised examples every code is one, except for codes before the answer of an example that supervises words as
+    well: those are part of a chain.
 
     Args:
         vocabulary: Where the codes stand.
         input_ids: (batch, length) token ids.
+        labels: (batch, length) the same where there is a loss, -100 elsewhere.
+        answers_only: Whether these are rollouts.
 
     Returns:
-        (batch, length - 1) for the positions 1, 2, …
+        Two masks (batch, length - 1) of the positions 1, 2, …
     """
-    return (input_ids[:, :-1] == vocabulary.begin_id).cummax(1).values
+    target = labels[:, 1:]
+    mask = target != -100
+    is_code = mask & (target >= vocabulary.first_id) & (target < vocabulary.size)
+    is_text = mask & ~is_code
+    answer = (input_ids[:, :-1] == vocabulary.begin_id).cummax(1).values  # behind a begin marker
+    if answers_only:
+        return is_code & answer, mask & ~answer
+    named = is_code & is_text.any(1, keepdim=True) & ~answer
+    return is_code & ~named, is_text | named
 
 
 class CodeAnswers(Answers):
@@ -251,21 +267,8 @@ class CodeAnswers(Answers):
         return trie.leaf_item(node)
 
     def split(self, input_ids: Tensor, labels: Tensor, answers_only: bool) -> tuple[Tensor, Tensor]:
-        """Codes are answers.
-
-        In rollouts only those behind the begin marker are: a chain may name items, but writes them as free text. Of
-        supervised examples every code is, except for codes before the answer of an example that supervises words as
-        well: those are part of a chain.
-        """
-        target = labels[:, 1:]
-        mask = target != -100
-        is_code = mask & (target >= self.vocabulary.first_id) & (target < self.vocabulary.size)
-        is_text = mask & ~is_code
-        answer = in_answer(self.vocabulary, input_ids)
-        if answers_only:
-            return is_code & answer, mask & ~answer
-        named = is_code & is_text.any(1, keepdim=True) & ~answer
-        return is_code & ~named, is_text | named
+        """Codes are answers."""
+        return split_codes(self.vocabulary, input_ids, labels, answers_only)
 
     def log_probs(
         self,

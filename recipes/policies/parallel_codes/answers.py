@@ -25,7 +25,7 @@ from reasonrec.recipes.decoding.search import Exclude, Found, ranked
 from reasonrec.recipes.policies.parallel_codes.laws import Law, log_probs, next_books
 from reasonrec.recipes.policies.parallel_codes.sets import SetIndex
 from reasonrec.recipes.policies.parallel_codes.walk import score_items, search
-from reasonrec.recipes.policies.semantic_id import in_answer
+from reasonrec.recipes.policies.semantic_id import split_codes
 from reasonrec.rewards.parse import Catalogue
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
@@ -235,17 +235,9 @@ class SetAnswers(Answers):
     # -- training
 
     def split(self, input_ids: Tensor, labels: Tensor, answers_only: bool) -> tuple[Tensor, Tensor]:
-        """Codes are answers, in rollouts those behind the begin marker; see `semantic_id.CodeAnswers.split`."""
+        """Codes are answers."""
         self.rollouts = answers_only
-        target = labels[:, 1:]
-        mask = target != -100
-        is_code = mask & self._is_code(target)
-        is_text = mask & ~is_code
-        answer = in_answer(self.vocabulary, input_ids)
-        if answers_only:
-            return is_code & answer, mask & ~answer
-        named = is_code & is_text.any(1, keepdim=True) & ~answer
-        return is_code & ~named, is_text | named
+        return split_codes(self.vocabulary, input_ids, labels, answers_only)
 
     def log_probs(
         self,
