@@ -42,6 +42,7 @@ from reasonrec.recipes.models.checkpoint import trained_manifest
 from reasonrec.tokenizers.artefact import write_json
 from reasonrec.tokenizers.catalogue import Catalogue
 
+PARTS = ["start", "together", "crowd", "hang_ups", "strangers"]
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
@@ -198,6 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="runs/demo/published")
     parser.add_argument("--out", default="runs/bench/serving.json")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--seconds", type=float, default=60.0, help="alone, and together")
     parser.add_argument("--crowd_seconds", type=float, default=300.0)
     parser.add_argument("--requests", type=int, default=10_000, help="of strangers")
@@ -216,27 +218,32 @@ def main() -> None:
         write_json(Path(options.out), result)
 
     Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-    first = (
-        "import sys; from reasonrec.recipes.recommender import Recommender; "
-        f"Recommender.from_pretrained(sys.argv[1]).recommend({ids[:5]!r})"
-    )
-    done("seconds_to_first_list_in_python", timed(sys.executable, "-c", first, options.model))
-    done("seconds_of_help", timed(str(Path(sys.executable).with_name("reasonrec")), "recommend", "--help"))
-    began = time.perf_counter()
-    with Server(options.model, "--capacity", "64") as server:
-        httpx.post(f"{server.url}/v1/recommend", json={"history": ids[:5]}, timeout=120).raise_for_status()
-        done("seconds_to_first_list", round(time.perf_counter() - began, 1))
-        done("alone", load(server, ids, 1, options.seconds))
-        done("together", load(server, ids, 16, options.seconds))
-        ratio = result["together"]["answers_per_second"] / result["alone"]["answers_per_second"]
-        done("together_to_alone", round(ratio, 2))
-        done("returning", returning(server, ids, 20))
-    with Server(options.model, "--capacity", "48") as server:
-        done("crowd", load(server, ids, 64, options.crowd_seconds))
-    with Server(options.model, "--capacity", "1", "--unproven", "true") as server:
-        done("hang_ups", hang_ups(server, ids, 20))
-    with Server(first_layer()) as server:
-        done("strangers", strangers(server, options.requests))
+    if "start" in options.parts:
+        first = (
+            "import sys; from reasonrec.recipes.recommender import Recommender; "
+            f"Recommender.from_pretrained(sys.argv[1]).recommend({ids[:5]!r})"
+        )
+        done("seconds_to_first_list_in_python", timed(sys.executable, "-c", first, options.model))
+        done("seconds_of_help", timed(str(Path(sys.executable).with_name("reasonrec")), "recommend", "--help"))
+    if "together" in options.parts:
+        began = time.perf_counter()
+        with Server(options.model, "--capacity", "64") as server:
+            httpx.post(f"{server.url}/v1/recommend", json={"history": ids[:5]}, timeout=120).raise_for_status()
+            done("seconds_to_first_list", round(time.perf_counter() - began, 1))
+            done("alone", load(server, ids, 1, options.seconds))
+            done("together", load(server, ids, 16, options.seconds))
+            ratio = result["together"]["answers_per_second"] / result["alone"]["answers_per_second"]
+            done("together_to_alone", round(ratio, 2))
+            done("returning", returning(server, ids, 20))
+    if "crowd" in options.parts:
+        with Server(options.model, "--capacity", "48") as server:
+            done("crowd", load(server, ids, 64, options.crowd_seconds))
+    if "hang_ups" in options.parts:
+        with Server(options.model, "--capacity", "1", "--unproven", "true") as server:
+            done("hang_ups", hang_ups(server, ids, 20))
+    if "strangers" in options.parts:
+        with Server(first_layer()) as server:
+            done("strangers", strangers(server, options.requests))
 
 
 if __name__ == "__main__":
