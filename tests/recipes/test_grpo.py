@@ -211,7 +211,7 @@ def test_rewards_that_look_ahead_under_the_ratio_of_whole_completions(starts, ti
     [
         (
             {"rewards": {"consistency": 1.0}},
-            "reads category_probs, which the policy semantic_id does not give; no policy",
+            "reads category_probs, which the policy semantic_id does not give; policies that do are parallel_codes",
         ),
         ({"rewards": {"path": 1.0}}, "an imported index has no embeddings"),
         ({"rewards": {"exact": {"weight": 1.0, "horizon": 0}}}, "horizon=0 has to be a whole number, at least 1"),

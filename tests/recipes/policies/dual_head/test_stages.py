@@ -198,7 +198,7 @@ def test_mistakes_are_named(refused, trained, adapter, flags, sft_flags, tiny_in
     assert "has dual_head" in other
     codes = refused("grpo", "--model", str(trained), "--rewards", "{rsvr: 1.0}", *SHORT)
     assert "reads predicted_codes, target_codes, depth, which the policy dual_head does not give" in codes
-    assert codes.endswith("policies that do are semantic_id")
+    assert codes.endswith("policies that do are semantic_id, parallel_codes")
 
 
 @pytest.mark.parametrize(
