@@ -163,7 +163,7 @@ def first_layer() -> str:
     out = "runs/bench/first_layer"
     if not (Path(out) / "manifest.json").is_file():
         config = RECIPES / "configs" / "demo" / "sft.yaml"
-        flags = ["--layers", "1", "--max_steps", "1", "--output_dir", out]
+        flags = ["--layers", "1", "--num_train_epochs", "0.001", "--output_dir", out]
         subprocess.run([sys.executable, str(RECIPES / "sft.py"), "--config", str(config), *flags], check=True)
     return out
 
