@@ -56,13 +56,14 @@ def child(*flags: str) -> int:
 def compare(config: str, variant: str, steps: int) -> dict[str, Any]:
     """What is foretold of a variant, and what comes true."""
     words = ["--config", config, *variant.split()]
+    stage, given = parse([SftStage, inherited("sft")], words)
     with TemporaryDirectory() as scratch:
         found, out = Path(scratch) / "trial.json", Path(scratch) / "out"
         child(*words, *QUIET, "--trial", str(found), "--output_dir", str(Path(scratch) / "tried"))
         tried = Trial(**json.loads(found.read_text(encoding="utf-8")))
-        peak = child(*words, *QUIET, "--max_steps", str(steps), "--output_dir", str(out))
+        passes = given["num_train_epochs"] * steps / tried.steps
+        peak = child(*words, *QUIET, "--num_train_epochs", f"{passes:.6f}", "--output_dir", str(out))
         log = json.loads((out / "train_metrics.json").read_text(encoding="utf-8"))
-    stage, given = parse([SftStage, inherited("sft")], words)
     args = SftArguments(**given | {"output_dir": "none", "report_to": "none"})
     terms = memory(shape_of(stage, args), load_of(stage, args, tried.longest), args.chosen)
     return {
