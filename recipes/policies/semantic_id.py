@@ -5,15 +5,12 @@ The policy that is trained is the policy that recommends: labels that are codes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from reasonrec.data_gen.tasks.prompts import Prompter, Prompts
 from reasonrec.recipes.decoding.answers import Answers, Choices, Scored
 from reasonrec.recipes.decoding.backbone import all_done
 from reasonrec.recipes.decoding.merge_chains import chains_room, search_chains
@@ -23,13 +20,13 @@ from reasonrec.recipes.decoding.sample import Sampler, Step, check_finite, draw
 from reasonrec.recipes.decoding.score import read_prefixes, score_items
 from reasonrec.recipes.decoding.search import Exclude, Found, search, search_room
 from reasonrec.recipes.models.checkpoint import Setting
-from reasonrec.recipes.models.load import add_code_rows, resize
-from reasonrec.recipes.policies.base import POLICIES, Parse, Policy
-from reasonrec.rewards.parse import Parsed, Parser
+from reasonrec.recipes.models.load import add_code_rows
+from reasonrec.recipes.policies.base import POLICIES, Parse
+from reasonrec.recipes.policies.codes import CodePolicy, split_codes
+from reasonrec.rewards.parse import Parsed
 from reasonrec.rewards.prefix import common_prefix
 from reasonrec.tokenizers.catalogue import Catalogue
 from reasonrec.tokenizers.constrain import legal_log_probs
-from reasonrec.tokenizers.index import ItemIndex
 from reasonrec.tokenizers.registry import check_options
 from reasonrec.tokenizers.rows import code_logits
 from reasonrec.tokenizers.trie import Trie
@@ -144,35 +141,6 @@ def item_log_probs(
     return scored(chosen_from(model, trie, vocabulary, hidden, node, label, temperature=temperature))
 
 
-def split_codes(
-    vocabulary: Vocabulary, input_ids: Tensor, labels: Tensor, answers_only: bool
-) -> tuple[Tensor, Tensor]:
-    """Which labels are answers, and which are words, for items that are written as codes; see `Answers.split`.
-
-    In rollouts only codes behind the begin marker are answers: a chain may name items, but writes them as free text.
-    Of supervised examples every code is one, except for codes before the answer of an example that supervises words as
-    well: those are part of a chain.
-
-    Args:
-        vocabulary: Where the codes stand.
-        input_ids: (batch, length) token ids.
-        labels: (batch, length) the same where there is a loss, -100 elsewhere.
-        answers_only: Whether these are rollouts.
-
-    Returns:
-        Two masks (batch, length - 1) of the positions 1, 2, …
-    """
-    target = labels[:, 1:]
-    mask = target != -100
-    is_code = mask & (target >= vocabulary.first_id) & (target < vocabulary.size)
-    is_text = mask & ~is_code
-    answer = (input_ids[:, :-1] == vocabulary.begin_id).cummax(1).values  # behind a begin marker
-    if answers_only:
-        return is_code & answer, mask & ~answer
-    named = is_code & is_text.any(1, keepdim=True) & ~answer
-    return is_code & ~named, is_text | named
-
-
 class CodeAnswers(Answers):
     """Answers that are codes.
 
@@ -285,10 +253,10 @@ class CodeAnswers(Answers):
         return item_log_probs(model, self.trie, self.vocabulary, hidden, node, label, temperature=temperature)
 
 
-class SemanticIds(Policy):
+class SemanticIds(CodePolicy):
     """The LLM reads and writes items as codes, which are new tokens."""
 
-    name, with_codes, with_tree = "semantic_id", True, True
+    name, with_tree = "semantic_id", True
     answers: CodeAnswers
 
     @classmethod
@@ -301,44 +269,19 @@ class SemanticIds(Policy):
         check_options(f"the policy {cls.name}", setting.policy_options, ())
         index = catalogue.codes
         vocabulary = Vocabulary.extend(tokenizer, index.level_sizes)
-        prompts = Prompts(
-            Prompter(tokenizer, chat=setting.chat, system=setting.system),
-            setting.history_prompt,
-            vocabulary.item_token_ids(index.codes),
-            vocabulary.begin_id,
-            tokenizer.eos_token_id,
-        )
+        prompts = cls.code_prompts(tokenizer, setting, vocabulary, index)
         answers = CodeAnswers(Trie.from_codes(index.codes, index.level_sizes), vocabulary)
         return cls(catalogue, tokenizer, prompts, answers)
-
-    @property
-    def index(self) -> ItemIndex:
-        """The codes."""
-        return self.catalogue.codes
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """Where they stand."""
-        return self.answers.vocabulary
 
     @property
     def trie(self) -> Trie:
         """Trie of all items."""
         return self.answers.trie
 
-    @property
-    def new_tokens(self) -> list[int]:
-        """The begin marker and the codes."""
-        return self.vocabulary.token_ids
-
     def start(self, model: PreTrainedModel) -> None:
         """Add the rows of the codes, each from the text of its items."""
         texts = self.catalogue.texts("title", "category", "brand")
         add_code_rows(model, self.tokenizer, self.vocabulary, self.index.codes, texts)
-
-    def resize(self, model: PreTrainedModel) -> None:
-        """Make room for the rows."""
-        resize(model, self.vocabulary)
 
     def card(self) -> dict[str, str]:
         """How many codes there are."""
@@ -347,51 +290,12 @@ class SemanticIds(Policy):
 
     def parser(self, *, reasoning: bool) -> Parse:
         """See `rewards.parse`."""
-        return Parser(
-            self.vocabulary,
-            self.index,
-            reasoning=reasoning,
-            opened=not reasoning,
-            close_ids=self.prompts.close_ids if reasoning else (),
-            end_ids={self.tokenizer.eos_token_id, self.tokenizer.pad_token_id},
-        )
-
-    def columns(self, items: Sequence[int] | np.ndarray) -> dict[str, Any]:
-        """Codes of the targets, and how many an item has."""
-        codes = self.index.tuples()
-        return {"target_codes": [codes[item] for item in items], "depth": self.index.depth}
+        return self.code_parser(self.vocabulary, reasoning=reasoning)
 
     def levels(self, predicted: Parsed, target: np.ndarray) -> np.ndarray:
         """Codes shared with the target from the first one on."""
-        codes = self.index.tuples()
-        pairs = zip(predicted.predicted_codes or [], (codes[item] for item in target), strict=True)
+        pairs = zip(predicted.predicted_codes or [], (self.tuples[item] for item in target), strict=True)
         return np.array([common_prefix(p, t) if p else 0 for p, t in pairs], dtype=np.int64)
-
-    def without_items(self, chain: Sequence[int]) -> list[int]:
-        """The words alone."""
-        return [token for token in chain if token < self.vocabulary.first_id]
-
-    @cached_property
-    def _names(self) -> dict[tuple[int, ...], str]:
-        """The title of the item that each sequence of tokens stands for."""
-        titles = self.catalogue.titles
-        return {tuple(ids): titles[item] for item, ids in enumerate(self.prompts.item_token_ids)}
-
-    def readable(self, chain: Sequence[int]) -> str:
-        """Words, and a title in place of the codes of an item."""
-        names, tokenizer = self._names, self.tokenizer
-        parts: list[str] = []
-        words: list[int] = []
-        place = 0
-        while place < len(chain):
-            lengths = (n for n in range(self.trie.depth, 0, -1) if tuple(chain[place : place + n]) in names)
-            if n := next(lengths, 0):
-                parts += [str(tokenizer.decode(words)), f" [{names[tuple(chain[place : place + n])]}]"]
-                words = []
-            else:
-                words.append(chain[place])
-            place += max(n, 1)
-        return "".join([*parts, str(tokenizer.decode(words))]).strip()
 
 
 POLICIES.add(SemanticIds.name, SemanticIds, __name__)

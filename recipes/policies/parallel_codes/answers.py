@@ -22,10 +22,10 @@ from reasonrec.recipes.decoding.prefix import Prefix
 from reasonrec.recipes.decoding.prior import Prior, Tree
 from reasonrec.recipes.decoding.sample import Sampler, Step, check_finite, draw
 from reasonrec.recipes.decoding.search import Exclude, Found, ranked
+from reasonrec.recipes.policies.codes import split_codes
 from reasonrec.recipes.policies.parallel_codes.laws import Law, log_probs, next_books
 from reasonrec.recipes.policies.parallel_codes.sets import SetIndex
 from reasonrec.recipes.policies.parallel_codes.walk import score_items, search
-from reasonrec.recipes.policies.semantic_id import split_codes
 from reasonrec.rewards.parse import Catalogue
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex

@@ -16,23 +16,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from reasonrec.data_gen.tasks.prompts import Example, Prompter, Prompts
+from reasonrec.data_gen.tasks.prompts import Example, Prompts
 from reasonrec.data_gen.tasks.reasoning import Mention
 from reasonrec.data_gen.tasks.render import Examples
 from reasonrec.recipes.models.checkpoint import Setting
-from reasonrec.recipes.models.load import add_code_rows, resize
-from reasonrec.recipes.policies.base import POLICIES, Parse, Policy
+from reasonrec.recipes.models.load import add_code_rows
+from reasonrec.recipes.policies.base import POLICIES, Parse
+from reasonrec.recipes.policies.codes import CodePolicy
 from reasonrec.recipes.policies.parallel_codes.answers import SetAnswers
 from reasonrec.recipes.policies.parallel_codes.laws import Law
-from reasonrec.rewards.parse import Parsed, Parser
+from reasonrec.rewards.parse import Parsed
 from reasonrec.tokenizers.catalogue import Catalogue
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.index import ItemIndex
 from reasonrec.tokenizers.registry import check_options
 from reasonrec.tokenizers.terminal import say, shown
 from reasonrec.tokenizers.vocabulary import BEGIN, Vocabulary, code_token
@@ -107,10 +106,11 @@ class ShuffledExamples(Examples):
         return tokens.tolist(), wanted.tolist()
 
 
-class ParallelCodes(Policy):
+class ParallelCodes(CodePolicy):
     """The LLM reads and writes items as sets of codes, which are new tokens."""
 
-    name, with_codes, gives = "parallel_codes", True, ("category_probs",)
+    name, gives = "parallel_codes", ("category_probs",)
+    key = frozenset
     answers: SetAnswers
 
     def __init__(
@@ -146,29 +146,8 @@ class ParallelCodes(Policy):
         orders[1:] = np.random.default_rng(0).permuted(orders[1:], axis=1)
         vocabulary = Vocabulary.extend(tokenizer, [*sizes, count])
         answers = SetAnswers(index, vocabulary, options.law, orders, category, options.category_weight)
-        prompts = Prompts(
-            Prompter(tokenizer, chat=setting.chat, system=setting.system),
-            setting.history_prompt,
-            vocabulary.item_token_ids(index.codes),
-            vocabulary.begin_id,
-            tokenizer.eos_token_id,
-        )
+        prompts = cls.code_prompts(tokenizer, setting, vocabulary, index)
         return cls(catalogue, tokenizer, prompts, answers, options)
-
-    @property
-    def index(self) -> ItemIndex:
-        """The codes."""
-        return self.catalogue.codes
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """Where they stand, and behind them the categories."""
-        return self.answers.vocabulary
-
-    @property
-    def new_tokens(self) -> list[int]:
-        """The begin marker, the codes and the categories."""
-        return self.vocabulary.token_ids
 
     def start(self, model: PreTrainedModel) -> None:
         """Add the rows of codes and categories, each from the text of its items, and say what is left to choose."""
@@ -181,10 +160,6 @@ class ParallelCodes(Policy):
             say(
                 "items have no category: the category head is left out, and rewards of categories have nothing to read"
             )
-
-    def resize(self, model: PreTrainedModel) -> None:
-        """Make room for the rows."""
-        resize(model, self.vocabulary)
 
     def card(self) -> dict[str, str]:
         """How many codes there are, and what orders them."""
@@ -215,14 +190,8 @@ class ParallelCodes(Policy):
 
     def parser(self, *, reasoning: bool) -> Parse:
         """See `rewards.parse`, for codes in any order."""
-        inner = Parser(
-            Vocabulary(self.index.level_sizes, self.vocabulary.begin_id),
-            self.index,
-            reasoning=reasoning,
-            opened=not reasoning,
-            close_ids=self.prompts.close_ids if reasoning else (),
-            end_ids={self.tokenizer.eos_token_id, self.tokenizer.pad_token_id},
-        )
+        vocabulary = Vocabulary(self.index.level_sizes, self.vocabulary.begin_id)  # without the categories
+        inner = self.code_parser(vocabulary, reasoning=reasoning)
         first, end = self.vocabulary.first_id, self.vocabulary.first_id + self.answers.sets.n_columns
 
         def in_order(ids: Sequence[int]) -> list[int]:
@@ -238,13 +207,9 @@ class ParallelCodes(Policy):
 
         return parse
 
-    def columns(self, items: Sequence[int] | np.ndarray) -> dict[str, Any]:
-        """Codes of the targets, and how many an item has."""
-        return {"target_codes": [self._tuples[item] for item in items], "depth": self.index.depth}
-
     def levels(self, predicted: Parsed, target: np.ndarray) -> np.ndarray:
         """Codes shared with the target, whatever their order."""
-        pairs = zip(predicted.predicted_codes or [], (self._tuples[item] for item in target), strict=True)
+        pairs = zip(predicted.predicted_codes or [], (self.tuples[item] for item in target), strict=True)
         return np.array([sum(a == b for a, b in zip(p, t, strict=True)) if p else 0 for p, t in pairs], dtype=np.int64)
 
     def observed(self, model: PreTrainedModel, rollouts: Rollouts, wanted: Collection[str]) -> dict[str, Any]:
@@ -262,35 +227,6 @@ class ParallelCodes(Policy):
             )
         found = self.answers.category_probs(model, rollouts.prompt_ids, rollouts.completion_ids)
         return {"category_probs": found}
-
-    def without_items(self, chain: Sequence[int]) -> list[int]:
-        """The words alone."""
-        return [token for token in chain if token < self.vocabulary.first_id]
-
-    @cached_property
-    def _tuples(self) -> list[tuple[int, ...]]:
-        return self.index.tuples()
-
-    @cached_property
-    def _names(self) -> dict[frozenset[int], str]:
-        """The title of the item that each set of tokens stands for."""
-        titles = self.catalogue.titles
-        return {frozenset(ids): titles[item] for item, ids in enumerate(self.prompts.item_token_ids)}
-
-    def readable(self, chain: Sequence[int]) -> str:
-        """Words, and a title in place of the codes of an item."""
-        parts: list[str] = []
-        words: list[int] = []
-        place, depth = 0, self.index.depth
-        while place < len(chain):
-            name = self._names.get(frozenset(chain[place : place + depth]))
-            if name is None:
-                words.append(chain[place])
-                place += 1
-                continue
-            parts += [str(self.tokenizer.decode(words)), f" [{name}]"]
-            words, place = [], place + depth
-        return "".join([*parts, str(self.tokenizer.decode(words))]).strip()
 
 
 POLICIES.add(ParallelCodes.name, ParallelCodes, __name__)
