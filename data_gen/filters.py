@@ -140,9 +140,15 @@ def rated(log: pl.DataFrame, min_rating: float | None) -> tuple[pl.DataFrame, li
     if min_rating is None:
         return log, [], {}
     kept, missing = log.filter(pl.col("rating") >= min_rating), log["rating"].null_count()
-    dropped = {"rated lower": log.height - kept.height - missing, "without a rating": missing}
-    counts = count_log(log), count_log(kept)
-    return kept, [filter_fact("min_rating", *counts, min_rating=min_rating, missing=missing)], dropped
+    return kept, *rating_facts(count_log(log), count_log(kept), missing, min_rating)
+
+
+def rating_facts(
+    before: dict[str, int], after: dict[str, int], missing: int, min_rating: float
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """What a filter by rating did, from the counts of two logs and how many rows had none, and rows dropped by why."""
+    dropped = {"rated lower": before["rows"] - after["rows"] - missing, "without a rating": missing}
+    return [filter_fact("min_rating", before, after, min_rating=min_rating, missing=missing)], dropped
 
 
 def note_alike(user_ids: list[str], item_ids: list[str], items: pl.DataFrame) -> list[str]:

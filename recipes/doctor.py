@@ -24,6 +24,9 @@ from reasonrec.recipes.keys import TRUST_HELP
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import one_line, say
 
+# A training that leaves nothing behind and looks at nothing else.
+BARE = ["--valid_rows", "0", "--eval_strategy", "no", "--save_strategy", "no", "--report_to", "none"]
+
 
 @dataclass
 class DoctorConfig:
@@ -57,7 +60,7 @@ def try_training(path: str) -> None:
     with TemporaryDirectory() as scratch:
         found = Path(scratch) / "trial.json"
         words = ["--config", path, "--trial", str(found), "--output_dir", str(Path(scratch) / "out")]
-        words += ["--valid_rows", "0", "--eval_strategy", "no", "--save_strategy", "no", "--report_to", "none"]
+        words += BARE
         say("\ntrying three steps …")
         command = [sys.executable, str(Path(__file__).with_name("sft.py")), *words]
         child = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)

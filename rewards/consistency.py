@@ -1,7 +1,7 @@
 """The category: that of the recommended item, and what a category head says of it at each step.
 
-Source: REG4Rec (arXiv 2508.15308, equations 11 to 13). Categories are whole texts of the items' column; where that
-holds several levels joined, prepare the data with the level that should count.
+Source: REG4Rec (arXiv 2508.15308, equations 11 to 13). The category of an item is the first that it lists; prepare the
+data with the level that should count in front.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import polars as pl
 
 from reasonrec.data_gen.clean import clean_items, clean_text
 from reasonrec.data_gen.coded_log import CodedLog
-from reasonrec.data_gen.filters import filter_fact
+from reasonrec.data_gen.filters import rating_facts
 from reasonrec.data_gen.frames import Frames
 from reasonrec.data_gen.interaction_log import InteractionLog
 from reasonrec.data_gen.readers.base import (
@@ -204,8 +204,8 @@ def read_interactions(
     about |= {"ids_written_as_floats": dict(written), "timestamps": kind}
     if min_rating is None:
         return log, [], about
-    about["dropped"] = {"rated lower": rows - untimed.height - missing, "without a rating": missing}
-    return log, [filter_fact("min_rating", before, log.counts(), min_rating=min_rating, missing=missing)], about
+    facts, about["dropped"] = rating_facts(before, log.counts(), missing, min_rating)
+    return log, facts, about
 
 
 def _reviews(column: pl.Series) -> pl.Series:

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,7 +88,7 @@ class Ask:
         """Who can share a batch."""
         return self.mode, self.repeats
 
-    @property
+    @cached_property
     def question(self) -> Question:
         """All that decides on the items at once, but how many."""
         excluded = np.unique(np.asarray(self.exclude, dtype=np.int64)).tobytes()

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from reasonrec.recipes.args import parse
+from reasonrec.recipes.doctor import BARE
 from reasonrec.recipes.sft import SftStage
 from reasonrec.recipes.sizing.memory import memory
 from reasonrec.recipes.sizing.training import load_of, shape_of
@@ -32,7 +33,6 @@ from reasonrec.recipes.trainers.trial import Trial
 from reasonrec.tokenizers.artefact import write_json
 
 STAGE = str(Path(__file__).parents[2] / "recipes" / "sft.py")
-QUIET = ["--valid_rows", "0", "--eval_strategy", "no", "--save_strategy", "no", "--report_to", "none"]
 VARIANTS = [
     "--layers 2 --method lora",
     "--layers 2 --method full --learning_rate 3e-4",
@@ -59,10 +59,10 @@ def compare(config: str, variant: str, steps: int) -> dict[str, Any]:
     stage, given = parse([SftStage, inherited("sft")], words)
     with TemporaryDirectory() as scratch:
         found, out = Path(scratch) / "trial.json", Path(scratch) / "out"
-        child(*words, *QUIET, "--trial", str(found), "--output_dir", str(Path(scratch) / "tried"))
+        child(*words, *BARE, "--trial", str(found), "--output_dir", str(Path(scratch) / "tried"))
         tried = Trial(**json.loads(found.read_text(encoding="utf-8")))
         passes = given["num_train_epochs"] * steps / tried.steps
-        peak = child(*words, *QUIET, "--num_train_epochs", f"{passes:.6f}", "--output_dir", str(out))
+        peak = child(*words, *BARE, "--num_train_epochs", f"{passes:.6f}", "--output_dir", str(out))
         log = json.loads((out / "train_metrics.json").read_text(encoding="utf-8"))
     args = SftArguments(**given | {"output_dir": "none", "report_to": "none"})
     terms = memory(shape_of(stage, args), load_of(stage, args, tried.longest), args.chosen)
