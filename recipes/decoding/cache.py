@@ -7,6 +7,7 @@ filled part, and taking steps back is free: only the length changes.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from torch import Tensor
@@ -23,7 +24,9 @@ class _Layer(CacheLayerMixin):
 
     def __init__(self, cache: SearchCache) -> None:
         super().__init__()
-        self.cache = cache
+        # A cycle would keep the buffers of every batch until Python happens to look for cycles, which it does by the
+        # number of objects and not by their size.
+        self.cache = weakref.proxy(cache)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate. What is not written yet is never attended to."""
