@@ -55,7 +55,8 @@ class Guard:
                 return
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._max_body:
-            await refuse(send, 413, self._too_long, (b"connection", b"close"))
+            # The connection stays open: one that closes on a client who is still sending is reset, answer and all.
+            await refuse(send, 413, self._too_long)
             return
         await self._app(scope, self._counted(receive), send)
 
@@ -68,7 +69,7 @@ class Guard:
             message = await receive()
             read += len(message.get("body", b""))
             if read > self._max_body:
-                raise HTTPException(413, self._too_long, {"connection": "close"})
+                raise HTTPException(413, self._too_long)
             return message
 
         return counted

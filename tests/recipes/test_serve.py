@@ -128,6 +128,26 @@ def test_many_clients_at_once(server_of: Callable[..., Server], adapter: Path) -
     assert rest == "stopped\n"
 
 
+def test_who_sends_far_too_much_is_told(server_of: Callable[..., Server]) -> None:
+    server = server_of("--max_body", "1000")
+    host, port = server.url.removeprefix("http://").split(":")
+    chunk = b"x" * 1_000_000
+    for length, part in (
+        (b"Content-Length: 30000000", chunk),
+        (b"Transfer-Encoding: chunked", b"f4240\r\n%s\r\n" % chunk),
+    ):
+        with socket.create_connection((host, int(port)), timeout=120) as client:
+            client.sendall(b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\n" + length + b"\r\n\r\n")
+            for _ in range(30):  # more than the two kernels hold: a server that answers and closes would reset it
+                client.sendall(part)
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += client.recv(10_000)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b"the body is longer than 1000 bytes" in answer
+    assert HTTP.post(f"{server.url}/v1/recommend", json={"history": ["0-0-0"], "k": 2}).status_code == 200
+
+
 @pytest.mark.slow
 def test_who_hangs_up_gives_the_slot_back(server_of: Callable[..., Server], adapter: Path) -> None:
     server = server_of("--unproven", "true", "--max_chain", "100", "--capacity", "1")
