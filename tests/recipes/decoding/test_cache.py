@@ -18,7 +18,8 @@ def filled(rows: int = 2, slots: int = 3, room: int = 2) -> SearchCache:
     states = torch.arange(rows * slots * 2.0).reshape(rows, 1, slots, 2)
     for layer in range(2):
         keys, values = cache.update(states, -states, layer)
-        assert torch.equal(keys, states) and torch.equal(values, -states)
+        assert torch.equal(keys, states)
+        assert torch.equal(values, -states)
     return cache
 
 
@@ -27,7 +28,8 @@ def test_steps_are_written_behind_what_is_filled_and_taken_back() -> None:
     for new in (7.0, 8.0):
         cache.grow(1)
         keys, _ = cache.update(torch.full((2, 1, 1, 2), new), torch.zeros(2, 1, 1, 2), 0)
-        assert keys.shape == (2, 1, 4, 2) and keys[:, :, 3].unique() == new
+        assert keys.shape == (2, 1, 4, 2)
+        assert keys[:, :, 3].unique() == new
         assert torch.equal(keys[:, :, :3], torch.arange(12.0).reshape(2, 1, 3, 2))
         cache.rewind(3)
     with pytest.raises(ValueError, match="3 \\+ 3 slots do not fit into a cache of 5"):
