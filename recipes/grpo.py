@@ -34,23 +34,19 @@ class GrpoStage:
         default=None, metadata={"help": "its dataset; where its training found it if unset", "path": True}
     )
     base_model: str | None = field(
-        default=None,
-        metadata={"help": "its base model (Hub id or folder), if it moved since the training", "path": True},
+        default=None, metadata={"help": "its base model, if it moved since the training", "path": True}
     )
     index: str | None = field(
-        default=None,
-        metadata={"help": "its item index, for rewards that read vectors of codes; as dataset if unset", "path": True},
+        default=None, metadata={"help": "item index, for rewards that read vectors of codes; as dataset", "path": True}
     )
     rewards: dict[str, Any] = field(
         default_factory=lambda: {"rsvr": 1.0},
         metadata={
-            "help": "rewards by name or path/to/file.py:function, each with its weight; weight 0 only logs",
+            "help": "rewards by name or path/to/file.py:function, and their weights; 0 only logs",
             "path": "name",
         },
     )
-    algorithm: str = field(
-        default="srpo", metadata={"help": "how rewards become advantages: srpo (bonus for exact hits), plain grpo …"}
-    )
+    algorithm: str = field(default="srpo", metadata={"help": "advantages: srpo (bonus for exact hits), plain grpo …"})
     algorithm_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "its own options"})
     mode: Literal["direct", "reasoning"] = field(default="direct", metadata={"help": "item at once, or a chain first"})
     max_chain: int = field(default=128, metadata={"help": "longest chain in tokens, in reasoning mode", "at_least": 1})
@@ -60,13 +56,17 @@ class GrpoStage:
     rollout_batch: int = field(
         default=64, metadata={"help": "prompts rolled out at a time: memory, not results", "at_least": 1}
     )
+    hint_weight: float = field(
+        default=0.0,
+        metadata={"help": "loss of first codes given to prompts that teach nothing; 0: none", "at_least": 0},
+    )
     min_history: int = field(default=1, metadata={"help": "fewest items in front of a target", "at_least": 0})
     last_targets: int | None = field(
         default=None, metadata={"help": "only the last positions of each sequence", "at_least": 1}
     )
     row_learning_rate: float | None = field(
         default=None,
-        metadata={"help": "learning rate of the code rows of an adapter; learning_rate if unset", "at_least": 0},
+        metadata={"help": "learning rate of an adapter's code rows; learning_rate if unset", "at_least": 0},
     )
     valid_rows: int = field(
         default=200, metadata={"help": "validation cases ranked every eval_steps; 0 for none", "at_least": 0}
@@ -162,6 +162,7 @@ def main() -> None:
             patience=stage.patience,
             zero_reward_steps=stage.zero_reward_steps,
             stop_on_zero_rewards=stage.stop_on_zero_rewards,
+            hint_weight=stage.hint_weight,
         ),
         probe=build_probe(policy, dataset.valid, stage.valid_rows, setting.max_history, stage.chain),
         row_learning_rate=stage.row_learning_rate,

@@ -47,6 +47,7 @@ class WorldConfig:
         shift: That fixed shift.
         shortest: Fewest items of a user.
         longest: Most items of a user.
+        disliked: Share of a persona's items that it rates at a tenth of what it would rate them otherwise.
     """
 
     seed: int = 0
@@ -59,6 +60,7 @@ class WorldConfig:
     shift: int = 5
     shortest: int = 6
     longest: int = 12
+    disliked: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,14 @@ class SyntheticWorld:
         transitions = np.full((g, g), (1 - config.stay - config.move) / g)
         transitions[np.arange(g), np.arange(g)] += config.stay
         transitions[np.arange(g), (np.arange(g) + config.shift) % g] += config.move
+        likes = np.random.default_rng([config.seed, 4])
+        ratings = likes.random((config.personas, g * m))
         return cls(
             preferences=zipf[ranks].reshape(config.personas, g * m),
             transitions=transitions,
             cluster_of=np.repeat(np.arange(g), m),
             promoted=promoted,
-            ratings=np.random.default_rng([config.seed, 4]).random((config.personas, g * m)),
+            ratings=np.where(likes.random(ratings.shape) < config.disliked, 0.1 * ratings, ratings),
             shortest=config.shortest,
             longest=config.longest,
         )

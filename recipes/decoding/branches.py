@@ -25,7 +25,10 @@ class Lanes:
     Attributes:
         hidden: (prompts, lanes, width) last hidden state of each lane: what predicts its next token.
         position: (prompts, lanes) position of its next token.
+        given: (prompts, codes) tokens that every answer to a prompt begins with, -1 behind them; None for none.
     """
+
+    given: Tensor | None = None
 
     def __init__(self, model: PreTrainedModel, prefix: Prefix, lanes: int) -> None:
         rows, device = len(prefix.position), prefix.position.device

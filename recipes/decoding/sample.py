@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from reasonrec.recipes.decoding.backbone import all_done
 from reasonrec.recipes.decoding.branches import Lanes
@@ -39,6 +40,7 @@ Step = tuple[Tensor, Tensor, Tensor, Tensor]  # token, log-probability, chosen, 
 # Told what each step of the chains wrote, (prompts, generations) with -1 where a chain has ended; says which prompts,
 # (prompts,), nobody waits for any more: their chains are cut.
 Stream = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
+_LISTS, _ARRAYS = ("prompt_ids", "completion_ids", "mask", "log_probs"), ("items", "chain", "cut", "given")
 TEXT_ROWS = 64  # rows whose full-vocabulary distribution exists at a time
 
 
@@ -86,6 +88,7 @@ class Rollouts:
         items: (rows,) int64 item of each answer.
         chain: (rows,) int64 tokens that were drawn for each chain, its delimiter included; 0 in direct mode.
         cut: (rows,) bool; whether the chain had to be cut.
+        given: (rows,) int64 codes that the answer was given to begin with; `mask` and `log_probs` treat them as drawn.
     """
 
     prompt_ids: list[list[int]]
@@ -95,6 +98,7 @@ class Rollouts:
     items: np.ndarray
     chain: np.ndarray
     cut: np.ndarray
+    given: np.ndarray
 
     def __len__(self) -> int:
         return len(self.completion_ids)
@@ -105,19 +109,15 @@ class Rollouts:
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Rollouts:
         """Some rows, in the order given."""
-        lists = ("prompt_ids", "completion_ids", "mask", "log_probs")
-        picked: dict[str, Any] = {name: [getattr(self, name)[row] for row in rows] for name in lists}
+        picked: dict[str, Any] = {name: [getattr(self, name)[row] for row in rows] for name in _LISTS}
         index = np.asarray(rows, dtype=np.int64)
-        return Rollouts(**picked, items=self.items[index], chain=self.chain[index], cut=self.cut[index])
+        return Rollouts(**picked, **{name: getattr(self, name)[index] for name in _ARRAYS})
 
     @classmethod
     def join(cls, parts: Sequence[Rollouts]) -> Rollouts:
         """Several, one after the other."""
-        lists = ("prompt_ids", "completion_ids", "mask", "log_probs")
-        joined: dict[str, Any] = {name: [row for part in parts for row in getattr(part, name)] for name in lists}
-        arrays: dict[str, Any] = {
-            name: np.concatenate([getattr(part, name) for part in parts]) for name in ("items", "chain", "cut")
-        }
+        joined: dict[str, Any] = {name: [row for part in parts for row in getattr(part, name)] for name in _LISTS}
+        arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
         return cls(**joined, **arrays)
 
 
@@ -168,6 +168,7 @@ def roll_out(
     eos_ids: Sequence[int],
     pad_id: int,
     noise: np.ndarray | None = None,
+    given: Sequence[Sequence[int]] | None = None,
 ) -> Rollouts:
     """Write completions.
 
@@ -179,6 +180,7 @@ def roll_out(
         eos_ids: Tokens that end a sequence, the one that completions are ended with first.
         pad_id: Token to pad with.
         noise: (prompts, generations, max_chain + longest answer) uniform numbers; not needed if greedy.
+        given: Tokens of the codes that every answer to each prompt begins with, of a policy `with_tree`.
 
     Returns:
         prompts × generations rows.
@@ -196,7 +198,8 @@ def roll_out(
     for begin in range(0, len(prompts), sampler.batch):
         chunk = [list(prompt) for prompt in prompts[begin : begin + sampler.batch]]
         part = None if uniform is None else uniform[begin : begin + sampler.batch]
-        parts.append(_roll_out_batch(model, answers, chunk, sampler, eos_ids, pad_id, part))
+        known = [()] * len(chunk) if given is None else given[begin : begin + sampler.batch]
+        parts.append(_roll_out_batch(model, answers, chunk, sampler, eos_ids, pad_id, part, known))
     rollouts = Rollouts.join(parts)
     if not all(np.isfinite(row).all() for row in rollouts.log_probs):  # infinite logits leave no distribution
         raise FloatingPointError("a log-probability of the rollouts is not finite")
@@ -279,9 +282,13 @@ def _roll_out_batch(
     eos_ids: Sequence[int],
     pad_id: int,
     uniform: Tensor | None,
+    given: Sequence[Sequence[int]],
 ) -> Rollouts:
     device, shape = model.device, (len(prompts), sampler.generations)
     state = _start(model, prompts, sampler, pad_id, answers.longest)
+    if any(given):
+        rows_given = [torch.tensor(codes, dtype=torch.int64) for codes in given]
+        state.given = pad_sequence(rows_given, batch_first=True, padding_value=-1).to(device)
     steps: list[Step] = []
     chain, cut = torch.zeros(shape, dtype=torch.int64, device=device), torch.zeros(shape, dtype=torch.bool)
     if sampler.max_chain:
@@ -301,6 +308,7 @@ def _roll_out_batch(
         items=item.flatten().cpu().numpy(),
         chain=chain.flatten().cpu().numpy(),
         cut=cut.flatten().cpu().numpy(),
+        given=np.repeat([len(codes) for codes in given], sampler.generations),
     )
 
 

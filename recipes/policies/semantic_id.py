@@ -228,6 +228,11 @@ class CodeAnswers(Answers):
             log_probs = legal_log_probs(logits, child, column).flatten(0, 1)
             noise = None if uniform is None else uniform[..., sampler.max_chain + level].flatten()
             drawn, gain = draw(log_probs, noise)
+            if lanes.given is not None and level < lanes.given.shape[1]:
+                wanted = lanes.given[:, level, None, None] - vocabulary.first_id
+                fits = ((column == wanted) & (child >= 0)).flatten(0, 1)  # nowhere if nothing is given
+                drawn = torch.where(fits.any(-1), fits.int().argmax(-1), drawn)
+                gain = log_probs.gather(1, drawn[:, None])[:, 0]
             node = torch.where(active, child.flatten(0, 1).gather(1, drawn[:, None])[:, 0].view(shape), node)
             token = vocabulary.first_id + column.flatten(0, 1).gather(1, drawn[:, None])[:, 0].view(shape)
             steps.append((token, gain.view(shape), (child >= 0).sum(-1) > 1, active))

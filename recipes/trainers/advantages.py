@@ -203,6 +203,25 @@ def by_token(chain: Tensor, answer: Tensor, opened: NDArray[np.integer], length:
     return torch.where(torch.arange(length) >= torch.from_numpy(opened)[:, None], answer[:, None], chain[:, None])
 
 
+def with_given(advantage: Tensor, given: NDArray[np.integer], opened: NDArray[np.integer], weight: float) -> Tensor:
+    """Advantages where the first codes of some answers were given instead of drawn: they are learned as supervised.
+
+    The gradient of `weight` · ratio is that of a supervised loss of this weight, at the policy that rolled out.
+
+    Args:
+        advantage: (rows, length) of each token.
+        given: (rows,) codes that were given.
+        opened: (rows,) place of the answer's first token in each completion.
+        weight: Weight of their loss (HCGRec, arXiv 2608.11980: .001 to .01).
+
+    Returns:
+        (rows, length).
+    """
+    place = torch.arange(advantage.shape[1])
+    first = torch.from_numpy(opened)[:, None]
+    return torch.where((place >= first) & (place < first + torch.from_numpy(given)[:, None]), weight, advantage)
+
+
 def _groups(values: Tensor, group_size: int) -> Tensor:
     """Float64 (groups, group_size)."""
     if values.ndim != 1 or group_size < 2 or len(values) % group_size:

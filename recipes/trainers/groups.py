@@ -7,7 +7,7 @@ until enough groups have variance or the budget is spent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,12 @@ class Pool:
         rows = self.rows(groups)
         return Pool(self.numbers[np.asarray(groups)], self.rollouts.take(rows), self.scores.take(rows))
 
+    def replaced(self, groups: NDArray[np.int64], by: Pool) -> Pool:
+        """The same pool with others in the place of some groups."""
+        order = np.arange(len(self.numbers))
+        order[groups] = len(order) + np.arange(len(groups))
+        return Pool.join([self, by]).take(order)
+
     @classmethod
     def join(cls, parts: Sequence[Pool]) -> Pool:
         """Several, one after the other."""
@@ -61,6 +67,40 @@ class Pool:
 def alive(advantage: NDArray[np.float64], group_size: int) -> NDArray[np.bool_]:
     """Which groups teach something: (rows,) advantages to (groups,)."""
     return (advantage.reshape(-1, group_size) != 0).any(axis=1)
+
+
+def hinted(
+    pool: Pool,
+    dead: NDArray[np.int64],
+    answer: Callable[[int], Sequence[int]],
+    again: Callable[[NDArray[np.int64], list[Sequence[int]]], Pool],
+    lives: Callable[[Pool], NDArray[np.bool_]],
+) -> Pool:
+    """Roll dead groups out again behind the first codes of their target: the fewest behind which they teach something.
+
+    Where the right first code is never drawn, no rollout is worth more than another (HCGRec, arXiv 2608.11980, finds
+    the length beforehand and under the start; here it is found when it is needed and under the policy as it is).
+
+    Args:
+        pool: What was rolled out.
+        dead: Its groups that teach nothing.
+        answer: The tokens of a prompt's target, by the number of the prompt.
+        again: Rolls prompts out behind given tokens.
+        lives: Which groups of a pool teach something.
+
+    Returns:
+        The pool with those in their place that came to life.
+    """
+    tokens = {int(number): answer(int(number)) for number in pool.numbers[dead]}
+    for length in range(1, max(map(len, tokens.values()), default=0)):
+        dead = dead[np.array([len(tokens[int(number)]) > length for number in pool.numbers[dead]], dtype=bool)]
+        if len(dead) == 0:
+            break
+        found = again(pool.numbers[dead], [tokens[int(number)][:length] for number in pool.numbers[dead]])
+        living = lives(found)
+        pool = pool.replaced(dead[living], found.take(living.nonzero()[0]))
+        dead = dead[~living]
+    return pool
 
 
 def choose(living: NDArray[np.bool_], wanted: int) -> NDArray[np.int64]:

@@ -12,8 +12,9 @@ What is changed, and where:
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -32,11 +33,11 @@ from reasonrec.recipes.models.dropout import silence_dropout
 from reasonrec.recipes.models.load import restore_trainable, trainable_values
 from reasonrec.recipes.policies.base import install
 from reasonrec.recipes.policies.loading import causal_lm
-from reasonrec.recipes.trainers.advantages import by_token, permuted_rows
+from reasonrec.recipes.trainers.advantages import by_token, permuted_rows, with_given
 from reasonrec.recipes.trainers.algorithms import Algorithm
 from reasonrec.recipes.trainers.best import keep_best
 from reasonrec.recipes.trainers.divergence import from_all
-from reasonrec.recipes.trainers.groups import Pool, alive, choose, telemetry
+from reasonrec.recipes.trainers.groups import Pool, alive, choose, hinted, telemetry
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, save_weights
 from reasonrec.recipes.trainers.quick import QuickTrainer
 from reasonrec.recipes.trainers.refresh import KeepFresh
@@ -60,6 +61,8 @@ class RolloutSettings:
         patience: Stop after so many probes without a better one; 0 for never.
         zero_reward_steps: Warn when all rewards were 0 for so many generation steps; 0 for never.
         stop_on_zero_rewards: Stop instead of warning.
+        hint_weight: Groups that teach nothing are rolled out again behind the first codes of their target, whose
+            supervised loss has this weight; 0 for no hints.
     """
 
     rounds: int = 3
@@ -69,6 +72,7 @@ class RolloutSettings:
     patience: int = 0
     zero_reward_steps: int = 20
     stop_on_zero_rewards: bool = False
+    hint_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -92,7 +96,7 @@ class ItemGRPOTrainer(QuickTrainer, SequenceRatio, GRPOTrainer):
         **kwargs: `model`, `args`, `processing_class` and others that GRPOTrainer takes.
 
     Raises:
-        UserError: If there are fewer prompts than one generation step trains on.
+        UserError: If there are fewer prompts than one generation step trains on, or the policy takes no hints.
     """
 
     control: TrainerControl
@@ -114,6 +118,11 @@ class ItemGRPOTrainer(QuickTrainer, SequenceRatio, GRPOTrainer):
             raise UserError(
                 f"there are {len(prompts)} prompts, but a generation step trains on {groups}: lower "
                 "per_device_train_batch_size or steps_per_generation, or min_history"
+            )
+        if settings.hint_weight and not scorer.policy.with_tree:
+            raise UserError(
+                f"hint_weight={settings.hint_weight:g} gives the first codes of an answer, and the policy "
+                f"{scorer.policy.name} has none that are first: leave it out"
             )
         self._rounds = min(settings.rounds, len(prompts) // groups)
         self._settings, self._prompts, self._probe, self._algorithm = settings, prompts, probe, algorithm
@@ -185,42 +194,75 @@ class ItemGRPOTrainer(QuickTrainer, SequenceRatio, GRPOTrainer):
         Returns:
             All groups of all processes, in the order of the data.
         """
-        settings, args, model = self._settings, self.args, self._base()
-        cycle = (
+        args, cycle = self.args, self._cycle
+        block = prompt_block(len(self._prompts), wanted * self._rounds, cycle, args.seed)
+        share = wanted // self.accelerator.num_processes
+        mine = slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
+        pools: list[Pool] = []
+        living = 0
+        with self._sampling():
+            for candidates in block.reshape(self._rounds, wanted):
+                other = permuted_rows(wanted, 1, args.seed + cycle) if wanted > 1 else None
+                targets = None if other is None else candidates[other][mine]
+                pools.append(self._roll_out(candidates[mine], targets))
+                living += int(self._lives(pools[-1]).sum())
+                if living >= wanted:
+                    break
+        return Pool.join(pools)
+
+    @property
+    def _cycle(self) -> int:
+        """Number of the generation step."""
+        args = self.args
+        return int(
             self.state.global_step
             * args.gradient_accumulation_steps
             // (args.steps_per_generation * self.num_iterations)
         )
-        block = prompt_block(len(self._prompts), wanted * self._rounds, cycle, args.seed)
-        sampler = Sampler(
-            self.num_generations, self.temperature, settings.max_chain, settings.close_ids, batch=settings.batch
-        )
-        share = wanted // self.accelerator.num_processes
-        mine = slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
+
+    @contextlib.contextmanager
+    def _sampling(self) -> Iterator[None]:
+        """The model is asked and not trained."""
+        model = self._base()
         training = model.training
         model.eval()
-        pools: list[Pool] = []
-        living = 0
         with torch.no_grad(), self.accelerator.autocast():
-            for number, candidates in enumerate(block.reshape(self._rounds, wanted)):
-                other = permuted_rows(wanted, 1, args.seed + cycle) if wanted > 1 else None
-                targets = None if other is None else candidates[other][mine]
-                pools += self._roll_out(model, sampler, cycle, candidates[mine], targets)
-                found = Pool.join(pools[number * self.accelerator.num_processes :])
-                advantage = self._algorithm(found.scores.total, found.scores.hits)
-                living += int(alive(advantage, self.num_generations).sum())
-                if living >= wanted:
-                    break
+            yield
         model.train(training)
-        return Pool.join(pools)
+
+    def _lives(self, pool: Pool) -> NDArray[np.bool_]:
+        """Which groups teach something."""
+        return alive(self._algorithm(pool.scores.total, pool.scores.hits), self.num_generations)
+
+    def _hinted(self, pool: Pool) -> Pool:
+        """Chosen groups, with hints for those that teach nothing about a target that is worth something."""
+        dead, prompts, processes = ~self._lives(pool), self._prompts, self.accelerator.num_processes
+        if prompts.rating is not None:
+            dead = dead & (prompts.rating[pool.numbers] > 0)
+
+        def answer(number: int) -> list[int]:
+            return self._policy.prompts.answer(int(prompts.target[number]))
+
+        def again(numbers: NDArray[np.int64], given: list[Sequence[int]]) -> Pool:
+            mine = np.array_split(np.arange(len(numbers)), processes)[self.accelerator.process_index]
+            return self._roll_out(numbers[mine], None, [given[i] for i in mine])
+
+        with self._sampling():
+            return hinted(pool, dead.nonzero()[0], answer, again, self._lives)
 
     def _roll_out(
-        self, model: Any, sampler: Sampler, cycle: int, numbers: NDArray[np.int64], permuted: NDArray[np.int64] | None
-    ) -> list[Pool]:
+        self,
+        numbers: NDArray[np.int64],
+        permuted: NDArray[np.int64] | None,
+        given: Sequence[Sequence[int]] | None = None,
+    ) -> Pool:
         """Roll out and score this process' prompts; what all processes found, or the error of any of them."""
-        scorer, size = self._scorer, self.num_generations
+        scorer, size, settings, model = self._scorer, self.num_generations, self._settings, self._base()
+        sampler = Sampler(size, self.temperature, settings.max_chain, settings.close_ids, batch=settings.batch)
 
-        def compute() -> Pool:
+        def compute() -> Pool | None:
+            if len(numbers) == 0:
+                return None
             rollouts = roll_out(
                 model,
                 scorer.policy.answers,
@@ -228,13 +270,16 @@ class ItemGRPOTrainer(QuickTrainer, SequenceRatio, GRPOTrainer):
                 sampler,
                 eos_ids=self.eos_token_ids,
                 pad_id=self._tokenizer.pad_token_id,
-                noise=noise(self.args.seed, cycle, numbers, size, sampler.max_chain + scorer.policy.answers.longest),
+                noise=noise(
+                    self.args.seed, self._cycle, numbers, size, sampler.max_chain + scorer.policy.answers.longest
+                ),
+                given=given,
             )
             others = None if permuted is None else permuted.repeat(size)
             return Pool(numbers, rollouts, scorer(model, rollouts, self._prompts, numbers.repeat(size), others))
 
         try:
-            return from_all(compute)
+            return Pool.join(list(filter(None, from_all(compute))))
         except FloatingPointError as error:
             raise self.diverged(str(error), step=self.state.global_step + 1) from error
 
@@ -250,21 +295,31 @@ class ItemGRPOTrainer(QuickTrainer, SequenceRatio, GRPOTrainer):
         for name, value in telemetry(pool, advantage, permuted, chosen, self._policy.answers.longest).items():
             self._metrics["train"][name].append(value)
         self._watch_zero_rewards(pool)
-        rows, target = pool.rows(chosen), self._prompts.target[pool.numbers[chosen]]
+        pool = pool.take(chosen)
+        if self._settings.hint_weight:
+            pool = self._hinted(pool)
+            self._metrics["train"]["rollouts/hinted"].append(float((pool.rollouts.given > 0).mean()))
+        advantage = self._algorithm(pool.scores.total, pool.scores.hits)
+        target = self._prompts.target[pool.numbers]
         mine = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
-        local = rows[mine]
+        local = np.arange(len(pool.rollouts))[mine]
         rollouts = self._policy.optimised(pool.rollouts.take(local), target.repeat(size)[mine], target)
-        self._chosen = Pool(pool.numbers[chosen], rollouts, scores.take(local))
+        self._chosen = Pool(pool.numbers, rollouts, pool.scores.take(local))
         device = self.accelerator.device
-        self._chosen_values = torch.from_numpy(scores.values[rows]).float().to(device)
+        self._chosen_values = torch.from_numpy(pool.scores.values).float().to(device)
         output = super()._generate_and_score_completions([{"prompt": ""} for _ in local])
-        chain, answer = (torch.from_numpy(part[mine]).float() for part in self._algorithm.split(advantage[rows]))
+        chain, answer = (torch.from_numpy(part[mine]).float() for part in self._algorithm.split(advantage))
         opened = (
             rollouts.opened(self._policy.answers.begin_id)
             if self._settings.max_chain
             else np.zeros(len(local), dtype=np.int64)
         )
-        output["advantages"] = by_token(chain, answer, opened, output["completion_ids"].shape[1]).to(device)
+        length = output["completion_ids"].shape[1]
+        values = by_token(chain, answer, opened, length)
+        if rollouts.given.any():
+            values = values if values.ndim == 2 else values[:, None].expand(-1, length)
+            values = with_given(values, rollouts.given, opened, self._settings.hint_weight)
+        output["advantages"] = values.to(device)
         self._chosen = None
         return cast("dict[str, Any]", output)
 

@@ -11,10 +11,13 @@ start, with equal prompts and updates, and learning rates chosen on validation b
 - the exact gradient of rating · π(choice | history), for which nothing has to be drawn;
 - GRPO and SRPO on rating · share of right codes, `scale_rewards: none`, eight rollouts a prompt; and SRPO with the
   ratings exchanged among each user's prompts: it may learn what is chosen, and nothing about what is liked;
+- SRPO with hints: prompts whose rollouts teach nothing are rolled out again behind the first codes of the choice,
+  which are learned with a small weight; and that weight alone, without what SRPO makes of the rollouts (control);
 - SRPO with `examples/custom_reward.py:fresh_items` beside the codes: whether a reward of one's own moves what it pays
   for, the novelty of the list (mean of −log2 of an item's share of the train targets), and what that costs.
 
-Writes `runs/bench/rated.json`.
+`--bias 0 --disliked 0.7` asks the question again where labels have nothing left to say: the start has learned what is
+chosen from a log without promoted items, and people rate seven of ten items poorly. Writes `runs/bench/rated.json`.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ from reasonrec.recipes.evaluation.intervals import seed_interval
 from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.policies.base import Policy
 from reasonrec.recipes.recommender import Recommender
-from reasonrec.recipes.trainers.algorithms import build_algorithm
+from reasonrec.recipes.trainers.algorithms import Srpo, Values, build_algorithm
 from reasonrec.recipes.trainers.grpo_arguments import GrpoArguments
 from reasonrec.recipes.trainers.item_grpo import ItemGRPOTrainer, RolloutSettings
 from reasonrec.recipes.trainers.scoring import build_scorer
@@ -58,9 +61,19 @@ def liked(*, predicted_codes, target_codes, target_rating, **_):
 FRESH = "examples/custom_reward.py:fresh_items"
 SHARPNESS = 0.3
 SUPERVISED = ("SFT continued", "SFT weighted by ratings", "exact gradient")
-REINFORCED = ("GRPO", "SRPO", "SRPO, ratings exchanged", "SRPO, fresh items")
+HINTS = ("SRPO, hints", "loss of the hints alone")
+HINT_WEIGHT = 0.01
+REINFORCED = ("GRPO", "SRPO", "SRPO, ratings exchanged", *HINTS, "SRPO, fresh items")
 RATES = dict.fromkeys(SUPERVISED, (3e-4, 1e-3, 3e-3)) | dict.fromkeys(REINFORCED, (1e-4, 3e-4, 1e-3))
 Measured = dict[str, float]
+
+
+class NoAdvantage(Srpo):
+    """Finds out which groups teach something, and lets none of them teach."""
+
+    def split(self, advantage: Values) -> tuple[Values, Values]:
+        """Nothing for any token."""
+        return advantage * 0, advantage * 0
 
 
 def exchanged(prompts: RlPrompts, owner: NDArray[np.int64], seed: int) -> RlPrompts:
@@ -121,11 +134,12 @@ def reinforced(
             lr_scheduler_type="constant", precision="fp32", activation_checkpointing=False, save_strategy="no",
             report_to="none", disable_tqdm=True, seed=seed, scale_rewards="none",
         )  # fmt: skip
+        algorithm = build_algorithm("grpo" if arm == "GRPO" else "srpo", {}, size.generations, scale=False)
         trainer = ItemGRPOTrainer(
             prompts=prompts,
             scorer=build_scorer(load_rewards(rewards), policy, dataset, reasoning=False),
-            algorithm=build_algorithm("grpo" if arm == "GRPO" else "srpo", {}, size.generations, scale=False),
-            settings=RolloutSettings(rounds=size.rounds),
+            algorithm=NoAdvantage(size.generations, False) if arm == "loss of the hints alone" else algorithm,
+            settings=RolloutSettings(rounds=size.rounds, hint_weight=HINT_WEIGHT if arm in HINTS else 0.0),
             model=copy.deepcopy(start),
             args=args,
             processing_class=policy.tokenizer,
@@ -196,6 +210,7 @@ def summary(
     """Differences with t-intervals over the seeds, and what must hold."""
     pairs = [(arm, "start") for arm in RATES]
     pairs += [(a, b) for a in ("GRPO", "SRPO") for b in ("SRPO, ratings exchanged", *SUPERVISED)]
+    pairs += [("SRPO, hints", b) for b in ("SRPO", "loss of the hints alone", "SFT continued")]
     paired = []
     for a, b in pairs:
         for metric in ("value", "hr@10", "ndcg@10", "novelty"):

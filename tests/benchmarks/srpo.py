@@ -49,7 +49,6 @@ from reasonrec.rewards.registry import load_rewards
 from reasonrec.tokenizers.artefact import staged, write_json
 from reasonrec.tokenizers.index import ItemIndex, build_index
 
-BIAS = 0.3
 MAX_HISTORY = 12
 ARMS = ("SFT continued", "GRPO", "SRPO", "SRPO, permuted targets")
 RATES = {"SFT continued": (3e-4, 1e-3, 3e-3), "GRPO": (1e-4, 3e-4, 1e-3)}
@@ -69,13 +68,15 @@ class Size:
     generations: int = 8
     rounds: int = 2
     seeds: int = 5
+    bias: float = 0.3  # share of the log's targets that are promoted items
+    disliked: float = 0.0  # share of a persona's items that it rates badly
 
 
 def make_data(folder: Path, size: Size) -> tuple[Dataset, ItemIndex, SyntheticWorld]:
     """The biased log, and the planted codes as its index."""
-    config = WorldConfig(seed=0)
+    config = WorldConfig(seed=0, disliked=size.disliked)
     with staged(folder / "dataset", kind="dataset", config={}) as (path, facts):
-        facts.update(write_dataset(path, make_synthetic(config, size.train_users, size.held_out, BIAS)))
+        facts.update(write_dataset(path, make_synthetic(config, size.train_users, size.held_out, size.bias)))
     dataset = Dataset.load(folder / "dataset")
     item = np.arange(dataset.n_items)
     codes = np.stack([item // 32, item % 32 // 4, item % 4], 1)
@@ -284,7 +285,7 @@ def run(name: str, about: str | None, compare: Callable[..., dict[str, Any]], pr
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default=f"runs/bench/{name}.json")
     for key, value in vars(Size()).items():
-        parser.add_argument(f"--{key}", type=int, default=value)
+        parser.add_argument(f"--{key}", type=type(value), default=value)
     options = vars(parser.parse_args())
     out = Path(options.pop("out"))
     size, began = Size(**options), time.perf_counter()
@@ -377,7 +378,7 @@ def summary(
         "model": "Llama, 2 layers of 64, from scratch",
         "size": vars(size),
         "optimum": {
-            "of the log": world.optimum(histories, exposure_bias=BIAS),
+            "of the log": world.optimum(histories, exposure_bias=size.bias),
             "of the world": world.optimum(histories),
         },
         "learning_rates": trials,

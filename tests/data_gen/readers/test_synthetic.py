@@ -175,3 +175,11 @@ def test_exposure_bias_touches_supervised_targets_only(world: SyntheticWorld) ->
             assert items[end] in world.promoted
     assert shown == sum(len(items) - 1 for items in whole.values())
     assert replaced / shown == pytest.approx(0.3, abs=0.04)
+
+
+def test_some_items_are_disliked() -> None:
+    even, harsh = (SyntheticWorld.build(WorldConfig(seed=3, disliked=share)) for share in (0.0, 0.7))
+    tenth = np.isclose(harsh.ratings, even.ratings / 10)
+    assert tenth.mean() == pytest.approx(0.7, abs=0.02)
+    assert np.array_equal(harsh.ratings[~tenth], even.ratings[~tenth])
+    assert np.array_equal(harsh.preferences, even.preferences)

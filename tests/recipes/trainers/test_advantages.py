@@ -17,6 +17,7 @@ from reasonrec.recipes.trainers.advantages import (
     pass_at_k_bonus,
     permuted_rows,
     srpo_advantage,
+    with_given,
     zero_variance,
 )
 from reasonrec.tokenizers.errors import UserError
@@ -214,3 +215,9 @@ def test_a_chain_and_its_answer_may_be_worth_different_amounts():
     found = by_token(chain, answer, np.array([2, 0]), 4)
     assert found.tolist() == [[1, 1, 5, 5], [0, 0, 0, 0]]
     assert by_token(chain, chain.clone(), np.array([2, 0]), 4) is chain
+
+
+def test_codes_that_were_given_have_the_weight_of_their_loss():
+    advantage = torch.tensor([[1.0, 1, 1, 1], [-2.0, -2, -2, -2], [3.0, 3, 3, 3]])
+    found = with_given(advantage, np.array([2, 0, 1]), np.array([0, 0, 2]), 0.25)
+    assert found.tolist() == [[0.25, 0.25, 1, 1], [-2, -2, -2, -2], [3, 3, 0.25, 3]]

@@ -7,7 +7,7 @@ import pytest
 
 from reasonrec.recipes.decoding.sample import Rollouts
 from reasonrec.recipes.trainers.algorithms import Grpo, Srpo
-from reasonrec.recipes.trainers.groups import Pool, alive, choose, telemetry
+from reasonrec.recipes.trainers.groups import Pool, alive, choose, hinted, telemetry
 from reasonrec.recipes.trainers.scoring import Scores, Texts
 
 
@@ -15,7 +15,7 @@ def pool(totals, hits, items, masks, levels=None, permuted=None) -> Pool:
     rows = len(totals)
     rollouts = Rollouts(
         [[1]] * rows, [[2, 3]] * rows, masks, [[0.0, 0.0]] * rows, np.array(items), np.zeros(rows, np.int64),
-        np.zeros(rows, bool),
+        np.zeros(rows, bool), np.zeros(rows, np.int64),
     )  # fmt: skip
     scores = Scores(
         np.array(totals, float)[:, None],
@@ -82,6 +82,33 @@ def test_pools_are_taken_apart_and_joined():
     assert joined.scores.total.tolist() == [0, 0, 0.5, 0.5, 1, 0]
     assert joined.rollouts.items.tolist() == [1, 1, 4, 4, 2, 3]
     assert EXAMPLE.rows([1, 3]).tolist() == [2, 3, 6, 7]
+
+
+def test_dead_groups_get_the_fewest_codes_that_bring_them_to_life():
+    """Prompt 0 lives behind one code, prompt 2 behind two, prompt 3 never does, and prompt 4 has a single code."""
+    start = pool([0, 0, 1, 0, 0, 0, 0, 0, 0, 0], [False] * 10, list(range(10)), [[1, 1]] * 10)
+    answers = {0: [7, 8, 9], 2: [5, 6, 4], 3: [5, 6], 4: [3]}
+    calls = []
+
+    def again(numbers, given):
+        calls.append((numbers.tolist(), given))
+        living = [(number, len(codes)) in {(0, 1), (2, 2)} for number, codes in zip(numbers, given, strict=True)]
+        found = pool([total for lives in living for total in (lives, 0)], [False] * 2 * len(numbers),
+                     [100 + number for number in numbers for _ in range(2)], [[1, 1]] * 2 * len(numbers))  # fmt: skip
+        found.numbers = numbers
+        return found
+
+    def lives(found):
+        return alive(Grpo(2)(found.scores.total, found.scores.hits), 2)
+
+    dead = (~lives(start)).nonzero()[0]
+    assert dead.tolist() == [0, 2, 3, 4]
+    found = hinted(start, dead, answers.__getitem__, again, lives)
+    assert calls == [([0, 2, 3], [[7], [5], [5]]), ([2], [[5, 6]])]
+    assert found.numbers.tolist() == [0, 1, 2, 3, 4]
+    assert found.rollouts.items.tolist() == [100, 100, 2, 3, 102, 102, 6, 7, 8, 9]
+    assert lives(found).tolist() == [True, True, True, False, False]
+    assert hinted(start, dead[:0], answers.__getitem__, again, lives).rollouts.items.tolist() == list(range(10))
 
 
 def test_texts_are_decoded_when_they_are_looked_at():

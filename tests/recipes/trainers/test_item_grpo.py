@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -367,3 +368,37 @@ def test_too_few_prompts_are_named(tiny_base, make_grpo, problem):
         make_grpo(tiny_base, problem=problem(prompts=3))
     trainer = make_grpo(tiny_base, problem=problem(prompts=5), settings=RolloutSettings(rounds=4))
     assert trainer._rounds == 1, "the budget shrinks to what there is"
+
+
+@pytest.mark.parametrize("settings", [RolloutSettings(rounds=1), RolloutSettings(rounds=1, max_chain=6)])
+def test_hints_bring_dead_groups_to_life(tiny_base, make_grpo, settings):
+    """Codes that are given begin the target, and are learned with a weight of their own."""
+    dead = make_grpo(tiny_base, settings=settings, per_device_train_batch_size=64)
+    before = (generation(dead)["advantages"] != 0).float().mean()
+    hints = replace(settings, hint_weight=0.125)
+    trainer = make_grpo(tiny_base, settings=hints, per_device_train_batch_size=64)
+    batch = generation(trainer)
+    (hinted,) = trainer._metrics["train"]["rollouts/hinted"]
+    assert 0 < hinted < 1
+    advantage = batch["advantages"]
+    assert (advantage.reshape(len(advantage), -1) != 0).any(1).float().mean() > before
+    given = advantage == 0.125
+    assert given.any(1).float().mean().item() == hinted
+    chosen = (batch["tool_mask"] * batch["completion_mask"]).bool()
+    log_probs, _ = trainers_log_probs(trainer, batch)
+    torch.testing.assert_close(log_probs[chosen], batch["sampling_per_token_logps"][chosen], atol=1e-4, rtol=0)
+    policy = trainer._policy
+    targets = {tuple(trainer._prompts.token_ids(n)): policy.prompts.answer(int(trainer._prompts.target[n]))
+               for n in range(len(trainer._prompts))}  # fmt: skip
+    for row in given.any(1).nonzero()[:, 0]:
+        prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()].tolist()
+        codes = batch["completion_ids"][row][given[row]].tolist()
+        assert targets[tuple(prompt)][: len(codes)] == codes
+    trainer.train()  # the loss takes advantages of tokens
+
+
+def test_hints_need_codes_that_are_first(tiny_base, make_grpo, make_kit, monkeypatch):
+    kit = make_kit(tiny_base)
+    monkeypatch.setattr(type(kit.policy), "with_tree", False)
+    with pytest.raises(UserError, match=r"hint_weight=0\.1 gives the first codes .* policy semantic_id has none"):
+        make_grpo(tiny_base, kit=kit, settings=RolloutSettings(hint_weight=0.1))
