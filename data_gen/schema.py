@@ -6,8 +6,9 @@ the manifest. Items and users are numbered densely from 0; an item's number is i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +16,13 @@ import numpy as np
 import polars as pl
 
 from reasonrec.data_gen.frames import Frames
+from reasonrec.data_gen.lazy_table import LazyTable, read_parts, sample_rows
+from reasonrec.data_gen.sequences import Sequences
 from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.catalogue import SCHEMA, TEXTS, Catalogue
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
 from reasonrec.tokenizers.manifest import Manifest
-from reasonrec.tokenizers.terminal import visible
 
 ITEM_TEXT = TEXTS
 ITEMS: dict[str, Any] = {
@@ -77,7 +79,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset artefact that was read and verified.
+    """A dataset artefact that was verified; a table is read when it is first asked for.
 
     Example:
         >>> dataset = Dataset.load("runs/demo/dataset")  # doctest: +SKIP
@@ -111,8 +113,40 @@ class Dataset:
         """
         path = Path(path)
         manifest = read_manifest(path, "dataset")
-        frames = {name: pl.read_parquet(path / f"{name}.parquet") for name in TABLES}
+        frames: dict[str, Any] = {name: path / f"{name}.parquet" for name in TABLES}  # `LazyTable` reads them
         return cls(**frames, manifest=manifest, path=path)
+
+    def parts(self, table: str, *columns: str) -> Iterator[pl.DataFrame]:
+        """Some columns of a table, a part of its rows at a time; nothing of it stays in memory.
+
+        Args:
+            table: One of `TABLES`.
+            columns: Names of its columns.
+        """
+        return read_parts(vars(self)[table], columns)
+
+    def sample(self, table: str, *columns: str, n: int, seed: int) -> pl.DataFrame:
+        """Some columns of a seeded sample of a table's rows, as `DataFrame.sample` draws it; the others are not read.
+
+        Args:
+            table: One of `TABLES`.
+            columns: Names of its columns.
+            n: How many rows; all in a random order where there are no more.
+            seed: Seed of the sample.
+        """
+        return sample_rows(vars(self)[table], columns, n, seed)
+
+    @cached_property
+    def sequences(self) -> Sequences:
+        """The items of the training sequences, mapped from a file beside the dataset.
+
+        Raises:
+            UserError: If the file has to be written, and the disk is full.
+        """
+        if not isinstance(vars(self)["train"], Path):
+            return Sequences.of(self.train)
+        count = int(self.facts["n_train_sequences"])
+        return Sequences.beside(self.path, self.manifest.hash, count, self.parts("train", "items"))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -127,7 +161,7 @@ class Dataset:
     @property
     def n_users(self) -> int:
         """Number of users, training and held-out ones together."""
-        return self.users.height
+        return int(self.facts.get("n_users") or self.users.height)
 
     def catalogue(self, index: ItemIndex | None = None) -> Catalogue:
         """What inference has to know of the items.
@@ -161,6 +195,10 @@ class Dataset:
         if split not in ("valid", "test"):
             raise UserError(f"split={split!r}: held-out cases are in 'valid' and 'test'")
         return self.valid if split == "valid" else self.test
+
+
+for _name in TABLES:  # behind the class, whose fields would have defaults otherwise
+    setattr(Dataset, _name, LazyTable(_name))
 
 
 def to_lists(values: np.ndarray | pl.Series, lengths: np.ndarray) -> pl.Series:
@@ -325,42 +363,3 @@ def unique_ids(ids: Iterable[str]) -> list[str]:
     if all(word.isascii() and word.isdigit() for word in distinct):
         return sorted(distinct, key=lambda word: (int(word), word))
     return sorted(distinct)
-
-
-def describe(facts: Mapping[str, Any]) -> str:
-    """The counts that a person checks first, as a small table."""
-    lines = [("data", facts["name"])]
-    for table in facts.get("read", ()):
-        lines += _describe_read(table)
-    lines += [("users", f"{facts['n_users']:,}"), ("items", f"{facts['n_items']:,}")]
-    lines.append(("train", f"{facts['n_train_sequences']:,} sequences, {facts['n_train_targets']:,} targets"))
-    lines.append(("valid, test", f"{facts['n_valid']:,}, {facts['n_test']:,} rows ({facts['split']})"))
-    lines.append(("history masked", "yes" if facts["mask_history"] else "no"))
-    for step in facts["filters"]:
-        lines.append((f"filter {step['step']}", _removed(step)))
-    if ties := facts.get("ties"):
-        share = f"{ties['interactions']:,} of {ties['of']:,} interactions share their user's time stamp"
-        lines.append(("same time stamp", share + (f"; {ties['order']}" if ties["interactions"] else "")))
-    if facts.get("terms"):
-        lines.append(("terms", facts["terms"]))
-    lines += [("note", note) for note in facts["notes"]]
-    return "\n".join(f"  {visible(label):<28} {visible(str(value), 300)}" for label, value in lines)
-
-
-def _describe_read(table: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What became of the rows of a file."""
-    counted = f"{table['rows']:,} rows, {table['kept']:,} kept"
-    counted += "".join(f", {count:,} {reason}" for reason, count in table["dropped"].items() if count)
-    if table["blank_lines"]:
-        counted += f"; {table['blank_lines']:,} blank lines"
-    lines = [(f"{table['table']} read", counted)]
-    if table.get("timestamps"):
-        lines.append(("timestamps read as", table["timestamps"]))
-    for name, count in table["ids_written_as_floats"].items():
-        lines.append(("note", f"{count:,} of {table['table']}.{name} are written as floats; 7.0 is read as 7"))
-    return lines
-
-
-def _removed(step: Mapping[str, Any]) -> str:
-    removed = f"{step['rows_before'] - step['rows_after']:,} of {step['rows_before']:,} interactions removed"
-    return removed + (f", {step['missing']:,} of them without a rating" if step.get("missing") else "")

@@ -38,7 +38,6 @@ from reasonrec.tokenizers.index import (
 from reasonrec.tokenizers.manifest import Manifest
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
 from reasonrec.tokenizers.places import located, place
-from reasonrec.tokenizers.quantizers.kmeans import ResidualKMeans
 from reasonrec.tokenizers.said import Said
 from reasonrec.tokenizers.terminal import say, shown
 
@@ -151,10 +150,6 @@ def main() -> None:
         return
     out = claim_output(config.output_dir, overwrite=config.overwrite)
     quantizer, embeddings = load_quantizer(config.index), load_embeddings(config.index)
-    if not isinstance(quantizer, ResidualKMeans):
-        raise UserError(
-            f"index={config.index}: only codes of quantizer balanced or plain grow so far, whose vectors add up"
-        )
     catalogue, parent = read_parent(config)
     items = new_items(config, catalogue)
     made_by = parent.facts.get(MADE_BY, parent.config)
@@ -162,7 +157,8 @@ def main() -> None:
     says, placed = load_says(config.index), Placed.nothing(catalogue.codes.depth)
     if items.height:
         vectors = embed(config, items, made_by, says, embeddings.shape[1])
-        placed = place_items(catalogue.codes, quantizer.codebooks, vectors)
+        points, codebooks = quantizer.summands(vectors)
+        placed = place_items(catalogue.codes, codebooks, points)
         embeddings = np.concatenate([embeddings, vectors])
     grown = replace(
         catalogue,

@@ -5,13 +5,13 @@ accelerate launch recipes/index_items.py --config recipes/configs/demo/index.yam
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
+from reasonrec.recipes.embed_together import agreed, help_out, is_first
 from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName, recorded
 from reasonrec.tokenizers.artefact import adopt, staged
 from reasonrec.tokenizers.errors import UserError
@@ -113,7 +113,8 @@ class IndexConfig:
 def main() -> None:
     """Run the stage."""
     (config,) = parse([IndexConfig])
-    if os.environ.get("RANK", "0") != "0":  # nothing here is training: one process does it
+    if not is_first():
+        help_out(config)
         return
     out = claim_output(config.output_dir, overwrite=config.overwrite)
     start = time.perf_counter()
@@ -123,7 +124,9 @@ def main() -> None:
     inputs = {"dataset": dataset.manifest.hash}
     kind = "comparison" if config.compare else "index"
     about = {"kind": kind, "config": recorded(config, out), "seed": config.seed, "inputs": inputs}
-    if adopt(out, overwrite=config.overwrite, **about):
+    whole = adopt(out, overwrite=config.overwrite, **about)
+    agreed(config, go=not whole)
+    if whole:
         return
     from reasonrec.recipes.indexing import build  # PyTorch
     from reasonrec.recipes.quantizer_table import compare

@@ -8,11 +8,13 @@ import numpy as np
 import polars as pl
 
 from reasonrec.data_gen.schema import ITEM_TEXT, Dataset
+from reasonrec.recipes.embed_together import device_of, is_first, shards_of
 from reasonrec.recipes.keys import recorded
 from reasonrec.tokenizers.artefact import check_input, read_manifest
 from reasonrec.tokenizers.embed import JOINED, embed_items, with_joined
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import REMEDY, load_embeddings
+from reasonrec.tokenizers.shards import Shards
 
 if TYPE_CHECKING:
     from reasonrec.recipes.index_items import IndexConfig
@@ -21,20 +23,23 @@ if TYPE_CHECKING:
 TEXT_KEYS = ("embedding_model", "max_tokens", *(f"{name}_weight" for name in (JOINED, *ITEM_TEXT)))
 
 
-def text_embeddings(config: IndexConfig, items: pl.DataFrame) -> np.ndarray:
-    """float32 (items, dim) of the encoder."""
+def text_embeddings(config: IndexConfig, items: pl.DataFrame, shards: Shards | None = None) -> np.ndarray:
+    """float32 (items, dim) of the encoder, possibly by several processes together."""
     from reasonrec.recipes.models.precision import of_encoder  # PyTorch
 
+    device = device_of(config) if shards is not None else config.device
     fields = with_joined({name: items[name].to_list() for name in ITEM_TEXT})
     return embed_items(
         fields,
         {name: getattr(config, f"{name}_weight") for name in fields},
         config.embedding_model,
         batch_size=config.batch_size,
-        device=config.device,
-        compute=of_encoder(config.precision, config.device),
+        device=device,
+        compute=of_encoder(config.precision, device),
         max_tokens=config.max_tokens,
+        progress=is_first(),
         trust_remote_code=config.trust_remote_code,
+        shards=shards,
     )
 
 
@@ -45,7 +50,7 @@ def item_embeddings(config: IndexConfig, dataset: Dataset) -> np.ndarray:
         UserError: If that index belongs to another dataset or was made with other text settings.
     """
     if config.embeddings_from is None:
-        return text_embeddings(config, dataset.items)
+        return text_embeddings(config, dataset.items, shards_of(config))
     made = read_manifest(config.embeddings_from, "index")
     check_input(made, "dataset", dataset.manifest, REMEDY)
     # A folder of the encoder is as seen from there; company came later than text, and is not in its vectors.

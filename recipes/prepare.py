@@ -11,10 +11,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from reasonrec.data_gen.frames import spilling
-from reasonrec.data_gen.preview import preview
+from reasonrec.data_gen.preview import describe, preview
 from reasonrec.data_gen.readers.base import READERS
 from reasonrec.data_gen.rejected import keeping_rejected
-from reasonrec.data_gen.schema import describe, write_dataset
+from reasonrec.data_gen.schema import write_dataset
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import OptionsOf, recorded
 from reasonrec.tokenizers.artefact import file_hash, staged

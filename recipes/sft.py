@@ -102,7 +102,7 @@ def main() -> None:
     from reasonrec.recipes.policies.context import check_context
     from reasonrec.recipes.policies.loading import save_checkpoint
     from reasonrec.recipes.trainers import resume
-    from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments, save_weights
+    from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, SftArguments, planned, save_weights
     from reasonrec.recipes.trainers.soft_targets import SoftTargets
     from reasonrec.recipes.trainers.start import agreed_setting, earlier_training, load_start
     from reasonrec.recipes.trainers.trial import trial
@@ -132,9 +132,9 @@ def main() -> None:
             if earlier is not None:
                 check_input(earlier, name, manifest, OTHER)
         policy = build_policy(dataset.catalogue(index), setting, tokenizer, trust_remote_code=trust)
+        sequences = dataset.sequences
+    made |= {} if earlier is None else {"model": earlier}
     inputs = {name: manifest.hash for name, manifest in made.items()}
-    if earlier is not None:
-        inputs["model"] = earlier.hash
     if (traces := stage.load_traces(dataset.manifest)) is not None:
         inputs["traces"] = traces.manifest.hash
     kind = "model" if stage.method == "full" else "adapter"
@@ -143,7 +143,7 @@ def main() -> None:
     if resume.adopted(out, **about):
         return
     examples = policy.examples(
-        dataset.train,
+        sequences,
         one_per_prefix=stage.one_per_prefix,
         traces=traces.train if traces else (),
         mention=stage.mention,
@@ -162,7 +162,7 @@ def main() -> None:
     limit = check_context(model, policy, stage.max_history, trained=False)
     check_texts(plan, examples, limit)
     taught = soft.prepare(dataset, policy, examples, plan, out, args.seed) if soft else None
-    valid = validation_examples(examples, dataset.valid, stage.valid_rows, stage.max_history)
+    valid = validation_examples(examples, dataset, stage.valid_rows, stage.max_history)
     args.output_dir, args.num_train_epochs = str(work), 1
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / resume.LOGS)  # else a folder named after this machine
     trainer = ItemSFTTrainer(
@@ -171,7 +171,7 @@ def main() -> None:
         taught=taught,
         model=model,
         args=args,
-        train_dataset=HfDataset(plan.to_arrow()).with_transform(taught.examples if taught else examples),
+        train_dataset=planned(plan, taught.examples if taught else examples),
         eval_dataset=HfDataset.from_dict(valid) if stage.valid_rows else None,
         processing_class=policy.tokenizer,
     )

@@ -21,6 +21,7 @@ import numpy as np
 
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.model_folder import TRUST_REMEDY, check_model_folder
+from reasonrec.tokenizers.shards import Encode, Shards
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,6 @@ _MODEL_FILES = ("modules.json", "config.json")
 
 JOINED = "joined"
 
-Encode = Callable[[list[str]], np.ndarray]
 Compute = Callable[["torch.dtype"], "torch.dtype"]  # from the dtype of stored weights to that of computing
 
 
@@ -162,6 +162,7 @@ def embed_items(
     max_tokens: int | None = None,
     progress: bool = True,
     trust_remote_code: bool = False,
+    shards: Shards | None = None,
 ) -> np.ndarray:
     """Embed items from their text fields.
 
@@ -175,6 +176,7 @@ def embed_items(
         max_tokens: Cut each field after this many tokens.
         progress: Show a bar per field.
         trust_remote_code: Run code that comes with the model; off unless the user asks.
+        shards: How processes share out the texts; without it this one encodes them all.
 
     Returns:
         float32 (n, dim), rows of unit length. On one machine with one thread count the result is reproducible
@@ -194,6 +196,7 @@ def embed_items(
         progress=progress,
         trust_remote_code=trust_remote_code,
     )
+    encode = encode if shards is None else shards(encode)
     return fuse_fields({name: fields[name] for name in used}, weights, encode)
 
 

@@ -1,9 +1,10 @@
 """New items in an index that models were trained on: codebooks stay as they are, no item and no token is renumbered.
 
-A new item takes the tuple of codes that lies nearest to its embedding among those that are still free. Where the
-nearest is taken, and equals can be told apart by a last code that exists, it joins them; a model has rows for every
-code, so every checkpoint of the index can read and recommend it. Two tuples are closed: that of a single item without
-a last code, which would become the beginning of another, and that of a group that has used up the last codes.
+A new item takes the tuple of codes that lies nearest to it among those that are still free, by what the index's
+quantizer adds up (`Quantizer.summands`). Where the nearest is taken, and equals can be told apart by a last code that
+exists, it joins them; a model has rows for every code, so every checkpoint of the index can read and recommend it. Two
+tuples are closed: that of a single item without a last code, which would become the beginning of another, and that of
+a group that has used up the last codes.
 """
 
 from __future__ import annotations
@@ -136,8 +137,8 @@ def place_items(index: ItemIndex, codebooks: Sequence[NDArray[np.float32]], embe
 
     Args:
         index: The index they join.
-        codebooks: Its codebooks, one float32 (K_l, dim) array per level, whose vectors add up.
-        embeddings: (new, dim) of the new items, made as those of the others were.
+        codebooks: Its codebooks, one float32 (K_l, width) array per level, whose vectors add up.
+        embeddings: (new, width) of the new items in that space, see `Quantizer.summands`.
 
     Raises:
         UserError: If no tuple is free.

@@ -181,6 +181,8 @@ def kept_of(out: Path) -> list[str]:
     steps = [int(path.name[11:]) for path in resume_folder(out).glob("checkpoint-*") if path.name[11:].isdigit()]
     replies = out.with_name(out.name + REPLIES)
     lines = [f"{resume_folder(out)} keeps the checkpoint of step {max(steps)}"] if steps else []
+    if shards := list(resume_folder(out).glob("vectors-*.safetensors")):
+        lines.append(f"{resume_folder(out)} keeps {len(shards)} shards of text vectors")
     if replies.is_file():
         lines.append(f"{replies} keeps the replies so far")
     return lines or [f"of {out} nothing is kept"]

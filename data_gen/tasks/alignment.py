@@ -6,8 +6,6 @@ space stands before a place: text brings its own, as a word and the space before
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 
 from reasonrec.data_gen.tasks.prompts import Example
@@ -57,9 +55,7 @@ class SequentialRecommendation(Task):
         """One pass over the interactions; it is what the other tasks are counted against, so it has no count."""
         cut = _prefixes if window.one_per_prefix else _windows
         source, start, stop = cut(material.lengths, window.max_history, rng)
-        sums = material.cumulative
-        tokens = [sums[s][b] - sums[s][a] for s, a, b in zip(source, start, stop, strict=True)]
-        return source, start, stop, np.array(tokens)
+        return source, start, stop, material.flat.sums(material.item_lengths, source, start, stop)
 
     def render(self, examples: Examples, source: int, part: slice, shuffle: int, variant: int) -> Example:
         """A history and its continuation."""
@@ -129,23 +125,29 @@ class FusedSequentialRecommendation(Task):
 def _windows(lengths: np.ndarray, max_history: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """Cut sequences into windows of `max_history + 1` items at an offset drawn per sequence and pass."""
     size = max_history + 1
-    source, start, stop = [], [], []
-    for i in np.flatnonzero(lengths > 1):
-        n = int(lengths[i])
-        first = 0 if n <= size else int(rng.integers(-size + 2, 1))
-        cuts = [0, *range(first + size, n, size), n]
-        if n - cuts[-2] == 1 and size > 2:
-            cuts[-2] -= 1  # a last item by itself would have no history
-        for begin, end in pairwise(cuts):
-            source.append(i)
-            start.append(min(begin, end - 2))  # pairs leave an odd item over: its predecessor is shown twice
-            stop.append(end)
-    return np.array(source), np.array(start), np.array(stop)
+    source = np.flatnonzero(lengths > 1).astype(np.int32)
+    n = lengths[source].astype(np.int32)
+    long = n > size
+    first = np.full(len(source), size, dtype=np.int32)  # where the second window begins
+    first[long] += rng.integers(-size + 2, 1, int(long.sum())).astype(np.int32)
+    windows = 1 + np.maximum(0, -(-(n - first) // size))
+    ends = np.cumsum(windows)
+    number = np.arange(ends[-1]) - np.repeat(ends - windows, windows)  # of each window in its sequence
+    start = (np.repeat(first - size, windows) + number * size).clip(min=0).astype(np.int32)
+    stop = np.repeat(first, windows) + (number * size).astype(np.int32)
+    stop[ends - 1] = n
+    if size > 2:  # a last item by itself would have no history
+        alone = ends[stop[ends - 1] - start[ends - 1] == 1] - 1
+        start[alone] -= 1
+        stop[alone - 1] -= 1
+    # Pairs leave an odd item over: its predecessor is shown twice.
+    return np.repeat(source, windows), np.minimum(start, stop - 2), stop
 
 
 def _prefixes(lengths: np.ndarray, max_history: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    source = np.repeat(np.arange(len(lengths)), np.maximum(lengths - 1, 0))
-    stop = np.concatenate([np.arange(2, n + 1) for n in lengths])
+    answers = np.maximum(lengths - 1, 0)
+    source = np.repeat(np.arange(len(lengths)), answers)
+    stop = np.arange(len(source)) - np.repeat(np.cumsum(answers) - answers, answers) + 2
     return source, np.maximum(0, stop - 1 - max_history), stop
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from reasonrec.data_gen.reasoning.traces import Arm, Traces
+from reasonrec.data_gen.schema import Dataset
 from reasonrec.data_gen.tasks.curriculum import make_curriculum, parse_phases
 from reasonrec.data_gen.tasks.mixture import BASE, PlanConfig, make_plan
 from reasonrec.data_gen.tasks.reasoning import Mention
@@ -118,16 +119,16 @@ def validation_sample(valid: pl.DataFrame, n_rows: int) -> pl.DataFrame:
 
 
 def validation_examples(
-    examples: Examples, valid: pl.DataFrame, n_rows: int, max_history: int
+    examples: Examples, dataset: Dataset, n_rows: int, max_history: int
 ) -> dict[str, list[list[int]]]:
     """A seeded sample of validation cases in the layout of direct inference: `input_ids` and `labels`.
 
     Args:
         examples: Renders them.
-        valid: The held-out rows.
+        dataset: The data set, of whose validation rows no more than the sample is kept in memory.
         n_rows: How many, at most.
         max_history: Longest history in items.
     """
-    rows = validation_sample(valid, n_rows).select("history", "target").iter_rows()
+    rows = dataset.sample("valid", "history", "target", n=n_rows, seed=0).iter_rows()  # as `validation_sample`
     rendered = [examples.history(history[-max_history:], target, every_item=False) for history, target in rows]
     return {"input_ids": [ids for ids, _ in rendered], "labels": [labels for _, labels in rendered]}

@@ -13,6 +13,7 @@ from reasonrec.tokenizers.errors import UserError
 
 BASE = "seqrec"  # what the other tasks' weights are relative to
 _GROUPED_BATCHES = 32  # examples of this many batches are sorted by length together
+_BOUNDED = 1 << 17  # examples whose tokens are bounded at once
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,10 @@ def make_plan(config: PlanConfig, material: Material) -> pl.DataFrame:
         rng = np.random.default_rng([config.seed, number])
         columns = _one_pass(config, material, rng)
         order = length_grouped(columns["length"], config.batch_size, rng)
-        part = {name: values[order] for name, values in columns.items()}
         if number == n_passes - 1:
-            keep = max(1, round(len(order) * (config.passes - number)))
-            part = {name: values[:keep] for name, values in part.items()}
-        parts.append(pl.DataFrame(part))
+            order = order[: max(1, round(len(order) * (config.passes - number)))]
+        # A column at a time: there may be millions of examples, and each goes as its successor comes.
+        parts.append(pl.DataFrame([pl.Series(name, columns.pop(name)[order]) for name in list(columns)]))
     return pl.concat(parts)
 
 
@@ -90,7 +90,7 @@ def _one_pass(config: PlanConfig, material: Material, rng: np.random.Generator) 
         count = round(len(base[0]) * config.tasks.get(name, 0) / unit)
         if count:
             block = base if name == BASE else task.draw(material, config, count, rng)
-            blocks.append((np.full(len(block[0]), number), *block))
+            blocks.append((np.full(len(block[0]), number, dtype=np.int8), *block))
     numbers, *rest = (np.concatenate(part) for part in zip(*blocks, strict=True))
     return material.columns(numbers, rest, rng)
 
@@ -107,15 +107,13 @@ def length_grouped(length: np.ndarray, batch_size: int, rng: np.random.Generator
         (examples,) a permutation; batches that are not full come last.
     """
     order = rng.permutation(len(length))
-    batches: list[np.ndarray] = []
     for begin in range(0, len(order), batch_size * _GROUPED_BATCHES):
         chunk = order[begin : begin + batch_size * _GROUPED_BATCHES]
-        chunk = chunk[np.argsort(length[chunk], kind="stable")]
-        batches.extend(np.split(chunk, range(batch_size, len(chunk), batch_size)))
-    whole = [b for b in batches if len(b) == batch_size]
-    rest = [b for b in batches if len(b) < batch_size]
-    shuffled = [whole[i] for i in rng.permutation(len(whole))]
-    return np.concatenate([*shuffled, *rest])  # short batches last, or they would shift every batch after them
+        chunk[:] = chunk[np.argsort(length[chunk], kind="stable")]
+    in_batches = len(order) // batch_size * batch_size
+    whole = order[:in_batches].reshape(-1, batch_size)
+    whole[:] = whole[rng.permutation(len(whole))]
+    return order  # what is no whole batch stays last, or it would shift every batch after it
 
 
 def check_texts(plan: pl.DataFrame, examples: Examples, limit: int | None) -> None:
@@ -135,9 +133,9 @@ def check_texts(plan: pl.DataFrame, examples: Examples, limit: int | None) -> No
     if limit is None:
         return
     known = list(tasks().values())
-    lines = plan.select(COLUMNS).unique(maintain_order=True)
-    lines = lines.filter(pl.col("task") != task_names().index(BASE))
-    bounds = _token_bounds(lines, examples, known)
+    lines = plan.filter(pl.col("task") != task_names().index(BASE)).select(COLUMNS).unique(maintain_order=True)
+    parts = [_token_bounds(part, examples, known) for part in lines.iter_slices(_BOUNDED)]
+    bounds = np.concatenate(parts) if parts else np.empty(0)
     worst = (0, "")
     for row in np.argsort(-bounds, kind="stable"):
         if bounds[row] <= max(limit, worst[0]):

@@ -20,14 +20,13 @@ import numpy as np
 from scipy import sparse
 
 from reasonrec.data_gen.clean import neutralise
+from reasonrec.data_gen.sequences import Sequences
 from reasonrec.data_gen.tasks.prompts import Example, Prompts
 from reasonrec.tokenizers.collaborative import near_pairs, set_pairs
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.registry import Registry
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from reasonrec.data_gen.reasoning.traces import Trace
 
 TEXT_TOKENS = 24  # rough length of a title, only used to put examples of similar length together
@@ -137,18 +136,18 @@ class Material:
     chains: Chains | None = None
 
     def __post_init__(self) -> None:
-        if (self.lengths > 1).sum() == 0:
+        if not (self.lengths > 1).any():
             raise UserError("no training sequence has two items or more: there is nothing to learn an order from")
 
     @cached_property
+    def flat(self) -> Sequences:
+        """The sequences behind one another."""
+        return Sequences.of(self.sequences)
+
+    @property
     def lengths(self) -> np.ndarray:
         """Items of each sequence (sequences,)."""
-        return np.array([len(s) for s in self.sequences])
-
-    @cached_property
-    def cumulative(self) -> list[np.ndarray]:
-        """Tokens of each sequence's first 0, 1, … items."""
-        return [np.concatenate([[0], np.cumsum(self.item_lengths[s])]) for s in self.sequences]
+        return self.flat.lengths
 
     @cached_property
     def companions(self) -> list[Companions]:
@@ -159,17 +158,17 @@ class Material:
         """The columns of a plan from the numbers of tasks, and source, start, stop and length."""
         source, start, stop, length = block
         n = len(numbers)
-        shuffle = np.full(n, -1, dtype=np.int64)
+        shuffle = np.full(n, -1)
         if self.set_order:  # one order for all examples that a set is cut into, so that they share out its items
             _, first, which = np.unique(source, return_index=True, return_inverse=True)
             shuffle = rng.integers(0, 2**31, n)[first][which]
         return {
             "task": numbers.astype(np.int8),
-            "source": source.astype(np.int64),
+            "source": source.astype(np.int32),
             "start": start.astype(np.int32),
             "stop": stop.astype(np.int32),
-            "shuffle": shuffle,
-            "variant": rng.integers(0, 2**15, n).astype(np.int32),
+            "shuffle": shuffle.astype(np.int32),
+            "variant": rng.integers(0, 2**15, n).astype(np.int16),
             "length": length.astype(np.int32),
         }
 
@@ -177,18 +176,6 @@ class Material:
 def text_bytes(text: str) -> int:
     """Bytes of a text as a prompt has it; a token stands for one at least."""
     return len(neutralise(text).encode())
-
-
-def item_sequences(train: pl.DataFrame) -> list[np.ndarray]:
-    """The items of each training sequence, int64: views of one array, because lists of numbers take many times that.
-
-    Args:
-        train: Training sequences with `items`.
-    """
-    lengths = train["items"].list.len().to_numpy().astype(np.int64)
-    flat = train["items"].explode().drop_nulls().to_numpy().astype(np.int64)
-    ends = np.cumsum(lengths)
-    return [flat[start:end] for start, end in zip(ends - lengths, ends, strict=True)]
 
 
 def companions(sequences: Sequence[np.ndarray], n_items: int, *, set_order: bool) -> list[Companions]:
@@ -202,8 +189,8 @@ def companions(sequences: Sequence[np.ndarray], n_items: int, *, set_order: bool
     Returns:
         Items, the strongest first, and how likely each is drawn; none for an item that stands beside no other.
     """
-    items = np.concatenate(sequences)
-    sequence = np.repeat(np.arange(len(sequences)), [len(one) for one in sequences])
+    flat = Sequences.of(sequences)
+    items, sequence = flat.items(0, len(flat)), np.repeat(np.arange(len(flat)), flat.lengths)
     pairs = set_pairs(items, sequence, n_items) if set_order else near_pairs(items, sequence, n_items, PAIR_WINDOW)
     scale = sparse.diags_array(np.maximum(np.bincount(items, minlength=n_items), 1) ** -0.5)
     table = (scale @ pairs @ scale).tocsr()

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
+from reasonrec.data_gen.sequences import Sequences
 from reasonrec.data_gen.tasks.prompts import Prompts
 from reasonrec.data_gen.tasks.reasoning import Mention, TraceChains
 from reasonrec.data_gen.tasks.render import Examples
@@ -148,7 +149,7 @@ class Policy(ABC):
 
     def examples(
         self,
-        train: pl.DataFrame,
+        train: pl.DataFrame | Sequences,
         *,
         one_per_prefix: bool,
         traces: Sequence[Trace] = (),
@@ -158,7 +159,7 @@ class Policy(ABC):
         """What renders training examples.
 
         Args:
-            train: The dataset's training sequences.
+            train: The dataset's training sequences, as a table or as `Dataset.sequences`.
             one_per_prefix: Put the loss on answers alone.
             traces: Reasoning traces, for the tasks that are made of them.
             mention: How their chains name items.
@@ -167,7 +168,7 @@ class Policy(ABC):
         titles = self.catalogue.titles
         return Examples(
             self.prompts,
-            [np.asarray(items) for items in train["items"].to_list()],
+            Sequences.of(train),
             titles,
             self.catalogue.texts("category", "brand", joined=" "),
             one_per_prefix,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
+from datasets import Dataset as HfDataset
 from torch.utils.data import Sampler, SequentialSampler
 from trl import SFTConfig, SFTTrainer
 
@@ -57,6 +60,17 @@ class SftArguments(SFTConfig):
         # Examples are rendered as they are fed, from the lines of a plan.
         self.remove_unused_columns, self.dataset_kwargs = False, {"skip_prepare_dataset": True}
         check_reports(self.report_to)
+
+
+def planned(plan: pl.DataFrame, render: Callable[[Any], dict[str, Any]]) -> HfDataset:
+    """Examples that are made from the lines of a plan when a process asks for them.
+
+    Args:
+        plan: What is shown when.
+        render: Makes a batch of lines into a batch of examples.
+    """
+    # With a fingerprint of its own the library does not pickle the plan to find one; nothing is cached by it.
+    return HfDataset(plan.to_arrow(), fingerprint="plan").with_transform(render)
 
 
 class ItemSFTTrainer(QuickTrainer, SFTTrainer):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.data_gen.tasks.render import item_sequences
+from reasonrec.data_gen.sequences import Sequences
 from reasonrec.data_gen.tasks.rl_prompts import RlPrompts
 from reasonrec.recipes.decoding.sample import Rollouts
 from reasonrec.recipes.decoding.search import MAX_BEAMS, MAX_K
@@ -260,10 +260,10 @@ def build_scorer(
     if "codewords" in asking:
         context["codewords"] = _codewords(asking["codewords"], policy.catalogue.codes, index)
     if "similarity" in asking:
-        sequences = item_sequences(dataset.train)
-        owner = np.repeat(np.arange(len(sequences)), [len(items) for items in sequences])
+        sequences = Sequences.of(dataset.train)
+        owner = np.repeat(np.arange(len(sequences)), sequences.lengths)
         window = None if dataset.facts["order"] == "set" else 10
-        context["similarity"] = CoVisits(np.concatenate(sequences), owner, dataset.n_items, window)
+        context["similarity"] = CoVisits(sequences.items(0, len(sequences)), owner, dataset.n_items, window)
     if "train_counts" in asking:
         context["train_counts"] = policy.catalogue.items["train_count"].to_numpy()
     return Scorer(rewards, policy, reasoning, context)

@@ -5,6 +5,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from reasonrec.data_gen.preview import describe
 from reasonrec.data_gen.schema import (
     ITEMS,
     ROWS,
@@ -12,7 +13,6 @@ from reasonrec.data_gen.schema import (
     Dataset,
     Tables,
     count_targets,
-    describe,
     empty_rows,
     to_lists,
     unique_ids,

@@ -18,7 +18,7 @@ from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.catalogue import Catalogue
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.index import ItemIndex, load_embeddings
+from reasonrec.tokenizers.index import ItemIndex, load_embeddings, load_quantizer
 
 LAMPS = [
     {"item_id": f"new-{n}", "title": f"{kind} lamp", "category": "lamps"} for n, kind in enumerate(("oak", "glass"))
@@ -87,6 +87,45 @@ def test_new_items_stand_behind_the_old_ones(
 def test_the_same_items_give_the_same_catalogue(indexed: Path, grow: Callable[..., Path]) -> None:
     first, second = (read_manifest(grow(indexed, name, LAMPS)) for name in ("one", "two"))
     assert first.files == second.files
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "options", "unique"),
+    [
+        ("plain", "{}", "reassign"),
+        ("product", "{}", "disambiguate"),
+        ("product", "{}", "reassign"),
+        ("rq_vae", "{steps: 20, latent: 8}", "disambiguate"),
+        ("mixture", "{steps: 20, latent: 8}", "reassign"),
+    ],
+)
+def test_codes_of_all_quantizers_grow(
+    quantizer: str,
+    options: str,
+    unique: str,
+    indexed: Path,
+    tiny_dataset: Path,
+    grow: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    words = ["--dataset", str(tiny_dataset), "--output_dir", str(tmp_path / "index"), "--codebook_sizes", "4", "48"]
+    words += ["--quantizer", quantizer, "--quantizer_options", options, "--unique", unique]
+    monkeypatch.setattr(sys, "argv", ["index_items.py", *words])
+    index_items.main()
+    old = ItemIndex.load(tmp_path / "index")
+    out = grow(tmp_path / "index", "grown", LAMPS)
+    grown = Catalogue.load(out, read_manifest(out).facts).codes
+    assert grown.level_sizes == old.level_sizes, "no token is new"
+    assert (grown.codes[:-2] == old.codes).all()
+    if unique == "reassign":
+        assert grown.level_sizes[-1] == 0
+        assert (grown.codes[:, -1] == -1).all(), "codes alone tell new items apart, too"
+    else:
+        nearest = load_quantizer(out).encode(load_embeddings(out)[-2:])
+        same = (grown.codes[-2:, :-1] == nearest).all(1)
+        free = [not (old.codes[:, :-1] == codes).all(1).any() for codes in nearest]
+        assert all(same[free]), "where the nearest codes are nobody's, they are taken"
 
 
 def test_bad_input(indexed: Path, tiny_index: Path, refused_by: Callable[..., str], tmp_path: Path) -> None:

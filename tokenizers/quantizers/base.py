@@ -26,6 +26,13 @@ class Quantizer(Protocol):
     def reconstruct(self, codes: np.ndarray) -> np.ndarray:
         """Embeddings, float32 (n, dim), as far as the codes of the first levels (n, up to depth) tell them."""
 
+    def summands(self, embeddings: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Where codes are sums: rows as float32 (n, width), and the vectors of codes, (codes, width) a level.
+
+        The nearer the vectors of a row's codes add up to it, the better the codes; what is nearest on one level after
+        the other is what `encode` takes.
+        """
+
     def state(self) -> dict[str, np.ndarray]:
         """All that `encode` and `reconstruct` need, by name."""
 

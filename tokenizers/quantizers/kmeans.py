@@ -122,6 +122,10 @@ class ResidualKMeans:
         """The sum of the centroids that the first levels' codes (n, up to depth) name, float32 (n, dim)."""
         return np.sum([book[codes[:, level]] for level, book in enumerate(self.codebooks[: codes.shape[1]])], axis=0)
 
+    def summands(self, embeddings: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Rows as they are, and the codebooks."""
+        return checked_rows(embeddings), self.codebooks
+
     def state(self) -> dict[str, np.ndarray]:
         """The codebooks, as `codebook_0`, `codebook_1` and so on."""
         return {f"codebook_{level}": book for level, book in enumerate(self.codebooks)}

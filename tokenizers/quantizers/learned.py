@@ -120,6 +120,10 @@ class Network(nn.Module, ABC):
         """Codes (n, depth) of points (n, dim)."""
 
     @abstractmethod
+    def summands(self, points: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Points (n, width) where vectors of codes add up, and these vectors, (codes, width) a level."""
+
+    @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
         """Points (n, dim), as far as the codes of the first levels (n, up to depth) tell them."""
 
@@ -243,13 +247,22 @@ class LearnedQuantizer(ABC):
         Raises:
             UserError: As `check_embeddings`.
         """
-        network, rows = self._trained(), checked_rows(embeddings)
-        points = torch.from_numpy((rows - self._mean) / np.float32(self._scale))
-        codes = np.empty((len(rows), len(self.codebook_sizes)), dtype=np.int32)
+        network, points = self._trained(), self._points(embeddings)
+        codes = np.empty((len(points), len(self.codebook_sizes)), dtype=np.int32)
         with _one_thread(), torch.no_grad():
-            for begin in range(0, len(rows), _CHUNK):
+            for begin in range(0, len(points), _CHUNK):
                 codes[begin : begin + _CHUNK] = network.encode(points[begin : begin + _CHUNK]).numpy()
         return codes
+
+    def summands(self, embeddings: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """What the encoder makes of rows, and the vectors of codes there."""
+        network, points = self._trained(), self._points(embeddings)
+        with _one_thread(), torch.no_grad():
+            parts = [network.summands(part) for part in points.split(_CHUNK)]
+        return np.concatenate([part.numpy() for part, _ in parts]), [book.numpy() for book in parts[0][1]]
+
+    def _points(self, embeddings: np.ndarray) -> Tensor:
+        return torch.from_numpy((checked_rows(embeddings) - self._mean) / np.float32(self._scale))
 
     def reconstruct(self, codes: np.ndarray) -> np.ndarray:
         """Embeddings, float32 (n, dim), as far as the codes of the first levels (n, up to depth) tell them."""

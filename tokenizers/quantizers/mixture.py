@@ -125,6 +125,13 @@ class _Mixture(Network):
     def encode(self, points: Tensor) -> Tensor:
         return torch.stack([codes for _, codes in self._given(points)], dim=1)
 
+    def summands(self, points: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The experts' outputs side by side; a code's vector is zero where other experts' are."""
+        outputs = torch.cat([expert(points) for expert in self.experts], dim=1)
+        latent = self.options.latent
+        before = [(level * latent, (len(self.books) - 1 - level) * latent) for level in range(len(self.books))]
+        return outputs, [nn.functional.pad(book.vectors, at) for book, at in zip(self.books, before, strict=True)]  # type: ignore
+
     def decode(self, codes: Tensor) -> Tensor:
         mixed = torch.zeros(len(codes), self.options.latent)
         for level, book in enumerate(self.books):

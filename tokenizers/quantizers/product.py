@@ -149,6 +149,10 @@ class ProductQuantizer:
         books = self.codebooks[: codes.shape[1]]
         return np.sum([book[codes[:, level]] for level, book in enumerate(books)], axis=0) + self.mean
 
+    def summands(self, embeddings: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Rows without the mean, and the codebooks, which stand at right angles to each other."""
+        return checked_rows(embeddings) - self.mean, self.codebooks
+
     def state(self) -> dict[str, np.ndarray]:
         """The mean, and the codebooks as `codebook_0`, `codebook_1` and so on."""
         return {"mean": self.mean} | {f"codebook_{level}": book for level, book in enumerate(self.codebooks)}

@@ -58,6 +58,10 @@ class Reassigned:
         """As the quantizer's."""
         return self.quantizer.reconstruct(codes)
 
+    def summands(self, embeddings: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """As the quantizer's."""
+        return self.quantizer.summands(embeddings)
+
     def state(self) -> dict[str, np.ndarray]:
         """As the quantizer's."""
         return self.quantizer.state()

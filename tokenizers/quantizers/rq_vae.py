@@ -87,6 +87,9 @@ class _Residual(Network):
         given, _ = self._quantize(self.encoder(points))
         return torch.stack([codes for _, codes in given], dim=1)
 
+    def summands(self, points: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return self.encoder(points), [book.vectors for book in self.books]  # type: ignore[misc]
+
     def decode(self, codes: Tensor) -> Tensor:
         books = list(self.books)[: codes.shape[1]]
         vectors: Tensor = sum(book.vectors[codes[:, level]] for level, book in enumerate(books))  # type: ignore

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from reasonrec.data_gen.reasoning.traces import Trace
+    from reasonrec.data_gen.sequences import Sequences
     from reasonrec.recipes.decoding.sample import Rollouts
 
 
@@ -173,7 +174,7 @@ class ParallelCodes(CodePolicy):
 
     def examples(
         self,
-        train: pl.DataFrame,
+        train: pl.DataFrame | Sequences,
         *,
         one_per_prefix: bool,
         traces: Sequence[Trace] = (),

@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
-import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +21,6 @@ from reasonrec.data_gen.tasks.render import (
     Material,
     Task,
     Window,
-    item_sequences,
     register,
     rounds,
     task_names,
@@ -378,11 +376,3 @@ def test_a_task_of_ones_own_needs_no_other_edit(tokenizer, monkeypatch):
     check_texts(plan, examples, 100)
     ids, _ = examples.render(number, 2, 0, 1, -1, 0)
     assert tokenizer.decode(ids).startswith("What is popular?")
-
-
-def test_item_sequences() -> None:
-    lists = [[5, 6], [], [7]]
-    train = pl.DataFrame({"items": lists}, schema={"items": pl.List(pl.Int32)})
-    assert [items.tolist() for items in item_sequences(train)] == lists
-    assert item_sequences(train)[0].dtype == np.int64
-    assert item_sequences(train.head(0)) == []

@@ -63,6 +63,15 @@ def test_it_ranks_scores_and_follows_a_user(trained, tiny_dataset):
     np.testing.assert_allclose(session.search(k=5).scores, scores[:1, :5], atol=1e-4)
 
 
+def test_it_recommends_what_came_later(trained, tiny_dataset, later_version, tmp_path):
+    before = Recommender.from_pretrained(trained, dtype="fp32", device="cpu")
+    after = before.with_catalogue(later_version(before.policy.catalogue, tmp_path / "later", new=3))
+    history = Dataset.load(tiny_dataset).test["history"].to_list()[0][-6:]
+    items, scores = after.rank([history], k=51, exhaustive=True)
+    assert sorted(items[0].tolist()) == list(range(51))
+    np.testing.assert_allclose(np.exp(scores).sum(1), 1, atol=1e-4)
+
+
 def test_it_stands_in_the_table_and_is_reinforced(stage, trained, tiny_dataset, tmp_path):
     stage("eval_ranking", "--dataset", str(tiny_dataset), "--models", str(trained), "--output_dir",
           str(tmp_path / "report"), "--max_rows", "8", "--num_beams", "20", "--precision", "fp32")  # fmt: skip
