@@ -81,6 +81,7 @@ class Ask:
     exclude: Sequence[int] = ()
     thought: Callable[[str], None] | None = None
     asked: float = field(default_factory=time.monotonic)
+    running: bool = False
     gone: bool = False
 
     @property
@@ -194,10 +195,11 @@ class Engine:
                 ask.deliver(Reply(listed, [], "", time.monotonic() - ask.asked))
 
     def leave(self, asks: Sequence[Ask]) -> None:
-        """Users hang up: those who wait are forgotten, chains that are being written end at the next step."""
+        """Users hang up: their slots are free, and chains that are being written for them end at the next step."""
         with self._changed:
             for ask in asks:
-                ask.gone = True
+                self._running -= ask.running
+                ask.running, ask.gone = False, True
             self._waiting = deque(ask for ask in self._waiting if not ask.gone)
 
     def close(self, timeout: float = 30.0) -> None:
@@ -235,6 +237,8 @@ class Engine:
         batch = [ask for ask in self._waiting if ask.kind == first.kind][: self.settings.max_batch]
         taken = set(map(id, batch))
         self._waiting = deque(ask for ask in self._waiting if id(ask) not in taken)
+        for ask in batch:
+            ask.running = True
         self._running += len(batch)
         return batch
 
@@ -260,12 +264,12 @@ class Engine:
             )
         except Exception as error:  # whatever it is, those who wait have to be told, and the next batch be answered
             logger.exception("a batch of %d users failed", len(batch))
-            self._free(batch, chains)
+            self._free(batch)
             for ask in batch:
                 ask.deliver(error)
             return
         now = time.monotonic()
-        self._free(batch, chains)
+        self._free(batch)
         self._measured(len(batch), now - began)
         lists = found.lists(recommender.policy.catalogue)
         thoughts = found.thoughts or [[] for _ in batch]
@@ -276,9 +280,11 @@ class Engine:
             if not ask.gone:
                 ask.deliver(Reply(listed[: ask.k], own, found.note, now - ask.asked))
 
-    def _free(self, batch: list[Ask], chains: _Chains) -> None:
+    def _free(self, batch: list[Ask]) -> None:
         with self._changed:
-            self._running -= len(batch) - chains.left
+            for ask in batch:
+                self._running -= ask.running
+                ask.running = False
 
     def let_pass(self) -> None:
         """Answer those who do not think, between two steps of those who do."""
@@ -293,24 +299,13 @@ class _Chains:
     def __init__(self, engine: Engine, batch: Sequence[Ask], readable: Callable[[Sequence[int]], str]) -> None:
         self._engine, self._batch, self._readable = engine, batch, readable
         self._written: list[list[int]] = [[] for _ in batch]
-        self._stopped = [False] * len(batch)
-
-    @property
-    def left(self) -> int:
-        """Users who hung up while their chain was written, whose slots are free again."""
-        return sum(self._stopped)
 
     def __call__(self, users: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
-        engine = self._engine
         for user, (token,) in zip(users.tolist(), tokens[:, :1].tolist(), strict=True):
             ask = self._batch[user]
-            if ask.gone and not self._stopped[user]:
-                with engine._changed:
-                    engine._running -= 1
-                    self._stopped[user] = True
             if token >= 0 and not ask.gone:
                 self._written[user].append(token)
                 if ask.thought is not None:
                     ask.thought(self._readable(self._written[user]))
-        engine.let_pass()
-        return np.array([self._stopped[user] for user in users.tolist()])
+        self._engine.let_pass()
+        return np.array([self._batch[user].gone for user in users.tolist()])

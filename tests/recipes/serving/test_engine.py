@@ -181,12 +181,15 @@ def test_the_chain_of_who_hangs_up_ends_at_the_next_step(engine_of: Start) -> No
         steps.append(engine.open)
         if len(steps) == 2:
             engine.leave([gone.ask])
+            engine.leave([gone.ask])
+            steps.append(engine.open)
 
     gone = Asked(1, 2, mode="reasoning", thought=leaves)
     stays = Asked(3, mode="reasoning", thought=lambda _: slots.append(engine.open))
     engine.submit([gone.ask, stays.ask])
     assert isinstance(stays.reply, Reply)
-    assert len(steps) == 2, "nothing is told to who is gone"
-    assert slots[:2] == [2, 2]
-    assert set(slots[3:]) == {1}, "the slot is free one step later, while the other chain goes on"
+    assert steps == [2, 2, 1], "the slot is free at once, and nothing is told to who is gone"
+    assert slots[0] == 2
+    assert set(slots[2:]) == {1}, "the other chain goes on"
+    assert engine.open == 0
     assert gone.arrived.empty()
