@@ -103,10 +103,10 @@ class Checks:
             lists = "get no list, and {} other lists stay shorter"
         return (
             f"theta={rules.theta:g} pruned {self.pruned / max(self.compared, 1):.1%} of {self.compared:,} paths "
-            f"compared, every {rules.check_every} codes; {self.back:,} times one went back, by {rules.rollback} and at "
+            f"compared, every {rules.check_every} codes; {self.back:,} times one went back, by {rules.rollback}, at "
             f"most {rules.retries} times each; all paths of {self.dead} of {self.users} users were pruned, who "
-            f"{lists.format(self.short)}; {self.read / users:.1f} codes read a user, {self.again / users:.1f} of them "
-            f"behind paths that went back, {self.unchecked / users:.1f} for unchecked lists"
+            f"{lists.format(self.short)}; {self.read / users:.1f} codes read a user, {self.again / users:.1f} of "
+            f"them behind paths that went back, {self.unchecked / users:.1f} for unchecked lists"
         )
 
 

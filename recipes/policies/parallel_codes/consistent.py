@@ -1,12 +1,12 @@
 """The search with pruned paths: a prefix whose category guess jumped goes back and is written anew (REG4Rec's CORP).
 
 The rules are those of `decoding.consistency`. A path that ends goes back by `rollback` codes, and continues with the
-most probable code that no path has taken yet, and by most probable codes up to where it ended: nothing is drawn, so the
-same model gives the same list. Every prefix on that way is checked as any other. Items keep the probabilities that they
-have without a check; only which prefixes are gone on from changes.
+most probable code that no path has taken yet, and by most probable codes up to where it ended: nothing is drawn. Every
+prefix on that way is checked as any other. Items keep the probabilities that they have without a check; only which
+prefixes are gone on from changes.
 
-A prefix that one item alone still fits is that item, and is not read: no code behind it was chosen, so there is nothing
-to take back, and nothing is compared there.
+A prefix that one item alone still fits is that item, and is not read: behind it no code is chosen, so nothing could be
+taken back, and nothing is compared there.
 """
 
 from __future__ import annotations
