@@ -225,3 +225,16 @@ def test_a_model_of_another_dataset_and_an_existing_report_are_refused(
     with pytest.raises(SystemExit):
         evaluate()
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_paths_of_a_model_without_guesses_cannot_be_checked(
+    evaluate: Evaluate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = ("--theta", "0.06", "--num_beams", "20", "--no_control", "--no_baselines", "--max_rows", "4")
+    with pytest.raises(SystemExit):
+        evaluate(*how, out="refused")
+    assert "theta=0.06 prunes the paths of a beam search: set exact: false" in capsys.readouterr().err
+    rows = evaluate(*how, "--exact", "false")["rows"]
+    assert [row["name"] for row in rows] == ["lora, beam 20"]
+    printed = "".join(capsys.readouterr())
+    assert "lora, beam 20: no row with consistent paths (theta=0.06): policy semantic_id guesses no cat" in printed

@@ -63,11 +63,22 @@ def test_it_ranks_scores_and_follows_a_user(trained, tiny_dataset):
     np.testing.assert_allclose(session.search(k=5).scores, scores[:1, :5], atol=1e-4)
 
 
-def test_it_stands_in_the_table_and_is_reinforced(stage, trained, tiny_dataset, tmp_path):
-    stage("eval_ranking", "--dataset", str(tiny_dataset), "--models", str(trained), "--output_dir",
-          str(tmp_path / "report"), "--max_rows", "8", "--num_beams", "20", "--precision", "fp32")  # fmt: skip
-    rows = json.loads((tmp_path / "report" / "metrics.json").read_text())
-    assert rows
+def test_it_stands_in_the_table_with_consistent_paths_and_is_reinforced(stage, trained, tiny_dataset, tmp_path):
+    report = ["--dataset", str(tiny_dataset), "--models", str(trained), "--max_rows", "8", "--num_beams", "20",
+              "--precision", "fp32", "--exact", "false", "--control", "false", "--baselines", "false"]  # fmt: skip
+    done = stage("eval_ranking", *report, "--theta", "0.001", "--output_dir", str(tmp_path / "report"))
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    plain, consistent = metrics["rows"]
+    assert [row["name"] for row in metrics["rows"]] == ["sft, beam 20", "sft, beam 20, consistent paths"]
+    assert consistent["valid_ratio"] == 1
+    assert "theta=0.001 pruned" in consistent["note"]
+    assert consistent["note"].endswith("for unchecked lists")
+    assert "theta=0.001 pruned" in done.stdout + done.stderr
+    assert [(pair["a"], pair["b"]) for pair in metrics["paired"]] == [(consistent["name"], plain["name"])] * 2
+    assert read_manifest(tmp_path / "report").config["theta"] == 0.001
+    stage("eval_ranking", *report, "--theta", "1", "--output_dir", str(tmp_path / "all"))
+    plain, consistent = json.loads((tmp_path / "all" / "metrics.json").read_text())["rows"]
+    assert consistent["metrics"] == plain["metrics"]
     stage("grpo", "--model", str(trained), "--dataset", str(tiny_dataset), "--output_dir", str(tmp_path / "grpo"),
           "--rewards", "{exact: 1.0}", "--max_steps", "2", "--num_generations", "4",
           "--per_device_train_batch_size", "8", "--valid_rows", "4", "--eval_steps", "2", *SHORT)  # fmt: skip
