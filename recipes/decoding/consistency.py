@@ -48,6 +48,16 @@ class Consistency:
         },
     )
 
+    chain_theta: float | None = field(
+        default=None,
+        metadata={
+            "help": "also rank without chains whose stated category is further than this from that of the first code "
+            "behind them (the same divergence); unset leaves the row out",
+            "at_least": 0,
+            "at_most": 1,
+        },
+    )
+
     def compared(self, step: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Whether the guess at a step is compared with that of `check_every` steps before: at every such step."""
         return np.asarray((step >= self.check_every) & (step % self.check_every == 0))
@@ -103,8 +113,8 @@ class Checks:
             lists = "get no list, and {} other lists stay shorter"
         return (
             f"theta={rules.theta:g} pruned {self.pruned / max(self.compared, 1):.1%} of {self.compared:,} paths "
-            f"compared, every {rules.check_every} codes; {self.back:,} times one went back, by {rules.rollback}, at "
-            f"most {rules.retries} times each; all paths of {self.dead} of {self.users} users were pruned, who "
+            f"compared (check_every={rules.check_every}, rollback={rules.rollback}, retries={rules.retries}), which "
+            f"went back {self.back:,} times; all paths of {self.dead} of {self.users} users were pruned, who "
             f"{lists.format(self.short)}; {self.read / users:.1f} codes read a user, {self.again / users:.1f} of "
             f"them behind paths that went back, {self.unchecked / users:.1f} for unchecked lists"
         )

@@ -17,6 +17,7 @@ from reasonrec.recipes.models.precision import of_encoder
 from reasonrec.recipes.rankers import baselines, sasrec
 from reasonrec.recipes.rankers.base import Controlled, Noted, Ranker, Thinks
 from reasonrec.recipes.rankers.consistent import ConsistentRanker, unchecked
+from reasonrec.recipes.rankers.consistent_chains import ConsistentChains, unstated
 from reasonrec.recipes.rankers.fused import Fused
 from reasonrec.recipes.rankers.model import ModelRanker
 from reasonrec.recipes.rankers.pool import ExpertsOnly
@@ -133,8 +134,7 @@ class Table:
                 return
         self._add(ranker, DIRECT if thinking is None else REASONING, note)
         self.claims += [(ranker.name, other) for other in before]
-        if isinstance(ranker, ModelRanker) and self.rules.theta is not None:
-            self._add_consistent(ranker, note)
+        self._add_consistent(ranker, note)
         if options.control and not again and isinstance(ranker, Controlled):
             for control, what in ranker.controls(self.cases, options.seed):
                 self._add(control, CONTROL, what or note)
@@ -156,15 +156,24 @@ class Table:
                 self._add(control, BASELINE if isinstance(control, ExpertsOnly) else CONTROL, what)
                 self.claims.append((pooled.name, control.name))
 
-    def _add_consistent(self, ranker: ModelRanker, note: str) -> None:
-        """The same model with checked paths, compared with itself; left out where there is nothing to check."""
-        if (why := unchecked(ranker.recommender)) is not None:
-            say(f"{ranker.name}: no row with consistent paths (theta={self.rules.theta}): {why}")
+    def _add_consistent(self, ranker: Ranker, note: str) -> None:
+        """The same model with what it says checked, compared with itself; left out where nothing can be compared."""
+        rules = self.rules
+        checked: ConsistentRanker | ConsistentChains | None
+        if isinstance(ranker, ModelRanker) and rules.theta is not None:
+            what, why = f"paths (theta={rules.theta:g})", unchecked(ranker.recommender)
+            checked = ConsistentRanker(ranker, rules) if why is None else None
+        elif isinstance(ranker, ReasoningRanker) and rules.chain_theta is not None:
+            what, why = f"chains (chain_theta={rules.chain_theta:g})", unstated(ranker.reasoner.recommender)
+            checked = ConsistentChains(replace(ranker), rules.chain_theta) if why is None else None
+        else:
             return
-        consistent = ConsistentRanker(ranker, self.rules)
-        self._add(consistent, DIRECT, note)
-        self.claims.append((consistent.name, ranker.name))
-        say(consistent.note)
+        if checked is None:
+            say(f"{ranker.name}: no row with consistent {what}: {why}")
+            return
+        self._add(checked, DIRECT if isinstance(ranker, ModelRanker) else REASONING, note)
+        self.claims.append((checked.name, ranker.name))
+        say(checked.note)
 
     def _direct(self, recommender: Recommender, name: str) -> ModelRanker:
         options = self.options
