@@ -108,14 +108,14 @@ class Checks:
     def told(self, rules: Consistency) -> str:
         """All of it in words."""
         users = max(self.users, 1)
-        lists = "keep the unchecked list, and {} others were filled up from it"
+        lists = "keep the unchecked list; other lists that were filled up from it"
         if rules.fallback == "none":
-            lists = "get no list, and {} other lists stay shorter"
+            lists = "get no list; other lists that stay shorter"
         return (
             f"theta={rules.theta:g} pruned {self.pruned / max(self.compared, 1):.1%} of {self.compared:,} paths "
             f"compared (check_every={rules.check_every}, rollback={rules.rollback}, retries={rules.retries}), which "
             f"went back {self.back:,} times; all paths of {self.dead} of {self.users} users were pruned, who "
-            f"{lists.format(self.short)}; {self.read / users:.1f} codes read a user, {self.again / users:.1f} of "
+            f"{lists}: {self.short}; {self.read / users:.1f} codes read a user, {self.again / users:.1f} of "
             f"them behind paths that went back, {self.unchecked / users:.1f} for unchecked lists"
         )
 

@@ -107,7 +107,7 @@ def checked_search(
     checks.short += int((short & (count > 0)).sum())
     if rules.fallback == "unchecked" and bool(short.any()):
         walk = Walk(model, sets, vocabulary, prefix, law, order)
-        found = filled(found, beam_search(walk, k, num_beams, barred), short)
+        found = filled(found, beam_search(walk, k, num_beams, barred, wanted=short), short)
         checks.unchecked += walk.codes_read
         checks.read += walk.codes_read
     return found

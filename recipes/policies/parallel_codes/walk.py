@@ -180,7 +180,14 @@ def search(
         num_beams = min(2 * num_beams, most)
 
 
-def beam_search(walk: Walk, k: int, keep: int, barred: Barred | None, watch: Watch | None = None) -> Found:
+def beam_search(
+    walk: Walk,
+    k: int,
+    keep: int,
+    barred: Barred | None,
+    watch: Watch | None = None,
+    wanted: Tensor | None = None,
+) -> Found:
     """A search of one width.
 
     Args:
@@ -189,10 +196,13 @@ def beam_search(walk: Walk, k: int, keep: int, barred: Barred | None, watch: Wat
         keep: Prefixes and items kept at every step.
         barred: Items that must not appear.
         watch: Who may take prefixes out.
+        wanted: (rows,) which rows are searched; the others find nothing, and cost nothing. All by default.
     """
     rows, device = len(walk.chosen), walk.chosen.device
     one_path = walk.law != "free"
     score = torch.zeros(rows, 1, device=device)
+    if wanted is not None:
+        score = score.masked_fill(~wanted[:, None], -torch.inf)
     done = torch.full((rows, 1), -torch.inf, device=device)  # items found so far
     item = torch.full((rows, 1), -1, device=device)
     lost = torch.full((rows,), -torch.inf, device=device)

@@ -56,7 +56,7 @@ def test_what_was_pruned_is_told() -> None:
     checks = Checks(users=100, compared=400, pruned=100, back=60, read=5000, again=300, unchecked=40, dead=12, short=3)
     told = checks.told(Consistency(0.01))
     assert "theta=0.01 pruned 25.0% of 400 paths" in told
-    assert "all paths of 12 of 100 users were pruned, who keep the unchecked list, and 3 others were filled up" in told
+    assert "all paths of 12 of 100 users were pruned, who keep the unchecked list; other lists" in told
     assert "50.0 codes read a user, 3.0 of them behind paths that went back, 0.4 for unchecked lists" in told
     assert "12 of 100 users were pruned, who get no list" in checks.told(Consistency(0.01, fallback="none"))
     assert "of 0 paths" in Checks().told(Consistency(1))

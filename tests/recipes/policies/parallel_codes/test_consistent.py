@@ -29,12 +29,15 @@ class Slow:
         self.columns = made.policy.answers.sets.columns.numpy()
         self.allowed = ~np.isin(np.arange(16), barred)
         self.taken: set[Path] = set()
+        self.read: dict[Path, np.ndarray] = {}
         self.pruned = 0
 
     @torch.no_grad()
     def logits(self, path: Path) -> np.ndarray:
-        ids = [*self.prompt, *(self.low + column for column in path)]
-        return self.model(input_ids=torch.tensor([ids])).logits[0, -1, self.low : self.low + 12].double().numpy()
+        if path not in self.read:
+            ids = torch.tensor([[*self.prompt, *(self.low + column for column in path)]])
+            self.read[path] = self.model(input_ids=ids).logits[0, -1, self.low : self.low + 12].double().numpy()
+        return self.read[path]
 
     def children(self, path: Path, score: float) -> list[tuple[float, Path, list[int]]]:
         """What may follow: score, path, and the items below."""
@@ -122,7 +125,7 @@ def found_by(made: Any, rules: Consistency, k: int, width: int) -> tuple[Any, Ch
         made.policy.answers = answers
 
 
-@pytest.mark.parametrize("theta", [0.0, 0.001, 0.01, 0.05, 1.0])
+@pytest.mark.parametrize("theta", [0.0, 0.01, 0.05])
 @pytest.mark.parametrize(("every", "back", "retries"), [(1, 1, 0), (1, 1, 2), (1, 2, 2), (1, 1, 9), (2, 2, 3)])
 def test_the_list_is_that_of_a_search_path_by_path(make_sets, theta, every, back, retries):
     made = make_sets()

@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 
 from reasonrec.data_gen.schema import Dataset
+from reasonrec.recipes.decoding.consistency import Consistency
+from reasonrec.recipes.rankers.consistent import ConsistentRanker
+from reasonrec.recipes.rankers.model import ModelRanker
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.artefact import read_manifest, staged
+from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import build_index
 
 SHORT = ["--precision", "fp32", "--report_to", "none", "--activation_checkpointing", "false", "--save_steps", "100"]
@@ -61,6 +65,20 @@ def test_it_ranks_scores_and_follows_a_user(trained, tiny_dataset):
     for item in histories[0][3:]:
         session.append(item)
     np.testing.assert_allclose(session.search(k=5).scores, scores[:1, :5], atol=1e-4)
+
+
+def test_its_paths_can_be_checked_where_it_guesses_categories(trained, tiny_dataset):
+    recommender = Recommender.from_pretrained(trained, dtype="fp32", device="cpu")
+    plain = ModelRanker(recommender, "sft", num_beams=10, exact=False)
+    rows = Dataset.load(tiny_dataset).rows("valid").head(5)
+    consistent = ConsistentRanker(plain, Consistency(1))
+    for _ in range(2):  # a ranking does not count those before it
+        assert (consistent.rank(rows, 10) == plain.rank(rows, 10)).all()
+        assert "of 0 of 5 users were pruned" in consistent.note
+    assert (consistent.score(rows, consistent.rank(rows, 3)) > -np.inf).all()
+    recommender.policy.answers.n_categories = 0
+    with pytest.raises(UserError, match=r"theta=0\.06 has nothing to compare: the model has no category head"):
+        ConsistentRanker(plain, Consistency(0.06))
 
 
 def test_it_stands_in_the_table_with_consistent_paths_and_is_reinforced(stage, trained, tiny_dataset, tmp_path):
