@@ -12,6 +12,7 @@ from typing import Literal
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
+from reasonrec.recipes.decoding.consistency import Consistency
 from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName, recorded
 from reasonrec.recipes.rankers.top_k import KS
 from reasonrec.tokenizers.artefact import adopt, check_input, read_manifest, staged
@@ -113,7 +114,9 @@ class EvalConfig:
 @releasing_outputs()
 def main() -> None:
     """Parse, rank, compare, report."""
-    (config,) = parse([EvalConfig])
+    config, rules = parse([EvalConfig, Consistency])
+    if rules.theta is not None and (config.exact or config.exhaustive):
+        raise UserError(f"theta={rules.theta} prunes the paths of a beam search: set exact: false, exhaustive: false")
 
     # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
     from accelerate import PartialState
@@ -133,7 +136,12 @@ def main() -> None:
     for manifest in manifests.values():
         check_input(manifest, "dataset", dataset.manifest, OTHER)
     inputs = {"dataset": dataset.manifest.hash} | {place(path, out): made.hash for path, made in manifests.items()}
-    about = {"kind": "report", "config": recorded(config, out), "seed": config.seed, "inputs": inputs}
+    about = {
+        "kind": "report",
+        "config": recorded(config, out) | recorded(rules, out),
+        "seed": config.seed,
+        "inputs": inputs,
+    }
     if adopt(out, overwrite=config.overwrite, **about):
         return
     cases = dataset.rows(config.split)
@@ -142,7 +150,7 @@ def main() -> None:
         cases, candidates = among_cold(cases, dataset), int((~in_train(dataset)).sum())
     if config.max_rows and config.max_rows < cases.height:
         cases = cases.sample(config.max_rows, seed=config.seed).sort("row")
-    table = Table(config, dataset, cases)
+    table = Table(config, dataset, cases, rules)
     table.add_baselines()
     for path in config.models:
         table.add_model(path, manifests[path])

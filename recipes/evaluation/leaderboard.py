@@ -10,11 +10,14 @@ from typing import Literal, Protocol
 import polars as pl
 
 from reasonrec.data_gen.schema import Dataset
+from reasonrec.recipes.decoding.consistency import Consistency
 from reasonrec.recipes.evaluation.compare import BASELINE, CONTROL, DIRECT, REASONING, Row
 from reasonrec.recipes.keys import PrecisionName
 from reasonrec.recipes.models.precision import of_encoder
 from reasonrec.recipes.rankers import baselines, sasrec
-from reasonrec.recipes.rankers.base import Controlled, Ranker, Thinks
+from reasonrec.recipes.rankers.base import Controlled, Noted, Ranker, Thinks
+from reasonrec.recipes.rankers.consistent import ConsistentRanker, unchecked
+from reasonrec.recipes.rankers.consistent_chains import ConsistentChains, unstated
 from reasonrec.recipes.rankers.fused import Fused
 from reasonrec.recipes.rankers.model import ModelRanker
 from reasonrec.recipes.rankers.pool import ExpertsOnly
@@ -55,6 +58,7 @@ class Table:
         options: How.
         dataset: The dataset.
         cases: Its held-out rows.
+        rules: What paths have to keep to, in a further row of each model that can be asked.
 
     Attributes:
         rows: The rows so far.
@@ -62,8 +66,10 @@ class Table:
         thoughts: The first chain for each case, as text, by the name of the row.
     """
 
-    def __init__(self, options: RankingOptions, dataset: Dataset, cases: pl.DataFrame) -> None:
-        self.options, self.dataset, self.cases = options, dataset, cases
+    def __init__(
+        self, options: RankingOptions, dataset: Dataset, cases: pl.DataFrame, rules: Consistency | None = None
+    ) -> None:
+        self.options, self.dataset, self.cases, self.rules = options, dataset, cases, rules or Consistency()
         self.rows: list[Row] = []
         self.claims: list[tuple[str, str]] = []
         self.thoughts: dict[str, list[str]] = {}
@@ -128,6 +134,7 @@ class Table:
                 return
         self._add(ranker, DIRECT if thinking is None else REASONING, note)
         self.claims += [(ranker.name, other) for other in before]
+        self._add_consistent(ranker, note)
         if options.control and not again and isinstance(ranker, Controlled):
             for control, what in ranker.controls(self.cases, options.seed):
                 self._add(control, CONTROL, what or note)
@@ -148,6 +155,25 @@ class Table:
             for control, what in controls(pooled, self.dataset, seed=self.options.seed):
                 self._add(control, BASELINE if isinstance(control, ExpertsOnly) else CONTROL, what)
                 self.claims.append((pooled.name, control.name))
+
+    def _add_consistent(self, ranker: Ranker, note: str) -> None:
+        """The same model with what it says checked, compared with itself; left out where nothing can be compared."""
+        rules = self.rules
+        checked: ConsistentRanker | ConsistentChains | None
+        if isinstance(ranker, ModelRanker) and rules.theta is not None:
+            what, why = f"paths (theta={rules.theta:g})", unchecked(ranker.recommender)
+            checked = ConsistentRanker(ranker, rules) if why is None else None
+        elif isinstance(ranker, ReasoningRanker) and rules.chain_theta is not None:
+            what, why = f"chains (chain_theta={rules.chain_theta:g})", unstated(ranker.reasoner.recommender)
+            checked = ConsistentChains(replace(ranker), rules.chain_theta) if why is None else None
+        else:
+            return
+        if checked is None:
+            say(f"{ranker.name}: no row with consistent {what}: {why}")
+            return
+        self._add(checked, DIRECT if isinstance(ranker, ModelRanker) else REASONING, note)
+        self.claims.append((checked.name, ranker.name))
+        say(checked.note)
 
     def _direct(self, recommender: Recommender, name: str) -> ModelRanker:
         options = self.options
@@ -179,6 +205,8 @@ class Table:
         begin = time.perf_counter()
         ranking = ranker.rank(self.cases, max(KS))
         seconds = (time.perf_counter() - begin) / max(self.cases.height, 1)
+        if isinstance(ranker, Noted):
+            note = f"{note}; {ranker.note}"
         row = Row(ranker.name, mode, ranking, seconds_per_user=seconds, note=note)
         if isinstance(ranker, Thinks):
             cut = f"{note}; {ranker.cut:.1%} of the chains were cut"

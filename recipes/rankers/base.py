@@ -75,3 +75,16 @@ class Thinks(Protocol):
     tokens_per_user: float
     cut: float
     thoughts: list[str]
+
+
+@runtime_checkable
+class Noted(Protocol):
+    """A ranker that has something to say of its last ranking.
+
+    Attributes:
+        note: What a reader of its row has to know.
+    """
+
+    @property
+    def note(self) -> str:
+        """What a reader of its row has to know."""

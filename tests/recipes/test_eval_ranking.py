@@ -225,3 +225,26 @@ def test_a_model_of_another_dataset_and_an_existing_report_are_refused(
     with pytest.raises(SystemExit):
         evaluate()
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_paths_of_a_model_without_guesses_cannot_be_checked(
+    evaluate: Evaluate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = ("--theta", "0.06", "--num_beams", "20", "--no_control", "--no_baselines", "--max_rows", "4")
+    with pytest.raises(SystemExit):
+        evaluate(*how, out="refused")
+    assert "theta=0.06 prunes the paths of a beam search: set exact: false" in capsys.readouterr().err
+    rows = evaluate(*how, "--exact", "false")["rows"]
+    assert [row["name"] for row in rows] == ["lora, beam 20"]
+    printed = "".join(capsys.readouterr())
+    assert "lora, beam 20: no row with consistent paths (theta=0.06): policy semantic_id guesses no cat" in printed
+
+
+def test_chains_that_state_no_category_are_kept(evaluate: Evaluate, adapter: Path) -> None:
+    how = ("--reasoning_models", str(adapter), "--chain_theta", "0", "--chains", "2", "--max_chain", "3")
+    metrics = evaluate(*how, "--num_beams", "20", "--no_control", "--no_baselines", "--max_rows", "3")
+    _, plain, consistent = metrics["rows"]
+    assert consistent["name"] == plain["name"] + ", consistent chains"
+    assert (consistent["mode"], consistent["metrics"]) == ("reasoning", plain["metrics"])
+    assert "chain_theta=0 left out 0 of 6 chains" in consistent["note"]
+    assert (consistent["name"], plain["name"]) in {(pair["a"], pair["b"]) for pair in metrics["paired"]}

@@ -13,6 +13,7 @@ import pytest
 
 from reasonrec.data_gen.readers.base import READERS as readers
 from reasonrec.recipes.args import parse
+from reasonrec.recipes.decoding.consistency import Consistency
 from reasonrec.recipes.describe import DescribeConfig
 from reasonrec.recipes.doctor import DoctorConfig
 from reasonrec.recipes.eval_ranking import EvalConfig
@@ -44,6 +45,7 @@ STAGES = (
     JudgeConfig,
     FuseConfig,
     EvalConfig,
+    Consistency,
     RecommendConfig,
     GrowConfig,
     PublishConfig,

@@ -7,8 +7,10 @@ L_cate). Categories are rows of the LLM's head like codes, behind them, but neve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn, Self
 
 import numpy as np
 import torch
@@ -17,12 +19,14 @@ from torch import Tensor
 
 from reasonrec.recipes.decoding.answers import Answers, Choices, Scored
 from reasonrec.recipes.decoding.backbone import last_hidden
+from reasonrec.recipes.decoding.consistency import Checks, Consistency
 from reasonrec.recipes.decoding.merge_chains import log_mean_exp
 from reasonrec.recipes.decoding.prefix import Prefix
 from reasonrec.recipes.decoding.prior import Prior, Tree
 from reasonrec.recipes.decoding.sample import Sampler, Step, check_finite, draw
 from reasonrec.recipes.decoding.search import Exclude, Found, ranked
 from reasonrec.recipes.policies.codes import split_codes
+from reasonrec.recipes.policies.parallel_codes.consistent import check_rules, checked_search
 from reasonrec.recipes.policies.parallel_codes.laws import Law, log_probs, next_books
 from reasonrec.recipes.policies.parallel_codes.sets import SetIndex
 from reasonrec.recipes.policies.parallel_codes.walk import score_items, search
@@ -71,6 +75,7 @@ class SetAnswers(Answers):
         self.category_weight, self.n_categories = category_weight, vocabulary.level_sizes[-1]
         self.begin_id, self.longest = vocabulary.begin_id, self.sets.depth
         self.rollouts, self.guessed = False, (torch.zeros(()), 0)
+        self._search: Callable[..., Found] = search
         self._find = Catalogue(index).find
 
     def to(self, device: torch.device | str) -> None:
@@ -110,7 +115,7 @@ class SetAnswers(Answers):
         orders = self._orders()
         one = chains == 1 and len(orders) == 1 and width >= k
         proposed = [
-            search(
+            self._search(
                 model,
                 self.sets,
                 self.vocabulary,
@@ -134,6 +139,17 @@ class SetAnswers(Answers):
         scores = self.score(model, prefix, union.repeat_interleave(chains, 0))
         found = ranked(union, log_mean_exp(scores.view(users, chains, -1)), k)
         return Found(found.items, found.scores, found.proven)
+
+    def checked(self, rules: Consistency, checks: Checks) -> Self:
+        """See `Checkable`.
+
+        Raises:
+            UserError: If the rules compare nothing, or not the paths of one search.
+        """
+        check_rules(rules, self.longest, len(self._orders()))
+        other = copy.copy(self)
+        other._search = partial(checked_search, rules=rules, checks=checks)
+        return other
 
     @torch.no_grad()
     def score(self, model: PreTrainedModel, prefix: Prefix, items: Tensor, prior: Prior | None = None) -> Tensor:

@@ -8,7 +8,7 @@ codes would come: their probabilities sum to one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -38,6 +38,9 @@ class Walk:
 
     Attributes:
         chosen: (rows, width, M) the column chosen in each codebook by each prefix, -1 where none is.
+        hidden: (rows, width, size) last hidden state of each.
+        seen: (rows, width, slots) what each attends to.
+        codes_read: Codes that were read so far, of all rows.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class Walk:
         self.model, self.sets, self.vocabulary, self.prefix, self.law = model, sets, vocabulary, prefix, law
         self.order = order
         self.chosen = torch.full((rows, 1, sets.depth), -1, device=device)
-        self._hidden, self._seen, self._codes = prefix.hidden[:, None], prefix.seen[:, None], 0
+        self.hidden, self.seen, self.codes_read = prefix.hidden[:, None], prefix.seen[:, None], 0
         prefix.cache.rewind(prefix.length)
 
     def step(self, barred: Barred | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -71,10 +74,11 @@ class Walk:
             FloatingPointError: If the model returns NaN.
         """
         sets, (rows, width, _) = self.sets, self.chosen.shape
-        logits = code_logits(self.model, self._hidden, self.vocabulary)[..., : sets.n_columns].flatten(0, 1)
-        if bool(logits.isnan().any()):
-            raise FloatingPointError(f"the model returned NaN logits at step {self._codes} of the item search")
+        logits = code_logits(self.model, self.hidden, self.vocabulary)[..., : sets.n_columns].flatten(0, 1)
         chosen = self.chosen.flatten(0, 1)
+        if bool(logits.isnan().any()):
+            step = int((chosen >= 0).sum(1).amax())
+            raise FloatingPointError(f"the model returned NaN logits at step {step} of the item search")
         order = None if self.order is None else self.order.expand(len(chosen), -1)
         books = next_books(self.law, sets, logits, chosen, order)
         user = torch.arange(rows, device=chosen.device).repeat_interleave(width)
@@ -98,18 +102,43 @@ class Walk:
             cache.reserve(cache.length + 2 * width)
         book = self.sets.book_of(column)
         chosen = self.chosen.gather(1, parent[..., None].expand(-1, -1, self.sets.depth))
+        position = self.prefix.position[:, None] + (chosen >= 0).sum(2)
         self.chosen = chosen.scatter(2, book[..., None], column[..., None])
-        ancestors = self._seen.gather(1, parent[..., None].expand(-1, -1, self._seen.shape[2]))
+        ancestors = self.seen.gather(1, parent[..., None].expand(-1, -1, self.seen.shape[2]))
         itself = torch.eye(width, dtype=torch.bool, device=parent.device).expand(rows, -1, -1)
-        self._seen = torch.cat([ancestors, itself], 2)
-        position = (self.prefix.position + self._codes)[:, None].expand(-1, width)
+        self.seen = torch.cat([ancestors, itself], 2)
         token = self.vocabulary.first_id + column
-        self._hidden = forward(self.model, cache, token, position, self._seen, counts=counts)
-        self._codes += 1
+        self.hidden = forward(self.model, cache, token, position, self.seen, counts=counts)
+        self.codes_read += sum(counts)
 
     def close(self) -> None:
         """Forget what was read behind the prompts."""
         self.prefix.cache.rewind(self.prefix.length)
+
+
+class Watch(Protocol):
+    """Looks at the prefixes of a search, and may take some of them out."""
+
+    def offered(self, books: Tensor, total: Tensor, only: Tensor, kept: Tensor) -> None:
+        """What may follow the walk's prefixes, behind `Walk.step`.
+
+        Args:
+            books: (rows, width, books) codebooks.
+            total: (rows, width, children) log-probability of each child, -inf where it may not follow.
+            only: (rows, width, children) the item where there is one alone, else -1.
+            kept: (rows, width, children) the children that the search keeps.
+        """
+
+    def grown(self, parent: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The walk has new prefixes, behind `Walk.read`; others may be put in their places.
+
+        Args:
+            parent: (rows, width) number of the prefix that each begins with.
+            score: (rows, width) log-probabilities, -inf for padding.
+
+        Returns:
+            The same scores, -inf where a prefix is out; and further items found (rows, n), -1 for none, with scores.
+        """
 
 
 @torch.no_grad()
@@ -145,16 +174,35 @@ def search(
     k, num_beams = check_width(k, num_beams)
     most = num_beams * (PATIENCE if exact and law != "free" else 1)
     while True:
-        found = _search(Walk(model, sets, vocabulary, prefix, law, order), k, num_beams, barred)
+        found = beam_search(Walk(model, sets, vocabulary, prefix, law, order), k, num_beams, barred)
         if num_beams >= most or bool(found.proven.all()):
             return found
         num_beams = min(2 * num_beams, most)
 
 
-def _search(walk: Walk, k: int, keep: int, barred: Barred | None) -> Found:
+def beam_search(
+    walk: Walk,
+    k: int,
+    keep: int,
+    barred: Barred | None,
+    watch: Watch | None = None,
+    wanted: Tensor | None = None,
+) -> Found:
+    """A search of one width.
+
+    Args:
+        walk: Where it begins.
+        k: Items to return.
+        keep: Prefixes and items kept at every step.
+        barred: Items that must not appear.
+        watch: Who may take prefixes out.
+        wanted: (rows,) which rows are searched; the others find nothing, and cost nothing. All by default.
+    """
     rows, device = len(walk.chosen), walk.chosen.device
     one_path = walk.law != "free"
     score = torch.zeros(rows, 1, device=device)
+    if wanted is not None:
+        score = score.masked_fill(~wanted[:, None], -torch.inf)
     done = torch.full((rows, 1), -torch.inf, device=device)  # items found so far
     item = torch.full((rows, 1), -1, device=device)
     lost = torch.full((rows,), -torch.inf, device=device)
@@ -168,6 +216,10 @@ def _search(walk: Walk, k: int, keep: int, barred: Barred | None) -> Found:
             lost = lost.maximum(best[:, keep])
         best, index = best[:, :keep], index[:, :keep]
         is_new, at = index < new, index.clamp(max=new - 1)
+        if watch is not None:
+            kept = torch.zeros_like(every, dtype=torch.bool).scatter(1, index, True)[:, :new]
+            shape = (rows, books.shape[1], -1)
+            watch.offered(books, total.view(shape), only.view(shape), kept.view(shape))
         item = torch.where(is_new, only.flatten(1).gather(1, at), item.gather(1, (index - new).clamp(min=0)))
         is_open = is_new & (item < 0) & (best > -torch.inf)
         item = item.masked_fill(best == -torch.inf, -1)
@@ -183,7 +235,11 @@ def _search(walk: Walk, k: int, keep: int, barred: Barred | None) -> Found:
         at = at.gather(1, chosen)
         slot, code = at // walk.sets.widest, at % walk.sets.widest
         column = walk.sets.first[books.flatten(1).gather(1, slot).clamp(min=0)] + code
-        walk.read(slot // books.shape[2], column.masked_fill(score == -torch.inf, 0), counts)
+        parent = slot // books.shape[2]
+        walk.read(parent, column.masked_fill(score == -torch.inf, 0), counts)
+        if watch is not None:
+            score, more, at_score = watch.grown(parent, score)
+            item, done = torch.cat([item, more], 1), torch.cat([done, at_score], 1)
     walk.close()
     if not one_path:
         item, done = merged(item, done)

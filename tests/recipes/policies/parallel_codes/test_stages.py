@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 
 from reasonrec.data_gen.schema import Dataset
+from reasonrec.recipes.decoding.consistency import Consistency
+from reasonrec.recipes.rankers.consistent import ConsistentRanker
+from reasonrec.recipes.rankers.model import ModelRanker
 from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.artefact import read_manifest, staged
+from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import build_index
 
 SHORT = ["--precision", "fp32", "--report_to", "none", "--activation_checkpointing", "false", "--save_steps", "100"]
@@ -72,11 +76,36 @@ def test_it_recommends_what_came_later(trained, tiny_dataset, later_version, tmp
     np.testing.assert_allclose(np.exp(scores).sum(1), 1, atol=1e-4)
 
 
-def test_it_stands_in_the_table_and_is_reinforced(stage, trained, tiny_dataset, tmp_path):
-    stage("eval_ranking", "--dataset", str(tiny_dataset), "--models", str(trained), "--output_dir",
-          str(tmp_path / "report"), "--max_rows", "8", "--num_beams", "20", "--precision", "fp32")  # fmt: skip
-    rows = json.loads((tmp_path / "report" / "metrics.json").read_text())
-    assert rows
+def test_its_paths_can_be_checked_where_it_guesses_categories(trained, tiny_dataset):
+    recommender = Recommender.from_pretrained(trained, dtype="fp32", device="cpu")
+    plain = ModelRanker(recommender, "sft", num_beams=10, exact=False)
+    rows = Dataset.load(tiny_dataset).rows("valid").head(5)
+    consistent = ConsistentRanker(plain, Consistency(1))
+    for _ in range(2):  # a ranking does not count those before it
+        assert (consistent.rank(rows, 10) == plain.rank(rows, 10)).all()
+        assert "of 0 of 5 users were pruned" in consistent.note
+    assert (consistent.score(rows, consistent.rank(rows, 3)) > -np.inf).all()
+    recommender.policy.answers.n_categories = 0
+    with pytest.raises(UserError, match=r"theta=0\.06 has nothing to compare: the model has no category head"):
+        ConsistentRanker(plain, Consistency(0.06))
+
+
+def test_it_stands_in_the_table_with_consistent_paths_and_is_reinforced(stage, trained, tiny_dataset, tmp_path):
+    report = ["--dataset", str(tiny_dataset), "--models", str(trained), "--max_rows", "8", "--num_beams", "20",
+              "--precision", "fp32", "--exact", "false", "--control", "false", "--baselines", "false"]  # fmt: skip
+    done = stage("eval_ranking", *report, "--theta", "0.001", "--output_dir", str(tmp_path / "report"))
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    plain, consistent = metrics["rows"]
+    assert [row["name"] for row in metrics["rows"]] == ["sft, beam 20", "sft, beam 20, consistent paths"]
+    assert consistent["valid_ratio"] == 1
+    assert "theta=0.001 pruned" in consistent["note"]
+    assert consistent["note"].endswith("for unchecked lists")
+    assert "theta=0.001 pruned" in done.stdout + done.stderr
+    assert [(pair["a"], pair["b"]) for pair in metrics["paired"]] == [(consistent["name"], plain["name"])] * 2
+    assert read_manifest(tmp_path / "report").config["theta"] == 0.001
+    stage("eval_ranking", *report, "--theta", "1", "--output_dir", str(tmp_path / "all"))
+    plain, consistent = json.loads((tmp_path / "all" / "metrics.json").read_text())["rows"]
+    assert consistent["metrics"] == plain["metrics"]
     stage("grpo", "--model", str(trained), "--dataset", str(tiny_dataset), "--output_dir", str(tmp_path / "grpo"),
           "--rewards", "{exact: 1.0}", "--max_steps", "2", "--num_generations", "4",
           "--per_device_train_batch_size", "8", "--valid_rows", "4", "--eval_steps", "2", *SHORT)  # fmt: skip
