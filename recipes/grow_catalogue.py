@@ -25,15 +25,14 @@ from reasonrec.recipes.keys import PRECISION_HELP, TRUST_HELP, PrecisionName, re
 from reasonrec.tokenizers.artefact import read_manifest, staged
 from reasonrec.tokenizers.catalogue import SCHEMA, Catalogue
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.grow import Placed, grown_index, place_items
+from reasonrec.tokenizers.grow import Placed, grow_embeddings, grown_index, place_items
 from reasonrec.tokenizers.index import (
     MADE_BY,
     QUANTIZER_FILE,
     ItemIndex,
-    load_embeddings,
+    embedding_size,
     load_quantizer,
     load_says,
-    save_embeddings,
 )
 from reasonrec.tokenizers.manifest import Manifest
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
@@ -78,15 +77,14 @@ class GrowConfig:
             raise UserError("nothing is to change: set add_items, retire, or both")
 
 
-def read_parent(config: GrowConfig) -> tuple[Catalogue, Manifest]:
+def read_parent(config: GrowConfig, parent: Manifest) -> Catalogue:
     """The catalogue that grows."""
-    parent = read_manifest(config.index)
     if parent.kind == "catalogue":
-        return Catalogue.load(Path(config.index), parent.facts), parent
+        return Catalogue.load(Path(config.index), parent.facts)
     if (where := config.dataset or parent.config.get("dataset")) is None:
         raise UserError(f"index={config.index} does not say where its dataset is: pass --dataset")
     dataset = Dataset.load(config.dataset or located(where, config.index))
-    return dataset.catalogue(ItemIndex.load(config.index)), parent
+    return dataset.catalogue(ItemIndex.read(Path(config.index), parent))
 
 
 def new_items(config: GrowConfig, catalogue: Catalogue) -> pl.DataFrame:
@@ -149,17 +147,17 @@ def main() -> None:
     if os.environ.get("RANK", "0") != "0":  # nothing here is training: one process does it
         return
     out = claim_output(config.output_dir, overwrite=config.overwrite)
-    quantizer, embeddings = load_quantizer(config.index), load_embeddings(config.index)
-    catalogue, parent = read_parent(config)
+    parent = read_manifest(config.index)
+    quantizer, dim = load_quantizer(config.index, parent), embedding_size(config.index)
+    catalogue = read_parent(config, parent)
     items = new_items(config, catalogue)
     made_by = parent.facts.get(MADE_BY, parent.config)
     made_by = made_by | {"embedding_model": located(made_by["embedding_model"], config.index)}
-    says, placed = load_says(config.index), Placed.nothing(catalogue.codes.depth)
+    placed, vectors = Placed.nothing(catalogue.codes.depth), np.empty((0, dim), dtype=np.float32)
     if items.height:
-        vectors = embed(config, items, made_by, says, embeddings.shape[1])
+        vectors = embed(config, items, made_by, load_says(config.index), dim)
         points, codebooks = quantizer.summands(vectors)
         placed = place_items(catalogue.codes, codebooks, points)
-        embeddings = np.concatenate([embeddings, vectors])
     grown = replace(
         catalogue,
         items=pl.concat([catalogue.items, items]),
@@ -172,7 +170,7 @@ def main() -> None:
         facts.update(grown.save(folder), n_items=grown.n_items)
         facts[MADE_BY] = made_by | {"embedding_model": place(made_by["embedding_model"], out)}
         shutil.copyfile(Path(config.index) / QUANTIZER_FILE, folder / QUANTIZER_FILE)
-        save_embeddings(folder, embeddings, says)
+        grow_embeddings(Path(config.index), folder, vectors)
     if items.height:
         say(f"{items.height:,} items added; {placed}")
     say(f"{out} holds {grown.n_items:,} items, {len(grown.retired):,} of them retired")

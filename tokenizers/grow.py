@@ -9,18 +9,21 @@ a group that has used up the last codes.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.index import ItemIndex
+from reasonrec.tokenizers.index import EMBEDDINGS_FILE, ItemIndex, row_keys
 
 WIDTH = 64  # tuples that are looked at for an item, the nearest first; doubled for one that finds none of them free
 BLOCK = 128  # items at a time
+_COPIED = 1 << 24  # bytes at a time
 
 
 @dataclass(frozen=True)
@@ -108,11 +111,11 @@ class _Places:
     @classmethod
     def of(cls, index: ItemIndex) -> _Places:
         tuples = np.ascontiguousarray(index.codes[:, :-1])
-        keys = tuples.view(np.dtype((np.void, tuples.itemsize * index.depth)))[:, 0]
         # A group's last codes are 0 to its size less one; what was retired keeps its own.
-        distinct, counts = np.unique(keys, return_counts=True)
-        taken = dict(zip(distinct.tolist(), counts.tolist(), strict=True))
-        return cls(index.level_sizes[-1], taken, set(keys[index.codes[:, -1] < 0].tolist()))
+        _, first, counts = np.unique(row_keys(tuples), return_index=True, return_counts=True)
+        names = tuples.view(np.dtype((np.void, tuples.itemsize * index.depth)))[:, 0]
+        taken = dict(zip(names[first].tolist(), counts.tolist(), strict=True))
+        return cls(index.level_sizes[-1], taken, set(names[index.codes[:, -1] < 0].tolist()))
 
     def take(self, codes: NDArray[np.int32]) -> int | None:
         """The last code of one more item of a tuple, -1 for none; None if the tuple is closed."""
@@ -174,6 +177,38 @@ def grown_index(index: ItemIndex, codes: NDArray[np.int32]) -> ItemIndex:
     grown = ItemIndex(np.concatenate([index.codes, codes]), index.level_sizes)
     grown.validate()
     return grown
+
+
+def grow_embeddings(parent: Path, folder: Path, new: NDArray[np.float32]) -> None:
+    """Write the embeddings of an index with more rows behind them; they are copied, not read into memory.
+
+    The file has safetensors' layout: the length of the header in 8 bytes, the header in JSON, and the tensors.
+
+    Args:
+        parent: Folder of the index, or of a catalogue that grew from one.
+        folder: The new artefact's (partial) folder.
+        new: (new, dim) of the items that come.
+    """
+    with (parent / EMBEDDINGS_FILE).open("rb") as old, (folder / EMBEDDINGS_FILE).open("wb") as grown:
+        tensors = json.loads(old.read(int.from_bytes(old.read(8), "little")))
+        data, place = old.tell(), 0
+        kept = sorted((about["data_offsets"], name) for name, about in tensors.items() if name != "__metadata__")
+        for (begin, end), name in kept:
+            size = end - begin
+            if name == "embeddings":
+                tensors[name]["shape"][0] += len(new)
+                size += new.nbytes
+            tensors[name]["data_offsets"] = [place, place + size]
+            place += size
+        header = json.dumps(tensors).encode()
+        header += b" " * (-len(header) % 8)
+        grown.write(len(header).to_bytes(8, "little") + header)
+        for (begin, end), name in kept:
+            old.seek(data + begin)
+            for start in range(begin, end, _COPIED):
+                grown.write(old.read(min(_COPIED, end - start)))
+            if name == "embeddings":
+                grown.write(np.ascontiguousarray(new, dtype="<f4").data)
 
 
 def check_grown(old: ItemIndex, new: ItemIndex, what: str) -> None:

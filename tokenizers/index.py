@@ -83,8 +83,7 @@ class ItemIndex:
             raise UserError(
                 f"item {item} has code {codes[item, level]} on level {level}; valid is 0..{sizes[level] - 1}: {_AGAIN}"
             )
-        _, group, count = np.unique(codes[:, :-1], axis=0, return_inverse=True, return_counts=True)
-        group = group.reshape(-1)
+        _, group, count = np.unique(row_keys(codes[:, :-1]), return_inverse=True, return_counts=True)
         short = np.flatnonzero((codes[:, -1] < 0) & (count[group] > 1))
         if len(short):
             item = int(short[0])
@@ -93,7 +92,7 @@ class ItemIndex:
                 f"items {item} and {other} have the codes {codes[item, :-1].tolist()}, but item {item} has "
                 f"no disambiguation code and all of such a group need one: {_AGAIN}"
             )
-        _, first, repeated = np.unique(codes, axis=0, return_index=True, return_counts=True)
+        _, first, repeated = np.unique(row_keys(codes), return_index=True, return_counts=True)
         if (repeated > 1).any():
             item = int(first[repeated > 1][0])
             raise UserError(f"item {item} shares its whole code {codes[item].tolist()} with another: {_AGAIN}")
@@ -163,12 +162,28 @@ def build_index(codes: np.ndarray, codebook_sizes: Sequence[int]) -> ItemIndex:
     return index
 
 
+def row_keys(codes: np.ndarray) -> np.ndarray:
+    """int64 (n,) that are equal where rows of codes (n, columns) are, and stand in their order.
+
+    Sorting these takes a tenth of the time of sorting the rows.
+    """
+    keys = np.zeros(len(codes), dtype=np.int64)
+    distinct = 1
+    for column in np.asarray(codes, dtype=np.int64).T:
+        low = int(column.min(initial=0))
+        size = int(column.max(initial=0)) - low + 1
+        if distinct * size >= 1 << 63:  # number those that occur, of which there are no more than rows
+            keys = np.unique(keys, return_inverse=True)[1].astype(np.int64)
+            distinct = len(keys)
+        keys, distinct = keys * size + (column - low), distinct * size
+    return keys
+
+
 def _rank_in_group(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rank of each item among those with the same codes (in item order), and how many those are."""
     if len(codes) == 0:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    _, group, count = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
-    group = group.reshape(-1)
+    _, group, count = np.unique(row_keys(codes), return_inverse=True, return_counts=True)
     order = np.argsort(group, kind="stable")
     rank = np.empty(len(codes), dtype=np.int64)
     rank[order] = np.arange(len(codes)) - np.repeat(np.cumsum(count) - count, count)
@@ -196,14 +211,18 @@ def save_embeddings(folder: Path, embeddings: np.ndarray, says: Said | None) -> 
     save_file(kept, folder / EMBEDDINGS_FILE)
 
 
-def load_quantizer(path: str | Path) -> Quantizer:
+def load_quantizer(path: str | Path, manifest: Manifest | None = None) -> Quantizer:
     """The quantizer of an index, or of a catalogue that grew from one, which codes the embeddings of new items.
+
+    Args:
+        path: Folder of the artefact.
+        manifest: Its manifest, where it was verified already.
 
     Raises:
         UserError: If the index was imported and has none, or what was saved is not of the quantizer it names.
     """
     state = load_file(_needed(Path(path) / QUANTIZER_FILE))
-    manifest = read_manifest(path)
+    manifest = manifest or read_manifest(path)
     config = manifest.facts.get(MADE_BY, manifest.config)
     name, sizes, options = (config.get(key) for key in ("quantizer", "codebook_sizes", "quantizer_options"))
     try:
@@ -237,6 +256,16 @@ def load_embeddings(path: str | Path) -> np.ndarray:
         UserError: If the index was imported and has none.
     """
     return load_file(_needed(Path(path) / EMBEDDINGS_FILE))["embeddings"]
+
+
+def embedding_size(path: str | Path) -> int:
+    """Dimensions of the item embeddings of an index artefact, which are not read.
+
+    Raises:
+        UserError: If the index was imported and has none.
+    """
+    with safe_open(_needed(Path(path) / EMBEDDINGS_FILE), "numpy") as tensors:
+        return int(tensors.get_slice("embeddings").get_shape()[1])
 
 
 def load_says(path: str | Path) -> Said | None:

@@ -1,13 +1,24 @@
 """New items in an old index."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reasonrec.tokenizers import grow
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.grow import check_grown, grown_index, nearest_tuples, place_items
-from reasonrec.tokenizers.index import ItemIndex, build_index
+from reasonrec.tokenizers.grow import check_grown, grow_embeddings, grown_index, nearest_tuples, place_items
+from reasonrec.tokenizers.index import (
+    ItemIndex,
+    build_index,
+    embedding_size,
+    load_embeddings,
+    load_says,
+    save_embeddings,
+)
+from reasonrec.tokenizers.said import Said
 from reasonrec.tokenizers.trie import Trie
 
 # Two levels in one dimension: the sums are 0, 1, 10, 11.
@@ -70,6 +81,28 @@ def test_a_grown_index_keeps_what_it_had_and_stays_free_of_prefixes(data: st.Dat
     assert (placed.distance >= placed.nearest).all()
     trie = Trie.from_codes(grown.codes, grown.level_sizes)  # refuses equals and prefixes
     assert trie.n_items == n + new
+
+
+def test_embeddings_are_copied_with_the_new_ones_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grow, "_COPIED", 7)
+    random = np.random.default_rng(0)
+    old, new = (random.normal(size=(n, 3)).astype(np.float32) for n in (5, 2))
+    says = Said(*(random.normal(size=shape).astype(np.float32) for shape in ((3, 2), (2,))))
+    for number, kept in enumerate((None, says)):
+        parent, folder, again = (tmp_path / f"{name}{number}" for name in ("parent", "grown", "again"))
+        for one in (parent, folder, again):
+            one.mkdir()
+        save_embeddings(parent, old, kept)
+        grow_embeddings(parent, folder, new)
+        grow_embeddings(folder, again, new[:0])
+        for one in (folder, again):
+            np.testing.assert_array_equal(load_embeddings(one), np.concatenate([old, new]))
+            assert embedding_size(one) == 3
+            found = load_says(one)
+            if kept is None:
+                assert found is None
+            else:
+                assert all(np.array_equal(a, b) for a, b in zip(found, kept, strict=True))
 
 
 def test_another_index_is_refused() -> None:

@@ -21,6 +21,7 @@ from reasonrec.tokenizers.index import (
     load_codewords,
     load_embeddings,
     load_quantizer,
+    row_keys,
     save_quantizer,
 )
 from reasonrec.tokenizers.manifest import Manifest
@@ -262,3 +263,13 @@ def test_published_industrial_ids():
     assert deduplicated.depth == 3
     assert (deduplicated.codes[:, -1] >= 0).sum() == 683
     assert len(set(deduplicated.tuples())) == 3686
+
+
+@settings(max_examples=100, deadline=None)
+@given(arrays(np.int64, st.tuples(st.integers(0, 20), st.integers(1, 4)), elements=st.integers(-1, 1 << 40)))
+def test_row_keys_are_equal_where_rows_are_and_in_their_order(codes: np.ndarray) -> None:
+    """Products of so many codes do not fit into a number."""
+    _, first, group, count = np.unique(codes, axis=0, return_index=True, return_inverse=True, return_counts=True)
+    found = np.unique(row_keys(codes), return_index=True, return_inverse=True, return_counts=True)
+    for expected, got in zip((first, group.reshape(-1), count), found[1:], strict=True):
+        np.testing.assert_array_equal(got, expected)

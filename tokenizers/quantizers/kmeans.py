@@ -140,6 +140,33 @@ class ResidualKMeans:
 
 
 @dataclass
+class SampledResidualKMeans(ResidualKMeans):
+    """Plain residual k-means that can learn its centroids from some of the rows, for catalogues of millions.
+
+    Attributes:
+        rows_per_code: Rows that a level learns from, for each of its codes, drawn by its seed; 0 for all. They only
+            say where the centroids begin: each ends up as the mean of all rows that lie nearest to it.
+
+    Raises:
+        UserError: As `ResidualKMeans`, or if `rows_per_code` is no whole number from 0 on.
+    """
+
+    rows_per_code: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("rows_per_code", self.rows_per_code, at_least=0)
+
+    def _cluster(self, points: np.ndarray, size: int, seed: int) -> np.ndarray:
+        rows = self.rows_per_code * size
+        if not 0 < rows < len(points):
+            return super()._cluster(points, size, seed)
+        drawn = np.sort(np.random.default_rng(seed).choice(len(points), rows, replace=False))
+        found = k_means(points[drawn], size, seed, n_init=self.n_init, max_iter=self.max_iter)
+        return nearest_codes(points, found.cluster_centers_)
+
+
+@dataclass
 class BalancedResidualKMeans(ResidualKMeans):
     """Residual k-means whose clusters all have ⌊n/K⌋ or ⌈n/K⌉ members (GREAM allows one more or less)."""
 
@@ -352,4 +379,4 @@ def cluster_means(points: np.ndarray, labels: np.ndarray, size: int) -> np.ndarr
 
 
 QUANTIZERS.add("balanced", BalancedResidualKMeans, __name__)
-QUANTIZERS.add("plain", ResidualKMeans, __name__)
+QUANTIZERS.add("plain", SampledResidualKMeans, __name__)

@@ -9,6 +9,7 @@ from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.quantizers.kmeans import (
     BalancedResidualKMeans,
     ResidualKMeans,
+    SampledResidualKMeans,
     balanced_assignment,
     encode_residual,
 )
@@ -47,6 +48,20 @@ def test_the_auction_by_hand():
     np.testing.assert_array_equal(balanced_assignment(costs, np.array([1, 1]), [0.1]), [0, 1])
     with pytest.raises(ValueError, match="add up to 3, not to the 2 rows"):
         balanced_assignment(costs, np.array([2, 1]), [0.1])
+
+
+def test_a_sample_says_where_the_centroids_begin():
+    points = clusters(8, 50)
+    found = SampledResidualKMeans([8, 2], rows_per_code=20)
+    codes = found.fit_encode(points)
+    assert len({(i % 8, int(code)) for i, code in enumerate(codes[:, 0])}) == 8
+    for code in range(8):  # of all rows, not of those drawn
+        np.testing.assert_allclose(found.codebooks[0][code], points[codes[:, 0] == code].mean(0), atol=1e-5)
+    np.testing.assert_array_equal(SampledResidualKMeans([8, 2], rows_per_code=20).fit_encode(points), codes)
+    whole = SampledResidualKMeans([8, 2], rows_per_code=200).fit_encode(points)
+    np.testing.assert_array_equal(whole, ResidualKMeans([8, 2]).fit_encode(points))
+    with pytest.raises(UserError, match="rows_per_code=-1 has to be a whole number"):
+        SampledResidualKMeans([8], rows_per_code=-1)
 
 
 @both
