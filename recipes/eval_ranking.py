@@ -115,8 +115,8 @@ class EvalConfig:
 def main() -> None:
     """Parse, rank, compare, report."""
     config, rules = parse([EvalConfig, Consistency])
-    if rules.theta is not None and (config.exact or config.exhaustive):
-        raise UserError(f"theta={rules.theta} prunes the paths of a beam search: set exact: false, exhaustive: false")
+    exact = config.exact or config.exhaustive
+    rules.check_asked(models=bool(config.models), reasoning_models=bool(config.reasoning_models), exact=exact)
 
     # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
     from accelerate import PartialState

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from reasonrec.rewards.consistency import jensen_shannon
+from reasonrec.tokenizers.errors import UserError
 
 Fallback = Literal["unchecked", "none"]
 
@@ -57,6 +58,29 @@ class Consistency:
             "at_most": 1,
         },
     )
+
+    def check_asked(self, *, models: bool, reasoning_models: bool, exact: bool) -> None:
+        """Check that an evaluation has what the thresholds are asked of.
+
+        Args:
+            models: Models are ranked directly.
+            reasoning_models: Models are ranked behind chains.
+            exact: Lists are proven, or the whole catalogue is scored.
+
+        Raises:
+            UserError: If there is no such model, or no path is pruned.
+        """
+        for name, value, there in (("theta", self.theta, models), ("chain_theta", self.chain_theta, reasoning_models)):
+            if value is not None and not there:
+                needed = "models" if name == "theta" else "reasoning_models"
+                raise UserError(
+                    f"{name}={value:g} is asked of {needed}, and there are none: name some, or leave it out"
+                )
+        if self.theta is not None and exact:
+            raise UserError(
+                f"theta={self.theta:g} prunes the paths of a beam search: set exact: false and exhaustive: false, or "
+                "leave it out"
+            )
 
     def compared(self, step: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Whether the guess at a step is compared with that of `check_every` steps before: at every such step."""

@@ -52,6 +52,19 @@ def test_a_wrong_value_is_named(flags: list[str], message: str) -> None:
         parse([Consistency], flags)
 
 
+def test_thresholds_are_asked_of_models_that_are_there() -> None:
+    there = {"models": True, "reasoning_models": True, "exact": False}
+    Consistency(0.06, chain_theta=0.5).check_asked(**there)
+    Consistency().check_asked(models=False, reasoning_models=False, exact=True)
+    Consistency(chain_theta=0.5).check_asked(**there | {"models": False, "exact": True})
+    with pytest.raises(UserError, match=r"^theta=0\.06 is asked of models, and there are none"):
+        Consistency(0.06).check_asked(**there | {"models": False})
+    with pytest.raises(UserError, match=r"^chain_theta=0\.5 is asked of reasoning_models, and there are none"):
+        Consistency(chain_theta=0.5).check_asked(**there | {"reasoning_models": False})
+    with pytest.raises(UserError, match=r"theta=0\.06 prunes the paths of a beam search: set exact: false"):
+        Consistency(0.06).check_asked(**there | {"exact": True})
+
+
 def test_what_was_pruned_is_told() -> None:
     checks = Checks(users=100, compared=400, pruned=100, back=60, read=5000, again=300, unchecked=40, dead=12, short=3)
     told = checks.told(Consistency(0.01))
