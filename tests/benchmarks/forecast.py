@@ -35,10 +35,10 @@ from reasonrec.tokenizers.artefact import write_json
 STAGE = str(Path(__file__).parents[2] / "recipes" / "sft.py")
 VARIANTS = [
     "--layers 2 --method lora",
-    "--layers 2 --method full --learning_rate 3e-4",
+    "--layers 2 --method full --learning_rate 3e-4 --row_learning_rate null",
     "--layers 10 --method qlora",
     "--layers 10 --method lora --per_device_train_batch_size 32",
-    "--layers 10 --method full --learning_rate 3e-4",
+    "--layers 10 --method full --learning_rate 3e-4 --row_learning_rate null",
     "--layers 10 --method lora --per_device_train_batch_size 32 --activation_checkpointing true",
     "--layers 30 --method qlora --max_history 5",
 ]
