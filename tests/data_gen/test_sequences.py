@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -83,11 +84,15 @@ def test_a_dataset_writes_its_file_once_and_again_where_it_is_damaged(tiny_datas
 def test_where_nothing_can_be_written_the_file_is_a_temporary_one(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "dataset"
+    elsewhere.mkdir()
+    shutil.copytree(tiny_dataset, folder)  # another test may have made the file beside the one that all share
+    monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
-    dataset = Dataset.load(tiny_dataset)
+    dataset = Dataset.load(folder)
     found = dataset.sequences
-    assert list(tmp_path.glob("sequences-*/*.npy"))
+    assert list(elsewhere.glob("sequences-*/*.npy"))
     assert as_lists(found) == dataset.train["items"].to_list()
     del dataset, found
-    assert not list(tmp_path.iterdir())
+    assert not list(elsewhere.iterdir())
+    assert set(tmp_path.iterdir()) == {folder, elsewhere}, "nothing was written beside the dataset"

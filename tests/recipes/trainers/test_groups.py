@@ -8,7 +8,9 @@ import pytest
 from reasonrec.recipes.decoding.sample import Rollouts
 from reasonrec.recipes.trainers.algorithms import Grpo, Srpo
 from reasonrec.recipes.trainers.groups import Pool, alive, choose, hinted, telemetry
+from reasonrec.recipes.trainers.item_grpo import RolloutSettings
 from reasonrec.recipes.trainers.scoring import Scores, Texts
+from reasonrec.tokenizers.errors import UserError
 
 
 def pool(totals, hits, items, masks, levels=None, permuted=None) -> Pool:
@@ -125,3 +127,10 @@ def test_texts_are_decoded_when_they_are_looked_at():
     assert list(texts) == ["[1]", "[2, 3]"]
     assert texts[:1] == ["[1]"]
     assert calls == [2]
+
+
+def test_hints_need_codes_that_are_first(tiny_base, make_grpo, make_kit, monkeypatch):
+    kit = make_kit(tiny_base)
+    monkeypatch.setattr(type(kit.policy), "with_tree", False)
+    with pytest.raises(UserError, match=r"hint_weight=0\.1 gives the first codes .* policy semantic_id has none"):
+        make_grpo(tiny_base, kit=kit, settings=RolloutSettings(hint_weight=0.1))

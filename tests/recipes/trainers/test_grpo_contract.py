@@ -22,7 +22,10 @@ from reasonrec.recipes.trainers.keys import REFUSED
 OVERRIDDEN = {
     "__init__", "create_optimizer", "_save", "_generate_and_score_completions", "_calculate_rewards", "evaluate",
 }  # fmt: skip
-OWN = {"_base", "_copy_rows_to_reference", "_collect", "_roll_out", "_replay", "_watch_zero_rewards", "write_weights"}
+OWN = {
+    "_base", "_copy_rows_to_reference", "_collect", "_sampling", "_roll_out", "_lives", "_hinted", "_replay",
+    "_watch_zero_rewards", "write_weights",
+}  # fmt: skip
 # Three rollouts of a prompt of three tokens; what stands behind 0 in a mask was not drawn.
 PROMPT, LOG_PROBS, MASK = [30, 31, 32], [-0.5, -1.5], [1, 0]
 

@@ -395,10 +395,3 @@ def test_hints_bring_dead_groups_to_life(tiny_base, make_grpo, settings):
         codes = batch["completion_ids"][row][given[row]].tolist()
         assert targets[tuple(prompt)][: len(codes)] == codes
     trainer.train()  # the loss takes advantages of tokens
-
-
-def test_hints_need_codes_that_are_first(tiny_base, make_grpo, make_kit, monkeypatch):
-    kit = make_kit(tiny_base)
-    monkeypatch.setattr(type(kit.policy), "with_tree", False)
-    with pytest.raises(UserError, match=r"hint_weight=0\.1 gives the first codes .* policy semantic_id has none"):
-        make_grpo(tiny_base, kit=kit, settings=RolloutSettings(hint_weight=0.1))
