@@ -7,7 +7,6 @@ Replies of an LLM are kept beside the output folder as they arrive; the same com
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Iterable
@@ -24,6 +23,7 @@ from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import MAX_SEED, recorded
 from reasonrec.recipes.teachers import AskingConfig, build_llm
 from reasonrec.tokenizers.artefact import adopt, staged
+from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
 from reasonrec.tokenizers.places import own_name
@@ -102,7 +102,7 @@ def summary(counts: dict[str, Any]) -> str:
 def main() -> None:
     """Run the stage."""
     (config,) = parse([DescribeConfig])
-    if os.environ.get("RANK", "0") != "0":  # nothing here is training: one process does it
+    if not is_first_process():  # nothing here is training: one process does it
         return
     out = claim_output(config.output_dir, overwrite=config.overwrite)
     start = time.perf_counter()

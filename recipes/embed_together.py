@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from reasonrec.recipes.index_items import IndexConfig
 
 
-def is_first() -> bool:
-    """Whether this is the process that writes the artefact."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def agreed(config: IndexConfig, *, go: bool = False) -> bool:
     """Whether items are to be embedded, as the first process says; to be called once by each, before that.
 

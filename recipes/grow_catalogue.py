@@ -7,7 +7,6 @@ accelerate launch recipes/grow_catalogue.py --index runs/demo/index --add_items 
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from reasonrec.recipes.item_vectors import TEXT_KEYS, text_embeddings
 from reasonrec.recipes.keys import PRECISION_HELP, TRUST_HELP, PrecisionName, recorded
 from reasonrec.tokenizers.artefact import read_manifest, staged
 from reasonrec.tokenizers.catalogue import SCHEMA, Catalogue
+from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.grow import Placed, grow_embeddings, grown_index, place_items
 from reasonrec.tokenizers.index import (
@@ -144,7 +144,7 @@ def embed(config: GrowConfig, items: pl.DataFrame, made_by: dict[str, Any], says
 def main() -> None:
     """Run the stage."""
     (config,) = parse([GrowConfig])
-    if os.environ.get("RANK", "0") != "0":  # nothing here is training: one process does it
+    if not is_first_process():  # nothing here is training: one process does it
         return
     out = claim_output(config.output_dir, overwrite=config.overwrite)
     parent = read_manifest(config.index)

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.embed_together import agreed, help_out, is_first
+from reasonrec.recipes.embed_together import agreed, help_out
 from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName, recorded
 from reasonrec.tokenizers.artefact import adopt, staged
+from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.health import format_report
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
@@ -113,7 +114,7 @@ class IndexConfig:
 def main() -> None:
     """Run the stage."""
     (config,) = parse([IndexConfig])
-    if not is_first():
+    if not is_first_process():
         help_out(config)
         return
     out = claim_output(config.output_dir, overwrite=config.overwrite)

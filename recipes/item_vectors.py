@@ -8,10 +8,11 @@ import numpy as np
 import polars as pl
 
 from reasonrec.data_gen.schema import ITEM_TEXT, Dataset
-from reasonrec.recipes.embed_together import device_of, is_first, shards_of
+from reasonrec.recipes.embed_together import device_of, shards_of
 from reasonrec.recipes.keys import recorded
 from reasonrec.tokenizers.artefact import check_input, read_manifest
 from reasonrec.tokenizers.embed import JOINED, embed_items, with_joined
+from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import REMEDY, load_embeddings
 from reasonrec.tokenizers.shards import Shards
@@ -37,7 +38,7 @@ def text_embeddings(config: IndexConfig, items: pl.DataFrame, shards: Shards | N
         device=device,
         compute=of_encoder(config.precision, device),
         max_tokens=config.max_tokens,
-        progress=is_first(),
+        progress=is_first_process(),
         trust_remote_code=config.trust_remote_code,
         shards=shards,
     )

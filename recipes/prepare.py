@@ -5,7 +5,6 @@ accelerate launch recipes/prepare.py --config recipes/configs/demo/prepare.yaml
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from reasonrec.data_gen.schema import write_dataset
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import OptionsOf, recorded
 from reasonrec.tokenizers.artefact import file_hash, staged
+from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
 from reasonrec.tokenizers.terminal import say
 
@@ -44,7 +44,7 @@ KEYS = (PrepareConfig, OptionsOf("source", READERS))
 def main() -> None:
     """Run the stage."""
     config, reader = parse(KEYS)
-    if os.environ.get("RANK", "0") != "0":  # nothing here is training: one process does it
+    if not is_first_process():  # nothing here is training: one process does it
         return
     if config.preview:
         say(preview(reader.read()[0]))

@@ -33,6 +33,11 @@ def expand_home(path: str, name: str) -> str:
     return expanded
 
 
+def is_first_process() -> bool:
+    """Whether this is the process of a launch that writes, and speaks, for all; known before PyTorch is imported."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def wait_passively() -> None:
     """Let OpenMP's threads sleep where they wait for each other, unless the user has set OMP_WAIT_POLICY.
 

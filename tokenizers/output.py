@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.lock import OutputLock
 
@@ -61,7 +61,7 @@ def claim_output(out: str | Path, *, overwrite: bool) -> Path:
     out = Path(out)
     if not out.name or out.name == "..":
         raise UserError(f"output_dir={out} has no name of its own: give the folder a name, such as runs/{{a name}}")
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         _lock(out)
         try:
             _check_place(out, overwrite=overwrite)

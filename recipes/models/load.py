@@ -18,6 +18,7 @@ import torch
 from reasonrec.recipes.keys import nearest
 from reasonrec.recipes.models.precision import Precision, choose
 from reasonrec.recipes.models.quantized import keep_unpacked, nf4, prepare_4bit
+from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.model_folder import TRUST_REMEDY, check_model_folder
 from reasonrec.tokenizers.places import own_name
@@ -191,7 +192,7 @@ def load_base(
     with contextlib.nullcontext() if layers is None else _silent():  # of all weights that are not loaded, a line each
         model = _from_pretrained(AutoModelForCausalLM, where, trust_remote_code=trust_remote_code, **options)
     model.name_or_path = own_name(reference)  # what an adapter remembers, and publishes: no folder of this machine
-    if method == "qlora" and (done := prepare_4bit(model, precision)) and os.environ.get("RANK", "0") == "0":
+    if method == "qlora" and (done := prepare_4bit(model, precision)) and is_first_process():
         say(done)
     return model
 
