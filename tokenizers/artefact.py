@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.manifest import Manifest, check_names, distinct, is_content, parse_manifest, plain
@@ -34,6 +34,9 @@ from reasonrec.tokenizers.output import (
     start_folder,
 )
 from reasonrec.tokenizers.terminal import say
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def kit_version() -> str:
@@ -60,6 +63,15 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], about: Mapping[str, str]) -> None:
+    """Write arrays into a safetensors file atomically, with strings about them."""
+    from safetensors.numpy import save_file  # commands that write none start without it
+
+    partial = path.with_suffix(".partial")
+    save_file(dict(tensors), partial, metadata=dict(about))
+    partial.replace(path)
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from reasonrec.tokenizers.artefact import write_tensors
 from reasonrec.tokenizers.output import MARKER
 
 SHARD = 4096  # texts
@@ -73,9 +73,7 @@ def _write(file: Path, name: str, vectors: np.ndarray) -> None:
     if not file.parent.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         (file.parent / MARKER).write_text("{}\n", encoding="utf-8")
-    partial = file.with_suffix(".partial")
-    save_file({"vectors": np.ascontiguousarray(vectors, dtype=np.float32)}, partial, metadata={"texts": name})
-    partial.replace(file)
+    write_tensors(file, {"vectors": np.ascontiguousarray(vectors, dtype=np.float32)}, {"texts": name})
 
 
 def _read(file: Path, name: str) -> np.ndarray | None:

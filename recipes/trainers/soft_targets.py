@@ -21,7 +21,6 @@ import torch
 from accelerate import PartialState
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.numpy import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -33,6 +32,7 @@ from reasonrec.recipes.policies.semantic_id import CodeAnswers
 from reasonrec.recipes.policies.soft import SoftCodes
 from reasonrec.recipes.rankers.item_teachers import ITEM_TEACHERS, ItemTeacher
 from reasonrec.recipes.rankers.top_k import chunk_rows
+from reasonrec.tokenizers.artefact import write_tensors
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.output import disk_full_is_clear, resume_folder
 from reasonrec.tokenizers.registry import nearest
@@ -124,7 +124,8 @@ class SoftTargets:
         about = {"dataset": dataset.manifest.hash, "asked": repr((self.teacher, self.options, self.top_k, seed))}
         with PartialState().main_process_first(), disk_full_is_clear(out):  # one process asks, the others read
             if not path.exists():
-                _write(path, _table(self.options.build(dataset, seed), dataset, examples, known, self.top_k), about)
+                table = _table(self.options.build(dataset, seed), dataset, examples, known, self.top_k)
+                write_tensors(path, table, {"about": json.dumps(about)})
             items, shares = _read(path, about)
         assert isinstance(policy.answers, CodeAnswers)
         soft = SoftCodes(policy.answers, items, shares, self.alpha)
@@ -225,13 +226,6 @@ def _table(
         f"{hit.any(1).mean():.0%} the one that came, with a share of {shares[hit].mean() if hit.any() else 0:.3f}"
     )
     return {"items": items.clip(min=0), "shares": shares}
-
-
-def _write(path: Path, table: Mapping[str, NDArray[Any]], about: Mapping[str, str]) -> None:
-    """Write a table whole or not at all."""
-    partial = path.with_suffix(".partial")
-    save_file(dict(table), partial, metadata={"about": json.dumps(about)})
-    partial.replace(path)
 
 
 def _read(path: Path, about: Mapping[str, str]) -> tuple[Tensor, Tensor]:
