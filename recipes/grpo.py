@@ -164,7 +164,7 @@ def main() -> None:
             stop_on_zero_rewards=stage.stop_on_zero_rewards,
             hint_weight=stage.hint_weight,
         ),
-        probe=build_probe(policy, dataset.valid, stage.valid_rows, setting.max_history, stage.chain),
+        probe=build_probe(policy, dataset, stage.valid_rows, setting.max_history, stage.chain),
         row_learning_rate=stage.row_learning_rate,
         model=model,
         args=args,

@@ -84,7 +84,7 @@ def main() -> None:
     valid = dataset.rows("valid")
     for manifest in (start, direct):
         if looked_at := manifest.config.get("valid_rows"):
-            valid = valid.join(validation_sample(dataset.valid, looked_at).select("row"), on="row", how="anti")
+            valid = valid.join(validation_sample(dataset, looked_at, "row"), on="row", how="anti")
     if valid["user"].n_unique() < 2:
         raise UserError(
             f"{dataset.path} has {valid.height} validation cases that no training looked at, too few to judge by: "

@@ -108,14 +108,15 @@ class TaskChoice:
         return make_plan(config, material)
 
 
-def validation_sample(valid: pl.DataFrame, n_rows: int) -> pl.DataFrame:
+def validation_sample(dataset: Dataset, n_rows: int, *columns: str) -> pl.DataFrame:
     """The validation cases that a training looks at: a seeded sample, the same for all trainings of so many.
 
     Args:
-        valid: The held-out rows.
+        dataset: The data set, of whose validation rows no more than the sample is kept in memory.
         n_rows: How many, at most.
+        columns: What of them.
     """
-    return valid.sample(min(n_rows, valid.height), seed=0)
+    return dataset.sample("valid", *columns, n=n_rows, seed=0)
 
 
 def validation_examples(
@@ -125,10 +126,10 @@ def validation_examples(
 
     Args:
         examples: Renders them.
-        dataset: The data set, of whose validation rows no more than the sample is kept in memory.
+        dataset: The data set.
         n_rows: How many, at most.
         max_history: Longest history in items.
     """
-    rows = dataset.sample("valid", "history", "target", n=n_rows, seed=0).iter_rows()  # as `validation_sample`
+    rows = validation_sample(dataset, n_rows, "history", "target").iter_rows()
     rendered = [examples.history(history[-max_history:], target, every_item=False) for history, target in rows]
     return {"input_ids": [ids for ids, _ in rendered], "labels": [labels for _, labels in rendered]}

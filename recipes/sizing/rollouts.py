@@ -40,7 +40,7 @@ def try_rollouts(model: str, dataset: str | None, prompts: int, rollouts: int, t
         UserError: If the model or its dataset cannot be read, or there is no validation case.
     """
     data = training_data(read_manifest(model), model, dataset)
-    rows = validation_sample(data.valid, prompts)
+    rows = validation_sample(data, prompts, "history", "target")
     recommender = Recommender.from_pretrained(model, trust_remote_code=trust_remote_code)
     policy, target = recommender.policy, rows["target"].to_numpy()
     drawn = roll_out(

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 
 from reasonrec.data_gen.histories import UserHistory
+from reasonrec.data_gen.schema import Dataset
 from reasonrec.data_gen.tasks.choice import validation_sample
 from reasonrec.recipes.decoding.sample import Sampler
 from reasonrec.recipes.policies.base import Policy
@@ -74,20 +74,20 @@ class RankingProbe:
 
 
 def build_probe(
-    policy: Policy, valid: pl.DataFrame, rows: int, max_history: int, max_chain: int = 0
+    policy: Policy, dataset: Dataset, rows: int, max_history: int, max_chain: int = 0
 ) -> RankingProbe | None:
     """A seeded sample of the validation cases.
 
     Args:
         policy: How the model reads and answers.
-        valid: The validation cases.
+        dataset: The data set.
         rows: How many cases; 0 for no probe.
         max_history: Longest history in items.
         max_chain: Longest chain; 0 is direct mode.
     """
-    if rows == 0 or valid.height == 0:
+    sample = validation_sample(dataset, rows, "history", "masked", "target")
+    if sample.height == 0:
         return None
-    sample = validation_sample(valid, rows)
     users, masks = UserHistory.of_rows(sample), policy.catalogue.mask_history
     return RankingProbe(
         policy,

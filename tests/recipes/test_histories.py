@@ -241,7 +241,7 @@ def test_a_followed_user_keeps_what_left_the_window_masked(masking, masking_data
 
 def test_the_probe_masks_what_the_cases_mask(masking, masking_data):
     policy = masking.policy
-    probe = build_probe(policy, masking_data.valid, 9, SHOWN)
+    probe = build_probe(policy, masking_data, 9, SHOWN)
     assert sorted(map(sorted, probe.exclude)) == sorted(masking_data.valid["masked"].to_list())
     assert max(map(len, probe.exclude)) > CUT
 

@@ -81,9 +81,10 @@ def test_cases_that_a_training_looked_at_are_not_asked_again(
 ) -> None:
     """What `valid_rows` of both trainings drew; all but a few are left out here."""
     shutil.copytree(adapter, tmp_path / "looked")
-    valid = Dataset.load(tiny_dataset).valid
+    dataset = Dataset.load(tiny_dataset)
+    valid = dataset.valid
     edit_manifest(tmp_path / "looked", lambda manifest: manifest.config.update(valid_rows=valid.height - 4))
-    left = valid.height - validation_sample(valid, valid.height - 4).height
+    left = valid.height - validation_sample(dataset, valid.height - 4, "row").height
     stage(
         "judge_reasoning", "--model", str(tmp_path / "looked"), "--direct", str(adapter), *FLAGS,
         "--output_dir", str(tmp_path / "judged"),
