@@ -203,23 +203,26 @@ def by_token(chain: Tensor, answer: Tensor, opened: NDArray[np.integer], length:
     return torch.where(torch.arange(length) >= torch.from_numpy(opened)[:, None], answer[:, None], chain[:, None])
 
 
-def with_given(advantage: Tensor, given: NDArray[np.integer], opened: NDArray[np.integer], weight: float) -> Tensor:
+def with_given(
+    advantage: Tensor, given: NDArray[np.integer], opened: NDArray[np.integer], weight: float, length: int
+) -> Tensor:
     """Advantages where the first codes of some answers were given instead of drawn: they are learned as supervised.
 
     The gradient of `weight` · ratio is that of a supervised loss of this weight, at the policy that rolled out.
 
     Args:
-        advantage: (rows, length) of each token.
+        advantage: (rows, length) of each token, or (rows,) where all of a row are worth the same.
         given: (rows,) codes that were given.
         opened: (rows,) place of the answer's first token in each completion.
         weight: Weight of their loss (HCGRec, arXiv 2608.11980: .001 to .01).
+        length: Tokens of the longest completion.
 
     Returns:
         (rows, length).
     """
-    place = torch.arange(advantage.shape[1])
-    first = torch.from_numpy(opened)[:, None]
-    return torch.where((place >= first) & (place < first + torch.from_numpy(given)[:, None]), weight, advantage)
+    place, first = torch.arange(length), torch.from_numpy(opened)[:, None]
+    is_given = (place >= first) & (place < first + torch.from_numpy(given)[:, None])
+    return torch.where(is_given, weight, advantage.reshape(len(advantage), -1))
 
 
 def _groups(values: Tensor, group_size: int) -> Tensor:

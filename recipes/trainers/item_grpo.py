@@ -317,8 +317,7 @@ class ItemGRPOTrainer(QuickTrainer, SequenceRatio, GRPOTrainer):
         length = output["completion_ids"].shape[1]
         values = by_token(chain, answer, opened, length)
         if rollouts.given.any():
-            values = values if values.ndim == 2 else values[:, None].expand(-1, length)
-            values = with_given(values, rollouts.given, opened, self._settings.hint_weight)
+            values = with_given(values, rollouts.given, opened, self._settings.hint_weight, length)
         output["advantages"] = values.to(device)
         self._chosen = None
         return cast("dict[str, Any]", output)

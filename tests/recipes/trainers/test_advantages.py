@@ -219,5 +219,7 @@ def test_a_chain_and_its_answer_may_be_worth_different_amounts():
 
 def test_codes_that_were_given_have_the_weight_of_their_loss():
     advantage = torch.tensor([[1.0, 1, 1, 1], [-2.0, -2, -2, -2], [3.0, 3, 3, 3]])
-    found = with_given(advantage, np.array([2, 0, 1]), np.array([0, 0, 2]), 0.25)
+    rows = with_given(advantage[:, 0], np.array([2, 0, 1]), np.array([0, 0, 2]), 0.25, 4)
+    found = with_given(advantage, np.array([2, 0, 1]), np.array([0, 0, 2]), 0.25, 4)
+    assert rows.equal(found)
     assert found.tolist() == [[0.25, 0.25, 1, 1], [-2, -2, -2, -2], [3, 3, 0.25, 3]]
