@@ -89,34 +89,35 @@ def _policy_of() -> Callable[..., Any]:
     return policy_of
 
 
+def kit_of(base: Path, method: str = "full", scale: float = 1.0, lora_dropout: float = 0.0) -> Kit:
+    """The same model whenever it is called: `full`, `lora` or `qlora`, adapters as trained before."""
+    from reasonrec.recipes.models.load import LoraSettings, add_adapter, add_code_rows, load_base, load_tokenizer
+    from reasonrec.recipes.models.precision import choose
+    from reasonrec.tokenizers.index import ItemIndex
+    from reasonrec.tokenizers.trie import Trie
+    from reasonrec.tokenizers.vocabulary import Vocabulary
+
+    set_seed(0)
+    tokenizer = load_tokenizer(str(base))
+    vocabulary = Vocabulary.extend(tokenizer, SIZES)
+    model = load_base(str(base), method=method, precision=choose("fp32", "cpu"))
+    add_code_rows(model, tokenizer, vocabulary, CODES, TEXTS)
+    with torch.no_grad():  # rows far enough apart that choices are not all alike
+        model.get_input_embeddings().weight[vocabulary.first_id :] *= 1 + 6 * scale
+    if method != "full":
+        model = add_adapter(model, vocabulary.token_ids, LoraSettings(4, 8, lora_dropout, "all-linear"))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.02 * torch.randn_like(parameter)
+    index = ItemIndex(CODES.astype(np.int32), SIZES)
+    return Kit(model, tokenizer, vocabulary, Trie.from_codes(CODES, SIZES), index)
+
+
 @pytest.fixture
 def make_kit() -> Callable[..., Kit]:
-    """Builds the same model whenever it is called: `full`, `lora` or `qlora`, adapters as trained before."""
-
-    def make(base: Path, method: str = "full", scale: float = 1.0, lora_dropout: float = 0.0) -> Kit:
-        from reasonrec.recipes.models.load import LoraSettings, add_adapter, add_code_rows, load_base, load_tokenizer
-        from reasonrec.recipes.models.precision import choose
-        from reasonrec.tokenizers.index import ItemIndex
-        from reasonrec.tokenizers.trie import Trie
-        from reasonrec.tokenizers.vocabulary import Vocabulary
-
-        set_seed(0)
-        tokenizer = load_tokenizer(str(base))
-        vocabulary = Vocabulary.extend(tokenizer, SIZES)
-        model = load_base(str(base), method=method, precision=choose("fp32", "cpu"))
-        add_code_rows(model, tokenizer, vocabulary, CODES, TEXTS)
-        with torch.no_grad():  # rows far enough apart that choices are not all alike
-            model.get_input_embeddings().weight[vocabulary.first_id :] *= 1 + 6 * scale
-        if method != "full":
-            model = add_adapter(model, vocabulary.token_ids, LoraSettings(4, 8, lora_dropout, "all-linear"))
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    if parameter.requires_grad:
-                        parameter += 0.02 * torch.randn_like(parameter)
-        index = ItemIndex(CODES.astype(np.int32), SIZES)
-        return Kit(model, tokenizer, vocabulary, Trie.from_codes(CODES, SIZES), index)
-
-    return make
+    """The function, for tests."""
+    return kit_of
 
 
 @pytest.fixture

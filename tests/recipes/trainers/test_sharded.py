@@ -20,17 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from conftest import CODES, SIZES, TEXTS
+from conftest import CODES, kit_of
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from reasonrec.recipes.models.load import LoraSettings, add_adapter, add_code_rows, load_base, load_tokenizer
-from reasonrec.recipes.models.precision import choose
 from reasonrec.recipes.policies.base import install
-from reasonrec.recipes.policies.loading import causal_lm
-from reasonrec.recipes.policies.semantic_id import CodeAnswers
-from reasonrec.tokenizers.trie import Trie
-from reasonrec.tokenizers.vocabulary import Vocabulary
 
 base, out = sys.argv[1:3]
 torch.set_num_threads(1)
@@ -39,23 +33,14 @@ rank, mesh = dist.get_rank(), init_device_mesh("cpu", (2,))
 
 
 def build(method):
-    torch.manual_seed(0)
-    tokenizer = load_tokenizer(base)
-    vocabulary = Vocabulary.extend(tokenizer, SIZES)
-    model = load_base(base, method=method, precision=choose("fp32", "cpu"))
-    add_code_rows(model, tokenizer, vocabulary, CODES, TEXTS)
-    if method != "full":
-        model = add_adapter(model, vocabulary.token_ids, LoraSettings(4, 8, 0.0, "all-linear"))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter += 0.02 * torch.randn_like(parameter)
-    install(causal_lm(model), CodeAnswers(Trie.from_codes(CODES, SIZES), vocabulary))
-    return model, tokenizer, vocabulary
+    kit = kit_of(Path(base), method)
+    install(kit.base, kit.policy.answers)
+    return kit
 
 
-def batch(tokenizer, vocabulary, number):
+def batch(kit, number):
     """Three histories, in which each code behind the first item and some words have a label."""
+    tokenizer, vocabulary = kit.tokenizer, kit.vocabulary
     ids, rng, rows = vocabulary.item_token_ids(CODES), np.random.default_rng(number), []
     for length in (2, 3, 5):
         words = tokenizer("a steel kettle" if number else "History:")["input_ids"]
@@ -73,16 +58,17 @@ def batch(tokenizer, vocabulary, number):
 
 said = {}
 for method in ("full", "lora", "qlora"):
-    model, *kit = build(method)
-    losses = [model(**batch(*kit, number), fused_lm_head=True).loss for number in range(2)]
+    alone = build(method)
+    losses = [alone.model(**batch(alone, number), fused_lm_head=True).loss for number in range(2)]
     sum(losses).div(2).backward()  # as two processes average
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    gradients = {name: p.grad for name, p in alone.model.named_parameters() if p.requires_grad}
 
-    sharded, *kit = build(method)
-    for layer in causal_lm(sharded).base_model.layers:
+    kit = build(method)
+    sharded = kit.model
+    for layer in kit.base.base_model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(sharded, mesh=mesh)
-    loss = sharded(**batch(*kit, rank), fused_lm_head=True).loss
+    loss = sharded(**batch(kit, rank), fused_lm_head=True).loss
     loss.backward()
     trained = {name: p for name, p in sharded.named_parameters() if p.requires_grad}
     assert trained.keys() == gradients.keys()
