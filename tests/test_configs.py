@@ -64,7 +64,7 @@ def classes(path: Path, monkeypatch: pytest.MonkeyPatch) -> Sequence[type | KeyT
 
 def test_there_is_something_to_check() -> None:
     assert {path.parent.name for path in CONFIGS} >= {"demo", "industrial", "basket", "synthetic", "example"}
-    assert {path.stem for path in HARDWARE} == {"cpu", "single_gpu", "multi_gpu"}
+    assert {path.stem for path in HARDWARE} == {"cpu", "single_gpu", "multi_gpu", "fsdp2", "multi_node"}
     assert not list((ROOT / "recipes" / "configs").glob("*.yaml")), "each belongs to a recipe"
 
 
@@ -121,10 +121,39 @@ def test_accelerate_reads_its_configurations(path: Path) -> None:
         f"# accelerate launch --config_file {path.relative_to(ROOT).as_posix()} recipes/<stage>.py "
     )
     config = load_config_from_file(str(path))
+    kinds = {
+        "multi_gpu": DistributedType.MULTI_GPU,
+        "multi_node": DistributedType.MULTI_GPU,
+        "fsdp2": DistributedType.FSDP,
+    }
     assert config.use_cpu == (path.stem == "cpu")
-    assert config.distributed_type == (DistributedType.MULTI_GPU if path.stem == "multi_gpu" else DistributedType.NO)
-    assert config.num_processes == (2 if path.stem == "multi_gpu" else 1)
+    assert config.distributed_type == kinds.get(path.stem, DistributedType.NO)
+    assert (config.num_machines, config.num_processes) == {
+        "multi_gpu": (1, 2), "fsdp2": (1, 2), "multi_node": (2, 8),
+    }.get(path.stem, (1, 1))  # fmt: skip
     assert config.mixed_precision == "no", "each stage decides"
+
+
+def test_the_plugin_of_the_sharded_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What accelerate makes of it, and the trainings take."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    from reasonrec.recipes.trainers.engine import check_engine, is_sharded
+
+    path = ROOT / "recipes" / "configs" / "accelerate" / "fsdp2.yaml"
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(["--config_file", str(path), "stage.py"]))
+    for name, value in prepare_multi_gpu_env(args).items():
+        monkeypatch.setenv(name, value)
+    check_engine()
+    assert is_sharded()
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2
+    assert plugin.reshard_after_forward is True
+    assert plugin.state_dict_type.name == "SHARDED_STATE_DICT"
+    assert not plugin.cpu_ram_efficient_loading
+    assert not plugin.activation_checkpointing
 
 
 def test_a_launch_on_the_cpu_is_quiet_and_has_its_threads(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from reasonrec.recipes.models.shards import local
 from reasonrec.tokenizers.errors import UserError
 
 LARGEST = torch.finfo(torch.float32).max ** 0.5  # the square of anything larger is infinite in float32
@@ -54,15 +55,16 @@ def bad_tensor(named: Iterable[tuple[str, Tensor]]) -> str | None:
     """Says which of some tensors holds a value that is not finite or above `LARGEST`, if one does.
 
     Args:
-        named: Name and tensor, of any shape and floating dtype.
+        named: Name and tensor, of any shape and floating dtype; of one that processes share out, this one's part.
 
     Returns:
         The first bad one and its largest value, or None.
     """
     for name, tensor in named:
-        if tensor.numel() == 0:
+        part = local(tensor.detach())
+        if part.numel() == 0:
             continue
-        low, high = (float(value) for value in tensor.detach().aminmax())  # NaN goes through both
+        low, high = (float(value) for value in part.aminmax())  # NaN goes through both
         value = high if not abs(low) > abs(high) else low
         if not abs(value) <= LARGEST:
             return f"the weights {name} hold {value:g}"

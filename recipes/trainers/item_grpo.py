@@ -31,6 +31,7 @@ from reasonrec.data_gen.tasks.rl_prompts import RlPrompts, blocks_per_pass, prom
 from reasonrec.recipes.decoding.sample import Sampler, noise, roll_out
 from reasonrec.recipes.models.dropout import silence_dropout
 from reasonrec.recipes.models.load import restore_trainable, trainable_values
+from reasonrec.recipes.models.shards import together
 from reasonrec.recipes.policies.base import install
 from reasonrec.recipes.policies.loading import causal_lm
 from reasonrec.recipes.trainers.advantages import by_token, permuted_rows, with_given
@@ -226,7 +227,7 @@ class ItemGRPOTrainer(QuickTrainer, SequenceRatio, GRPOTrainer):
         model = self._base()
         training = model.training
         model.eval()
-        with torch.no_grad(), self.accelerator.autocast():
+        with torch.no_grad(), self.accelerator.autocast(), together(self.model):
             yield
         model.train(training)
 
@@ -366,14 +367,15 @@ class ItemGRPOTrainer(QuickTrainer, SequenceRatio, GRPOTrainer):
         base, processes, training = self._base(), self.accelerator.num_processes, self.model.training
         self.model.eval()
         self._keep_fresh.everything(self.model, self.state.global_step)  # not under autocast, as behind a checkpoint
-        with torch.no_grad(), self.accelerator.autocast():
-            cases = gather_object(list(self._probe(base, self.accelerator.process_index, processes)))
-        metrics = {f"eval_{name}": float(np.mean([case[name] for case in cases])) for name in cases[0]}
-        selects = next(iter(metrics))
-        history = {e["step"]: e[selects] for e in self.state.log_history if selects in e}
-        history.pop(self.state.global_step, None)  # a resumed run probes its start once more
-        if metrics[selects] > max(history.values(), default=-np.inf) and self.args.should_save:
-            keep_best(Path(str(self.args.output_dir)), self.state.global_step, self.write_weights)
+        with together(self.model):
+            with torch.no_grad(), self.accelerator.autocast():
+                cases = gather_object(list(self._probe(base, self.accelerator.process_index, processes)))
+            metrics = {f"eval_{name}": float(np.mean([case[name] for case in cases])) for name in cases[0]}
+            selects = next(iter(metrics))
+            history = {e["step"]: e[selects] for e in self.state.log_history if selects in e}
+            history.pop(self.state.global_step, None)  # a resumed run probes its start once more
+            if metrics[selects] > max(history.values(), default=-np.inf) and self.args.should_save:
+                keep_best(Path(str(self.args.output_dir)), self.state.global_step, self.write_weights)
         history[self.state.global_step] = metrics[selects]
         best = max(history, key=lambda step: (history[step], -step))
         if self._settings.patience and sum(step > best for step in history) >= self._settings.patience:

@@ -17,6 +17,7 @@ from trl import SFTConfig, SFTTrainer
 from reasonrec.recipes.keys import PRECISION_HELP, PrecisionName
 from reasonrec.recipes.models.load import restore_trainable, trainable_values
 from reasonrec.recipes.models.precision import decide
+from reasonrec.recipes.models.shards import held
 from reasonrec.recipes.policies.base import Policy, install
 from reasonrec.recipes.policies.loading import causal_lm
 from reasonrec.recipes.trainers.divergence import check_trained
@@ -153,8 +154,9 @@ def save_weights(model: Any, folder: str | Path) -> None:
         UserError: If the training diverged (`check_trained`).
     """
     check_trained(model)
+    state = held(model)
     if hasattr(model, "peft_config"):
         # "auto" would add both embedding matrices once the vocabulary differs from the base's.
-        model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=["default"])
+        model.save_pretrained(folder, state_dict=state, save_embedding_layers=False, selected_adapters=["default"])
     else:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=state)

@@ -169,8 +169,11 @@ def prepare_arguments(arguments: Any, stage: Stage) -> None:
         stage: Which of them.
 
     Raises:
-        UserError: If one of them has another value than its default.
+        UserError: If one of them has another value than its default, or the launch asks for what no training can use.
     """
+    from reasonrec.recipes.trainers.engine import check_engine
+
+    check_engine()
     for item in fields(arguments):
         default = item.default_factory() if item.default_factory is not MISSING else item.default
         value = getattr(arguments, item.name)

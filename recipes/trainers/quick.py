@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -26,6 +27,11 @@ class QuickTrainer(WatchedTrainer):
             stack.enter_context(cast_by_autocast(self.model))
         return stack
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Keep embeddings that are tied, and trained in a few rows, in one group of shards."""
+        with embeddings_in_one_group(self.model):
+            return super()._prepare_for_training(*args, **kwargs)
+
 
 @contextmanager
 def cast_by_autocast(model: torch.nn.Module) -> Iterator[None]:
@@ -42,3 +48,21 @@ def cast_by_autocast(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.cast_input_dtype_enabled = True
+
+
+@contextmanager
+def embeddings_in_one_group(model: torch.nn.Module) -> Iterator[None]:
+    """For use where accelerate shards a model (FSDP2): it leaves the embeddings to the group of the whole model.
+
+    It would give input and output embeddings a group each, unless both have one `weight`. PEFT's wrapper of trainable
+    tokens answers with a new tensor each time, and weights that are tied may not be in two groups.
+    """
+    wrapped = hasattr(model, "peft_config")
+    hidden = ("get_input_embeddings", "get_output_embeddings") if wrapped else ()
+    for name in hidden:
+        setattr(model, name, lambda: None)
+    try:
+        yield
+    finally:
+        for name in hidden:
+            delattr(model, name)

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from reasonrec.recipes.models.shards import together
 from reasonrec.recipes.policies.base import Policy
 from reasonrec.recipes.policies.loading import causal_lm
 
@@ -32,7 +33,8 @@ class KeepFresh(TrainerCallback):
             step: Steps done.
         """
         if step != self._read_at:
-            self.policy.refresh(causal_lm(model))
+            with together(model):
+                self.policy.refresh(causal_lm(model))
             self._read_at = step
 
     def on_train_begin(

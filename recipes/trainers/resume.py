@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -15,15 +16,20 @@ from safetensors import SafetensorError, safe_open
 
 from reasonrec.recipes.keys import recorded
 from reasonrec.recipes.models.precision import Precision
+from reasonrec.recipes.models.shards import gather
+from reasonrec.recipes.trainers.engine import is_sharded
 from reasonrec.recipes.trainers.versions import versions
 from reasonrec.tokenizers.artefact import adopt, write_json
 from reasonrec.tokenizers.output import MARKER, disk_full_is_clear, resume_folder, start_folder
 from reasonrec.tokenizers.terminal import say
 
 LOGS = "logs"  # of TensorBoard
+SHARDS = ("pytorch_model_fsdp_0", "optimizer_0")  # accelerate's folders
 
 # These may change between an interrupted run and the one that goes on: they say what is written, not what is learned.
 INDECISIVE = {"overwrite", "report_to", "run_name", "disable_tqdm", "logging_steps", "save_steps", "save_total_limit"}
+# Another number of processes may go on with as many examples an update.
+SHARES = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # So may these: another machine computes in something else, on another device. What trains is float32 everywhere.
 HARDWARE = {"precision", "bf16", "fp16", "use_cpu"}
 
@@ -57,7 +63,11 @@ def keep_or_clear(out: Path, config: Mapping[str, Any], inputs: Mapping[str, Any
     if state.is_main_process:
         folder = resume_folder(out)
         decisive = {name: value for name, value in config.items() if name not in INDECISIVE | HARDWARE}
-        settings = {**decisive, **inputs, "processes": state.num_processes}
+        shares = [decisive.pop(name) for name in SHARES if name in decisive]
+        decisive.pop("train_batch_size", None)  # the first of them again, under transformers' own name
+        # Checkpoints of shards can be read where weights are shared out, by any number of processes.
+        engine = {"examples an update": math.prod(shares) * state.num_processes, "sharded": is_sharded()}
+        settings = {**decisive, **inputs, **engine}
         now = json.loads(
             json.dumps({"settings": settings, "free": {"precision": precision.name, **versions()}}, default=str)
         )
@@ -104,6 +114,7 @@ def train_or_resume(trainer: Any, out: Path) -> Any:
         say(f"going on from {checkpoint}")
     with disk_full_is_clear(out):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    gather(trainer.model, keep=state.is_main_process)
     state.wait_for_everyone()
     return result
 
@@ -131,6 +142,8 @@ def last_checkpoint(folder: Path) -> Path | None:
 def _is_whole(checkpoint: Path) -> bool:
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        if is_sharded():  # PyTorch writes what lies where last
+            return all((checkpoint / name / ".metadata").is_file() for name in SHARDS)
         weights = list(checkpoint.glob("*.safetensors"))
         for path in weights:
             with safe_open(path, framework="pt"):  # its header says how long the file has to be

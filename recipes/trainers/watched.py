@@ -14,6 +14,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from reasonrec.recipes.models.shards import whole
 from reasonrec.recipes.trainers.divergence import (
     SKIPPED_IN_A_ROW,
     bad_number,
@@ -22,6 +23,7 @@ from reasonrec.recipes.trainers.divergence import (
     overflow_diverges,
     trained_tensors,
 )
+from reasonrec.recipes.trainers.engine import check_shares
 from reasonrec.tokenizers.errors import UserError
 
 
@@ -45,6 +47,7 @@ class WatchedTrainer(Trainer):
         self._losses: list[torch.Tensor] = []
         self._whole = WholeRun(self)
         super().__init__(*args, **kwargs)
+        check_shares(self)
         self.add_callback(self._whole)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -70,7 +73,7 @@ class WatchedTrainer(Trainer):
     def _check_step(self, unlogged: torch.Tensor, grad_norm: Any) -> None:
         loss = torch.stack(self._losses).sum().float()
         self._losses.clear()
-        norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, dtype=torch.float32, device=loss.device)
+        norm = whole(torch.as_tensor(0.0 if grad_norm is None else grad_norm, dtype=torch.float32, device=loss.device))
         # A mean over processes is finite where all of it is.
         seen = torch.stack([loss, norm, unlogged.float()])
         mean_loss, mean_norm, self._whole.unlogged = self.accelerator.reduce(seen, "mean").tolist()
