@@ -41,12 +41,8 @@ def grpo_advantage(rewards: Tensor, group_size: int, *, scale: bool = True, epsi
         UserError: If the rows are no whole groups of at least two.
     """
     groups = _groups(rewards, group_size)
-    scored = ~groups.isnan()
-    count = scored.sum(1, keepdim=True).clamp(min=1)
-    known = groups.nan_to_num(0.0)
-    centred = torch.where(scored, known - known.sum(1, keepdim=True) / count, 0.0)
+    centred, deviation = _centred(groups)
     if scale:
-        deviation = (centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
         centred = centred / (deviation + epsilon)
     centred = torch.where(_constant(groups)[:, None], 0.0, centred)
     return centred.reshape(-1).to(rewards.dtype)
@@ -144,6 +140,41 @@ def srpo_advantage(
     return (base + pass_at_k_bonus(hits, group_size, k=k, epsilon=epsilon)).to(rewards.dtype)
 
 
+def max_at_k_advantage(rewards: Tensor, group_size: int, *, k: int, scale: bool = True) -> Tensor:
+    """What a list of k rollouts gains by each one, where a list is worth as much as the best in it.
+
+    A_i = mean over the subsets T of k − 1 others of max(r_i − max T, 0). That is the gradient of E[max of k] with the
+    list without the rollout as its baseline (PKPO, arXiv 2505.15201, `sloo_minus_one`). An item that the others find
+    as well gains nothing, so probability is spread over k items instead of piled up on one.
+
+    Args:
+        rewards: (rows,); NaN for a rollout that could not be scored, which is worth 0 to its list and gets 0.
+        group_size: Rollouts of a prompt.
+        k: Length of the lists.
+        scale: Divide by the deviation of the group's rewards, as `grpo_advantage` does.
+
+    Returns:
+        (rows,) in the dtype of `rewards`, none below 0.
+
+    Raises:
+        UserError: If rows do not make whole groups, or k is not in 2 … group_size.
+    """
+    groups = _groups(rewards, group_size)  # (groups, n)
+    if not 2 <= k <= group_size:
+        raise UserError(f"k={k} has to be from 2 to num_generations={group_size}: a list is drawn from a group")
+    worth = groups.nan_to_num(0.0)
+    rest = ~torch.eye(group_size, dtype=torch.bool)
+    others = worth[:, None].expand(-1, group_size, -1)[:, rest].reshape(-1, group_size, group_size - 1)
+    # The j-th of the others in ascending order is the best of so many lists.
+    lists = torch.tensor([comb(j, k - 2) for j in range(group_size - 1)], dtype=torch.float64)
+    gains = (worth[..., None] - others.sort(dim=-1).values).clamp(min=0)  # (groups, n, n − 1)
+    found = (gains * lists).sum(-1) / comb(group_size - 1, k - 1)
+    if scale:
+        found = found / (_centred(groups)[1] + EPSILON)
+    found = torch.where(groups.isnan() | _constant(groups)[:, None], 0.0, found)
+    return found.reshape(-1).to(rewards.dtype)
+
+
 def zero_variance(rewards: Tensor, group_size: int) -> Tensor:
     """Which groups teach nothing: all their rewards are equal, or fewer than two could be scored.
 
@@ -233,6 +264,15 @@ def _groups(values: Tensor, group_size: int) -> Tensor:
             "least two (num_generations)"
         )
     return values.double().reshape(-1, group_size)
+
+
+def _centred(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """What is scored minus its group's mean, 0 for the rest: (groups, n); and each group's deviation (groups, 1)."""
+    scored = ~groups.isnan()
+    count = scored.sum(1, keepdim=True).clamp(min=1)
+    known = groups.nan_to_num(0.0)
+    centred = torch.where(scored, known - known.sum(1, keepdim=True) / count, 0.0)
+    return centred, (centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
 
 
 def _constant(groups: Tensor) -> Tensor:

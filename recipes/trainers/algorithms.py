@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reasonrec.recipes.trainers.advantages import bonus_table, grpo_advantage, srpo_advantage
+from reasonrec.recipes.trainers.advantages import bonus_table, grpo_advantage, max_at_k_advantage, srpo_advantage
 from reasonrec.tokenizers.registry import Registry
 
 Values = NDArray[np.float64]
@@ -100,5 +100,24 @@ class Srpo(Algorithm):
         return srpo_advantage(rewards, exact, self.group_size, k=self.bonus_k, scale=self.scale).numpy()
 
 
+@dataclass(frozen=True)
+class Pkpo(Algorithm):
+    """For lists: a rollout is worth what a list of k gains by it.
+
+    Attributes:
+        k: Length of the lists.
+    """
+
+    k: int = 8
+
+    def __post_init__(self) -> None:
+        self(np.zeros(self.group_size), np.zeros(self.group_size, dtype=bool))  # refuses a k that does not fit
+
+    def __call__(self, total: Values, hits: NDArray[np.bool_]) -> Values:
+        """See `max_at_k_advantage`."""
+        return max_at_k_advantage(torch.from_numpy(total), self.group_size, k=self.k, scale=self.scale).numpy()
+
+
 ALGORITHMS.add("grpo", Grpo, __name__)
 ALGORITHMS.add("srpo", Srpo, __name__)
+ALGORITHMS.add("pkpo", Pkpo, __name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -14,6 +15,7 @@ from reasonrec.recipes.trainers.advantages import (
     bonus_table,
     by_token,
     grpo_advantage,
+    max_at_k_advantage,
     pass_at_k_bonus,
     permuted_rows,
     srpo_advantage,
@@ -181,6 +183,41 @@ def test_what_holds_for_any_rewards(case: tuple[int, list[tuple[int, bool]]], da
     raised = pass_at_k_bonus(hits, n, k=k).reshape(-1, n)
     for row, hit in zip(raised, hits.reshape(-1, n), strict=True):
         assert row[hit].numel() == 0 or row[~hit].numel() == 0 or row[hit].min() >= row[~hit].max()
+
+
+def test_what_a_list_gains_worked_by_hand() -> None:
+    """Four rollouts, lists of two: the best gains .9 beside 0, .9 − .5 beside .5, and nothing beside its double."""
+    found = max_at_k_advantage(torch.tensor([0.9, 0.9, 0.5, float("nan")]).double(), 4, k=2, scale=False)
+    assert found.tolist() == pytest.approx([(0 + 0.4 + 0.9) / 3, (0 + 0.4 + 0.9) / 3, 0.5 / 3, 0.0])
+    whole = max_at_k_advantage(torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0]).double(), 4, k=4, scale=False)
+    assert whole.tolist() == [1, 0, 0, 0, 0, 0, 0, 0]  # two that hit are each other's double
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(-2, 2), min_size=3, max_size=7), st.data())
+def test_what_a_list_gains_by_counting_lists(rewards: list[float], data: st.DataObject) -> None:
+    size = len(rewards)
+    k = data.draw(st.integers(2, size))
+    gains = [
+        np.mean([
+            max(rewards[i] - max(rewards[j] for j in others), 0)
+            for others in itertools.combinations([j for j in range(size) if j != i], k - 1)
+        ])
+        for i in range(size)
+    ]  # fmt: skip
+    found = max_at_k_advantage(torch.tensor(rewards).double(), size, k=k, scale=False)
+    assert found.tolist() == pytest.approx(gains, abs=1e-6)
+    if max(rewards) - min(rewards) > 0.01:
+        scaled = max_at_k_advantage(torch.tensor(rewards).double(), size, k=k)
+        assert scaled.tolist() == pytest.approx(
+            (np.array(gains) / (np.std(rewards, ddof=1) + 1e-6)).tolist(), abs=1e-4
+        )
+
+
+def test_a_list_is_drawn_from_a_group() -> None:
+    for k in (1, 5):
+        with pytest.raises(UserError, match=rf"k={k} has to be from 2 to num_generations=4"):
+            max_at_k_advantage(torch.zeros(4), 4, k=k)
 
 
 def test_share_of_dead_groups_and_under_permuted_targets() -> None:
