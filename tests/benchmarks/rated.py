@@ -16,8 +16,11 @@ start, with equal prompts and updates, and learning rates chosen on validation b
 - SRPO with `examples/custom_reward.py:fresh_items` beside the codes: whether a reward of one's own moves what it pays
   for, the novelty of the list (mean of −log2 of an item's share of the train targets), and what that costs.
 
-`--bias 0 --disliked 0.7` asks the question again where labels have nothing left to say: the start has learned what is
-chosen from a log without promoted items, and people rate seven of ten items poorly. Writes `runs/bench/rated.json`.
+`--bias 0 --disliked 0.7 --generations 16 --groups 64 --updates 150 --epochs 6 --out runs/bench/rated_lists.json` asks
+again where labels have nothing left to say: the start has learned what is chosen from a log without promoted items,
+and people rate seven of ten items poorly. The reward is the rating of a hit, and nothing for first codes. PKPO learns
+what a list of eight gains by a rollout, GRPO what each is worth alone; PKPO with the ratings exchanged among each
+user's prompts is the control.
 """
 
 from __future__ import annotations
@@ -50,13 +53,18 @@ from reasonrec.recipes.trainers.scoring import build_scorer
 from reasonrec.rewards.registry import load_rewards
 
 REWARD = '''
+"""The user's rating of what was chosen, in so far as it was found."""
 from reasonrec.rewards.prefix import common_prefix
 
 
 def liked(*, predicted_codes, target_codes, target_rating, **_):
-    """The user's rating of what was chosen, in so far as it was found."""
     rows = zip(predicted_codes, target_codes, target_rating, strict=True)
     return [0.0 if p is None else r * common_prefix(p, t) / len(t) for p, t, r in rows]
+
+
+def liked_hit(*, predicted_codes, target_codes, target_rating, **_):
+    rows = zip(predicted_codes, target_codes, target_rating, strict=True)
+    return [r * float(p == t) for p, t, r in rows]
 '''
 FRESH = "examples/custom_reward.py:fresh_items"
 SHARPNESS = 0.3
@@ -64,8 +72,16 @@ SUPERVISED = ("SFT continued", "SFT weighted by ratings", "exact gradient")
 HINTS = ("SRPO, hints", "loss of the hints alone")
 HINT_WEIGHT = 0.01
 REINFORCED = ("GRPO", "SRPO", "SRPO, ratings exchanged", *HINTS, "SRPO, fresh items")
-RATES = dict.fromkeys(SUPERVISED, (3e-4, 1e-3, 3e-3)) | dict.fromkeys(REINFORCED, (1e-4, 3e-4, 1e-3))
+LISTS = ("GRPO", "PKPO", "PKPO, ratings exchanged")  # where labels have nothing left to say
+Rates = dict[str, tuple[float, ...]]
 Measured = dict[str, float]
+
+
+def learning_rates(size: Size) -> Rates:
+    """What is compared, and the learning rates that are tried."""
+    if size.bias:
+        return dict.fromkeys(SUPERVISED, (3e-4, 1e-3, 3e-3)) | dict.fromkeys(REINFORCED, (1e-4, 3e-4, 1e-3))
+    return dict.fromkeys(SUPERVISED, (1e-4, 3e-4)) | dict.fromkeys(LISTS, (3e-4, 1e-3))
 
 
 class NoAdvantage(Srpo):
@@ -127,18 +143,21 @@ def reinforced(
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         (Path(folder) / "liked.py").write_text(REWARD)
-        rewards = {"rsvr": 1.0, FRESH: 0.5} if arm == "SRPO, fresh items" else {f"{folder}/liked.py:liked": 1.0}
+        paid = "liked" if size.bias else "liked_hit"
+        rewards = {"rsvr": 1.0, FRESH: 0.5} if arm == "SRPO, fresh items" else {f"{folder}/liked.py:{paid}": 1.0}
         args = GrpoArguments(
             output_dir=folder, learning_rate=rate, per_device_train_batch_size=size.groups * size.generations,
             num_generations=size.generations, max_steps=size.updates, beta=0.0, weight_decay=0.0,
             lr_scheduler_type="constant", precision="fp32", activation_checkpointing=False, save_strategy="no",
             report_to="none", disable_tqdm=True, seed=seed, scale_rewards="none",
         )  # fmt: skip
-        algorithm = build_algorithm("grpo" if arm == "GRPO" else "srpo", {}, size.generations, scale=False)
+        algorithm = NoAdvantage(size.generations, False)
+        if arm != "loss of the hints alone":
+            algorithm = build_algorithm(arm.split(",")[0].lower(), {}, size.generations, scale=False)
         trainer = ItemGRPOTrainer(
             prompts=prompts,
             scorer=build_scorer(load_rewards(rewards), policy, dataset, reasoning=False),
-            algorithm=NoAdvantage(size.generations, False) if arm == "loss of the hints alone" else algorithm,
+            algorithm=algorithm,
             settings=RolloutSettings(rounds=size.rounds, hint_weight=HINT_WEIGHT if arm in HINTS else 0.0),
             model=copy.deepcopy(start),
             args=args,
@@ -160,6 +179,7 @@ def measured(
     hit, ndcg = world.expected_metrics(lists, histories)
     return {
         "value": world.expected_value(lists, histories),
+        "value of the first": world.expected_value(lists, histories, k=1),
         "hr@10": hit,
         "ndcg@10": ndcg,
         "novelty": float(novelty[lists].mean()),
@@ -171,16 +191,17 @@ def compare(policy: Policy, dataset: Dataset, setting: Setting, world: Synthetic
     histories = dataset.test["history"].to_list()
     prompts = RlPrompts.from_train(dataset.train, PromptWindow(max_history=MAX_HISTORY), policy.prompts.direct)
     owner = dataset.train["user"].to_numpy()[prompts.source].astype(np.int64)
-    trials: dict[str, dict[float, float]] = {arm: {} for arm in RATES}
-    test: dict[str, list[Measured]] = {name: [] for name in ("start", *RATES)}
-    rewards: dict[str, list[tuple[float, float]]] = {arm: [] for arm in RATES}
+    arms = learning_rates(size)
+    trials: dict[str, dict[float, float]] = {arm: {} for arm in arms}
+    test: dict[str, list[Measured]] = {name: [] for name in ("start", *arms)}
+    rewards: dict[str, list[tuple[float, float]]] = {arm: [] for arm in arms}
     for seed in range(size.seeds):
         start, _ = start_from_the_log(policy, dataset, setting, size, seed)
         test["start"].append(measured(policy, dataset, setting, start, world, "test", size.held_out))
         print(f"seed {seed}: start {test['start'][-1]}", flush=True)
-        for arm, rates in RATES.items():
+        for arm, rates in arms.items():
             goal = "novelty" if arm == "SRPO, fresh items" else "value"
-            given = exchanged(prompts, owner, seed) if arm == "SRPO, ratings exchanged" else prompts
+            given = exchanged(prompts, owner, seed) if arm.endswith("ratings exchanged") else prompts
             found: dict[float, tuple[Any, list[float]]] = {}
             for rate in rates if seed == 0 else (max(trials[arm], key=lambda rate: trials[arm][rate]),):
                 if arm in SUPERVISED:
@@ -208,22 +229,22 @@ def summary(
     size: Size,
 ) -> dict[str, Any]:
     """Differences with t-intervals over the seeds, and what must hold."""
-    pairs = [(arm, "start") for arm in RATES]
-    pairs += [(a, b) for a in ("GRPO", "SRPO") for b in ("SRPO, ratings exchanged", *SUPERVISED)]
-    pairs += [("SRPO, hints", b) for b in ("SRPO", "loss of the hints alone", "SFT continued")]
+    pairs = [(arm, "start") for arm in trials]
+    claimed = [(arm, f"{of}, ratings exchanged") for arm, of in (("GRPO", "SRPO"), ("SRPO", "SRPO"), ("PKPO", "PKPO"))]
+    claimed = [pair for pair in claimed if set(pair) <= trials.keys()]
+    claimed += [(arm, "SFT continued") for arm, _ in claimed]
+    pairs += claimed + [(arm, b) for arm in dict(claimed) for b in (*SUPERVISED[1:], "GRPO") if arm != b]
+    if "SRPO, hints" in trials:
+        pairs += [("SRPO, hints", b) for b in ("SRPO", "loss of the hints alone", "SFT continued")]
     paired = []
     for a, b in pairs:
-        for metric in ("value", "hr@10", "ndcg@10", "novelty"):
+        for metric in test["start"][0]:
             differences = [x[metric] - y[metric] for x, y in zip(test[a], test[b], strict=True)]
             interval = seed_interval(differences)
             ends = [round(interval.low, 5), round(interval.high, 5)]
             paired.append({"a": a, "b": b, "metric": metric, "mean": round(interval.mean, 5), "ci95": ends})
     low = {(entry["a"], entry["b"], entry["metric"]): entry["ci95"][0] for entry in paired}
-    holds = {
-        f"{arm} above {other}": bool(low[arm, other, "value"] > 0)
-        for arm in ("GRPO", "SRPO")
-        for other in ("SRPO, ratings exchanged", "SFT continued")
-    }
+    holds = {f"{a} above {b}": bool(low[a, b, "value"] > 0) for a, b in claimed}
     found_most = np.stack([np.argsort(-world.probabilities(history), kind="stable")[:10] for history in histories])
     return {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",

@@ -181,8 +181,13 @@ def start_from_the_log(
     torch.manual_seed(seed)
     model, _ = load_fresh(setting, policy)
     frame = dataset.train.with_columns(n=pl.col("items").list.len()).sort("user", "n")
-    grouped = frame.group_by("user", maintain_order=True).agg("items")["items"].to_list()
-    users = [grouped[i] for i in np.random.default_rng([seed, 7]).permutation(len(grouped))]
+    grouped = frame.group_by("user", maintain_order=True).agg("items", "first_target").select("items", "first_target")
+    # A biased log holds each prefix of a user with its own target, the other one whole users.
+    prefixes = [
+        [items[: end + 1] for items, first in zip(*row, strict=True) for end in range(max(first, 1), len(items))]
+        for row in grouped.iter_rows()
+    ]
+    users = [prefixes[i] for i in np.random.default_rng([seed, 7]).permutation(len(prefixes))]
     cut = len(users) // 20
     held = make_branches(policy, users[:cut])
     users = sorted(users[cut:], key=len)
