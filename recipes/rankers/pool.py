@@ -135,7 +135,9 @@ class Pool:
         return {
             "pool": {
                 "weights": {name: values.tolist() for name, values in self.weights.items()},
-                "experts": {name: {"temper": e.temper, **e.facts()} for name, e in self.experts.items()},
+                "experts": {
+                    name: {"temper": e.temper, "power": e.power, **e.facts()} for name, e in self.experts.items()
+                },
             }
         }
 
@@ -199,9 +201,9 @@ def _file(folder: Path, name: str) -> Path:
 
 def _restore(folder: Path, name: str, about: Mapping[str, Any], popularity: NDArray[np.int64]) -> Expert:
     expert = EXPERTS.find(name).expert.restore(load_file(_file(folder, name)), about, popularity)
-    expert.temper = fit(float, about["temper"])
-    if expert.temper not in expert.tempers:
-        raise ValueError(f"a temper of {expert.temper}")
+    expert.temper, expert.power = fit(float, about["temper"]), fit(float, about["power"])
+    if expert.temper not in expert.tempers or expert.power not in expert.powers:
+        raise ValueError(f"a temper of {expert.temper} and a power of {expert.power}")
     return expert
 
 

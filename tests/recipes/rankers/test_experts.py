@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,13 +35,25 @@ def test_company_by_hand(company: Company) -> None:
     popular = np.array([5, 3, 1, 1]) / 10
     found = np.exp(company.log_probs(cases([[1, 0], [3], []])))
     # 1/2 for item 1 (one place back): 3/2 for item 0; item 0 is the last: 3 for item 1, 1 for item 2. In all 5.5.
-    np.testing.assert_allclose(found[0], 0.5 * np.array([1.5, 3, 1, 0]) / 5.5 + 0.5 * popular, rtol=1e-5)
-    np.testing.assert_allclose(found[1:], [popular, popular], rtol=1e-5, err_msg="it has counted nothing for these")
+    shares = np.array([np.array([1.5, 3, 1, 0]) / 5.5, popular, popular])  # it has counted nothing for the last two
+    np.testing.assert_allclose(found, 0.5 * shares + 0.5 / 4, rtol=1e-5)
+
+
+def test_powers_sharpen(company: Company) -> None:
+    rows = cases([[1, 0]])
+    sharp = copy.copy(company)
+    sharp.power = 2.0
+    squared = np.exp(company.log_probs(rows)) ** 2
+    np.testing.assert_allclose(np.exp(sharp.log_probs(rows)), squared / squared.sum(), rtol=1e-5)
+    assert (sharp.rank(rows, 4) == company.rank(rows, 4)).all()
 
 
 def test_losses_are_among_what_is_not_masked(company: Company) -> None:
     rows = cases([[3]], masked=[[0, 3]], target=[1])
-    assert company.losses(rows, [company.temper])[0, 0] == pytest.approx(-np.log(0.3 / 0.4))
+    even, squared = company.losses(rows, [(0.5, 1.0), (0.5, 2.0)])[:, 0]
+    kept = 0.5 * np.array([0.3, 0.1]) + 0.5 / 4  # items 1 and 2
+    assert even == pytest.approx(-np.log(kept[0] / kept.sum()))
+    assert squared == pytest.approx(-np.log(kept[0] ** 2 / (kept**2).sum()))
 
 
 def test_the_temper_is_that_of_the_best_likelihood() -> None:
@@ -61,7 +74,7 @@ def test_they_say_the_same_when_they_come_back(experts: dict[str, Expert], tiny_
     rows = Dataset.load(tiny_dataset).test
     for name, expert in experts.items():
         back = EXPERTS.find(name).expert.restore(expert.tensors(), expert.facts(), expert.popularity)
-        back.temper = expert.temper
+        back.temper, back.power = expert.temper, expert.power
         found = expert.log_probs(rows)
         np.testing.assert_allclose(np.exp(found.astype(np.float64)).sum(1), 1, atol=1e-5)
         np.testing.assert_allclose(back.log_probs(rows), found, atol=1e-5)
