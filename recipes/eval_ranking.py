@@ -15,7 +15,7 @@ from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.decoding.consistency import Consistency
 from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName, recorded
 from reasonrec.recipes.rankers.top_k import KS
-from reasonrec.tokenizers.artefact import adopt, check_input, read_manifest, staged
+from reasonrec.tokenizers.artefact import check_input, read_manifest, staged
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import external_sids
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
@@ -119,17 +119,16 @@ def main() -> None:
     rules.check_asked(models=bool(config.models), reasoning_models=bool(config.reasoning_models), exact=exact)
 
     # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
-    from accelerate import PartialState
-
     from reasonrec.recipes.evaluation.compare import DIRECT, REASONING, evaluate_rows
     from reasonrec.recipes.evaluation.leaderboard import Table
     from reasonrec.recipes.evaluation.report import examples, print_table, write_report
     from reasonrec.recipes.evaluation.slices import among_cold, in_train
     from reasonrec.recipes.models.checkpoint import OTHER
+    from reasonrec.recipes.policies.sharing import sharing, this_launch
     from reasonrec.recipes.rankers.reasoning import Thinking
+    from reasonrec.recipes.trainers.resume import adopted
 
-    if not PartialState().is_main_process:  # ranking is not distributed
-        return
+    launch = this_launch()
     out = claim_output(config.output_dir, overwrite=config.overwrite)
     dataset = Dataset.load(config.dataset)
     manifests = {path: read_manifest(path) for path in (*config.models, *config.reasoning_models)}
@@ -142,7 +141,7 @@ def main() -> None:
         "seed": config.seed,
         "inputs": inputs,
     }
-    if adopt(out, overwrite=config.overwrite, **about):
+    if adopted(out, overwrite=config.overwrite, **about):
         return
     cases = dataset.rows(config.split)
     candidates = None
@@ -151,12 +150,15 @@ def main() -> None:
     if config.max_rows and config.max_rows < cases.height:
         cases = cases.sample(config.max_rows, seed=config.seed).sort("row")
     table = Table(config, dataset, cases, rules)
-    table.add_baselines()
-    for path in config.models:
-        table.add_model(path, manifests[path])
-    thinking = Thinking(config.chains, config.max_chain, config.chain_temperature, config.seed)
-    for path in config.reasoning_models:
-        table.add_model(path, manifests[path], thinking)
+    with sharing():  # what models read; the rest is done by each process, and written by the first
+        table.add_baselines()
+        for path in config.models:
+            table.add_model(path, manifests[path])
+        thinking = Thinking(config.chains, config.max_chain, config.chain_temperature, config.seed)
+        for path in config.reasoning_models:
+            table.add_model(path, manifests[path], thinking)
+    if not launch.is_main_process:
+        return
     rows = table.rows
     sids = external_sids(config.sid_file, dataset.n_items) if config.sid_file else None
     metrics = evaluate_rows(

@@ -26,6 +26,7 @@ from reasonrec.recipes.rankers.reasoning import Reasoner, ReasoningRanker, Think
 from reasonrec.recipes.rankers.text import TextNeighbours
 from reasonrec.recipes.rankers.top_k import KS
 from reasonrec.recipes.recommender import Recommender
+from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.manifest import Manifest
 from reasonrec.tokenizers.terminal import say
 
@@ -198,7 +199,8 @@ class Table:
             device=self.options.device,
             trust_remote_code=self.options.trust_remote_code,
         )
-        say(f"{path}: {recommender.precision}")
+        if is_first_process():
+            say(f"{path}: {recommender.precision}")
         return recommender
 
     def _add(self, ranker: Ranker, mode: str, note: str) -> None:

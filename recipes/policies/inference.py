@@ -18,6 +18,8 @@ from reasonrec.recipes.decoding.prior import Priors
 from reasonrec.recipes.decoding.sample import Sampler, noise, write_chains
 from reasonrec.recipes.decoding.search import Exclude
 from reasonrec.recipes.policies.base import Policy
+from reasonrec.recipes.policies.sharing import exchange, mine
+from reasonrec.tokenizers.environment import is_first_process
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -141,7 +143,9 @@ def reason(
             tokens[user], cut[user] = written.chain[mine].sum(), written.cut[mine].mean()
         return written.prefix
 
-    found = _ranked(policy, model, list(map(len, prompts)), think, how, exclude, n)
+    lengths = list(map(len, prompts))
+    found = _ranked(policy, model, lengths, think, how, exclude, n)
+    exchange(_batches(lengths, how.batch_size), chains, tokens, cut)
     found.chains, found.tokens, found.cut = chains, tokens, cut
     return found
 
@@ -163,7 +167,8 @@ def _ranked(
         np.full((users, how.k), -np.inf, dtype=np.float32),
         np.ones(users, dtype=np.bool_),
     )
-    for chunk in _batches(lengths, how.batch_size, how.progress):
+    batches = _batches(lengths, how.batch_size)
+    for chunk in _counted(mine(batches), how.progress):
         best = policy.answers.rank(
             model,
             prefix(chunk),
@@ -177,6 +182,7 @@ def _ranked(
         found.items[chunk] = best.items.cpu().numpy()
         found.scores[chunk] = best.scores.float().cpu().numpy()
         found.proven[chunk] = best.proven.cpu().numpy()
+    exchange(batches, found.items, found.scores, found.proven)
     return found
 
 
@@ -207,11 +213,13 @@ def score(
     """
     scores = np.full(items.shape, -np.inf, dtype=np.float32)
     room = policy.answers.scored_room(items.shape[1])
-    for chunk in _batches(list(map(len, prompts)), batch_size, progress):
+    batches = _batches(list(map(len, prompts)), batch_size)
+    for chunk in _counted(mine(batches), progress):
         prefix = policy.answers.read(model, [prompts[row] for row in chunk], policy.pad_id, room)
         wanted = torch.as_tensor(items[chunk].astype(np.int64), device=model.device)
         prior = None if priors is None else priors(chunk)
         scores[chunk] = policy.answers.score(model, prefix, wanted, prior).float().cpu().numpy()
+    exchange(batches, scores)
     return scores
 
 
@@ -239,13 +247,17 @@ def choices(
         Numbers of prompts, and their choices.
     """
     room = policy.answers.scored_room(1)
-    for chunk in _batches(list(map(len, prompts)), batch_size, progress):
+    for chunk in _counted(_batches(list(map(len, prompts)), batch_size), progress):
         prefix = policy.answers.read(model, [prompts[row] for row in chunk], policy.pad_id, room)
         yield chunk, policy.answers.choices(model, prefix, torch.as_tensor(items[chunk], device=model.device).long())
 
 
-def _batches(lengths: Sequence[int], size: int, progress: str | None) -> tqdm[NDArray[np.int64]]:
+def _batches(lengths: Sequence[int], size: int) -> list[NDArray[np.int64]]:
     """Similar lengths together, so that little is padding; whoever uses them puts results back to their places."""
     order = np.argsort(lengths, kind="stable")
-    chunks = [order[i : i + size] for i in range(0, len(order), size)]
-    return tqdm(chunks, desc=progress, unit="batch", disable=None if progress else True)
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def _counted(batches: Sequence[NDArray[np.int64]], progress: str | None) -> tqdm[NDArray[np.int64]]:
+    shown = progress is not None and is_first_process()
+    return tqdm(batches, desc=progress, unit="batch", disable=None if shown else True)
