@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import TRUST_HELP
+from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import one_line, say
 
@@ -84,11 +85,9 @@ def main() -> None:
     (config,) = parse([DoctorConfig])
 
     # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
-    from accelerate import PartialState
-
     from reasonrec.recipes.sizing.machine import devices, versions
 
-    if not PartialState().is_main_process:
+    if not is_first_process():
         return
     for line in (*versions(), *devices()):
         say(line)

@@ -15,6 +15,7 @@ from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import MAX_SEED
 from reasonrec.recipes.loaded_model import LoadedModel
 from reasonrec.tokenizers.artefact import adopt, read_manifest
+from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
 from reasonrec.tokenizers.terminal import say
@@ -48,8 +49,6 @@ def main() -> None:
     (config,) = parse([FuseConfig])
 
     # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
-    from accelerate import PartialState
-
     from reasonrec.recipes.evaluation.intervals import mean_interval
     from reasonrec.recipes.models.amended import about_amended, amended
     from reasonrec.recipes.models.card import add_experts
@@ -58,7 +57,7 @@ def main() -> None:
     from reasonrec.recipes.rankers.pool import MODEL, Pool
     from reasonrec.recipes.rankers.pooled import Heard, sampled
 
-    if not PartialState().is_main_process:  # what is trained here takes a minute
+    if not is_first_process():  # what is trained here takes a minute
         return
     out = claim_output(config.output_dir, overwrite=config.overwrite)
     start = read_manifest(config.model)

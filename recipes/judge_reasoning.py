@@ -16,6 +16,7 @@ from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import MAX_SEED
 from reasonrec.recipes.loaded_model import LoadedModel
 from reasonrec.tokenizers.artefact import adopt, read_manifest
+from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
 from reasonrec.tokenizers.terminal import say
@@ -55,8 +56,6 @@ def main() -> None:
     (config,) = parse([JudgeConfig])
 
     # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
-    from accelerate import PartialState
-
     from reasonrec.data_gen.tasks.choice import validation_sample
     from reasonrec.recipes.evaluation.intervals import bootstrap_means, percentile_interval
     from reasonrec.recipes.models.amended import about_amended, amended
@@ -69,7 +68,7 @@ def main() -> None:
     from reasonrec.rewards.metrics import per_row
     from reasonrec.tokenizers.artefact import check_input
 
-    if not PartialState().is_main_process:  # a few hundred cases
+    if not is_first_process():  # a few hundred cases
         return
     out = claim_output(config.output_dir, overwrite=config.overwrite)
     start, direct = read_manifest(config.model), read_manifest(config.direct)

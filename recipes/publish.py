@@ -15,6 +15,7 @@ from typing import Any
 
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import TRUST_HELP
+from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
 from reasonrec.tokenizers.terminal import say
@@ -111,9 +112,7 @@ def main() -> None:
     (config,) = parse([PublishConfig])
 
     # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
-    from accelerate import PartialState
-
-    if PartialState().is_main_process:
+    if is_first_process():
         publish(config)
 
 

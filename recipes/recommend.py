@@ -22,6 +22,7 @@ from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.loaded_model import AskedModel
 from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.catalogue import Catalogue
+from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import say, visible
 
@@ -110,12 +111,10 @@ def main() -> None:
     (config,) = parse([RecommendConfig])
 
     # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
-    from accelerate import PartialState
-
     from reasonrec.recipes.answered import answer
     from reasonrec.recipes.models.checkpoint import training_data
 
-    if not PartialState().is_main_process:
+    if not is_first_process():
         return
     recommender = config.recommender()
     folder = recommender.path

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.loaded_model import AskedModel
+from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import say
 
@@ -110,7 +111,6 @@ def main() -> None:
 
     # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
     import uvicorn
-    from accelerate import PartialState
 
     from reasonrec.recipes.serving.app import build_app
     from reasonrec.recipes.serving.engine import Engine, EngineSettings
@@ -119,7 +119,7 @@ def main() -> None:
     from reasonrec.recipes.serving.service import Limits, Service
     from reasonrec.recipes.serving.watch import CatalogueWatch
 
-    if not PartialState().is_main_process:
+    if not is_first_process():
         return
     listening = listen(config.host.strip("[]"), config.port)
     recommender = config.recommender()
