@@ -96,14 +96,13 @@ def gather(model: nn.Module, *, keep: bool) -> None:
         model: The trained model; it computes nothing any more.
         keep: Whether this process is to hold the weights, in main memory; the others are left with none.
     """
-    shared = {id(p) for p in model.parameters() if isinstance(p, DTensor)}
-    made: dict[int, nn.Parameter] = {}  # tied weights stay tied
+    made: dict[Tensor, nn.Parameter] = {}  # tied weights stay tied
     for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in shared:
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not isinstance(parameter, DTensor):
                 continue
-            if id(parameter) not in made:
+            if parameter not in made:
                 full = whole(parameter)
-                made[id(parameter)] = nn.Parameter(full.cpu() if keep else full.new_empty(0), parameter.requires_grad)
+                made[parameter] = nn.Parameter(full.cpu() if keep else full.new_empty(0), parameter.requires_grad)
             holder: Any = module._parameters
-            holder[name] = made[id(parameter)]
+            holder[name] = made[parameter]

@@ -33,9 +33,13 @@ class KeepFresh(TrainerCallback):
             step: Steps done.
         """
         if step != self._read_at:
-            with together(model):
-                self.policy.refresh(causal_lm(model))
+            self._refresh(model)
             self._read_at = step
+
+    def _refresh(self, model: Any, step: int | None = None) -> None:
+        if type(self.policy).refresh is not Policy.refresh:  # else nothing is computed, and nothing has to be lent
+            with together(model):
+                self.policy.refresh(causal_lm(model), step)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
@@ -49,7 +53,7 @@ class KeepFresh(TrainerCallback):
     ) -> None:
         """Compute what is due."""
         if state.global_step != self._read_at:
-            self.policy.refresh(causal_lm(model), state.global_step)
+            self._refresh(model, state.global_step)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
