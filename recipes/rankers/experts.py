@@ -147,7 +147,7 @@ class Company(Expert):
         """(1 − temper) of an item's share of the scores, and temper spread evenly over all items.
 
         So it ranks as its scores do. Spread by popularity, the rest would put what is popular in front of what it has
-        counted wherever shares are small: in baskets of a thousand product types that costs .19 nats. A history that
+        counted wherever shares are small, as in baskets of a thousand product types (docs/results.md). A history that
         it has never counted leaves popularity.
         """
         exact = scores.astype(np.float64)
