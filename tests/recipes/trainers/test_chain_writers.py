@@ -14,6 +14,9 @@ from reasonrec.recipes.decoding.chain_writers import Written, ended
 from reasonrec.recipes.decoding.generate_chains import GenerateWriter
 from reasonrec.recipes.decoding.sample import Rollouts, Sampler, noise, roll_out
 from reasonrec.recipes.policies.semantic_id import CodeAnswers
+from reasonrec.recipes.trainers.chain_engines import check_chain_engine
+from reasonrec.recipes.trainers.item_grpo import RolloutSettings
+from reasonrec.tokenizers.errors import UserError
 
 HISTORIES = [[0, 3], [1], [6, 2, 1, 0, 4], [5, 5, 6], [2]]
 BEGIN, EOS = 90, 91
@@ -159,3 +162,32 @@ def test_how_far_an_engine_is_off_is_measured(tiny_base, make_kit):
     found = drawn(kit, sampler, Wrote(ids, off), histories=[[0, 3]])
     np.testing.assert_allclose(found.gap, 0.25, atol=1e-4)
     assert Rollouts.join([found, found.take([1])]).gap.shape == (3,)
+
+
+def test_a_training_is_the_same_with_chains_by_generate(tiny_base, make_grpo):
+    """The same rollouts at every step, hints included, and so the same weights up to rounding."""
+    logs, weights = [], []
+    for engine in ("own", "generate"):
+        settings = RolloutSettings(rounds=2, max_chain=6, chain_engine=engine, hint_weight=0.01)
+        trainer = make_grpo(tiny_base, "lora", settings=settings, optim="sgd", max_steps=3, logging_steps=1)
+        trainer.train()
+        logs.append([entry for entry in trainer.state.log_history if "rollouts/chain_length" in entry])
+        weights.append([p.detach().clone() for p in trainer.model.parameters() if p.requires_grad])
+    own, generated = logs
+    assert len(own) == 3
+    for before, after in zip(own, generated, strict=True):
+        assert "rollouts/engine_gap" not in before
+        assert after["rollouts/engine_gap"] < 1e-4
+        same = {name for name in before if name.startswith("rollouts/")} | {"reward", "entropy", "grad_norm"}
+        assert {name: after[name] for name in same} == pytest.approx({name: before[name] for name in same}, abs=1e-3)
+    for before, after in zip(*weights, strict=True):
+        torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-4)
+
+
+def test_engines_that_have_nothing_to_write_are_refused(tiny_base, make_grpo, monkeypatch):
+    check_chain_engine("own", 0)
+    with pytest.raises(UserError, match="chain_engine=generate writes chains, and mode=direct has none"):
+        make_grpo(tiny_base, settings=RolloutSettings(chain_engine="generate"))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="shares them out"):
+        check_chain_engine("generate", 8)
