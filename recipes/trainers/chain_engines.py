@@ -7,6 +7,7 @@ from typing import Any
 from reasonrec.recipes.decoding.chain_writers import ChainWriter
 from reasonrec.recipes.decoding.generate_chains import GenerateWriter
 from reasonrec.recipes.trainers.engine import is_sharded
+from reasonrec.recipes.trainers.vllm_chains import VllmWriter, check_vllm
 from reasonrec.tokenizers.errors import UserError
 
 
@@ -18,7 +19,7 @@ def check_chain_engine(name: str, max_chain: int) -> None:
         max_chain: Longest chain; 0 is direct mode.
 
     Raises:
-        UserError: If there are no chains, or the engine does not know this launch.
+        UserError: If there are no chains, or the engine cannot work in this launch, or here.
     """
     if name == "own":
         return
@@ -31,6 +32,8 @@ def check_chain_engine(name: str, max_chain: int) -> None:
             f"chain_engine={name} needs the whole weights in every process, and this launch shares them out (FSDP): "
             "leave chain_engine out, or launch without FSDP"
         )
+    if name == "vllm":
+        check_vllm()
 
 
 def chain_writer(name: str, trainer: Any) -> ChainWriter | None:
@@ -49,4 +52,6 @@ def chain_writer(name: str, trainer: Any) -> ChainWriter | None:
     check_chain_engine(name, trainer._settings.max_chain)
     if name == "own":
         return None
+    if name == "vllm":
+        return VllmWriter(trainer)
     return GenerateWriter(trainer._base(), trainer._tokenizer.pad_token_id)
