@@ -183,9 +183,11 @@ def read_chains(
             for h, t in zip(before.split(TEXT_ROWS), token[chosen].split(TEXT_ROWS), strict=True)
         ]
     )
+    lanes = Lanes(model, behind, 1)
+    lanes.number = torch.arange(len(rows), device=device)[:, None] % sampler.generations
     steps += zip(*(part[..., None].unbind(1) for part in (token, gain, chosen, there)), strict=True)
     return Reading(
-        Lanes(model, behind, 1),
+        lanes,
         torch.tensor([[c.drawn] for c in chains], device=device),
         torch.tensor([[c.cut] for c in chains], device=device),
         _gap(written, gain.cpu().numpy(), chosen.cpu().numpy()),
