@@ -203,15 +203,11 @@ def roll_out(
         chunk = [list(prompt) for prompt in prompts[begin : begin + sampler.batch]]
         part = None if uniform is None else uniform[begin : begin + sampler.batch]
         known = [()] * len(chunk) if given is None else given[begin : begin + sampler.batch]
-        written = None
+        elsewhere = None
         if writer is not None and sampler.max_chain:
-            told = (
-                None
-                if uniform is None or noise is None
-                else noise[begin : begin + sampler.batch, :, : sampler.max_chain]
-            )
-            written = writer.write(chunk, sampler, stop_ids=[*eos_ids, answers.begin_id], noise=told)
-        parts.append(_roll_out_batch(model, answers, chunk, sampler, eos_ids, pad_id, part, known, written))
+            decides = None if part is None else part[..., : sampler.max_chain].cpu().numpy()
+            elsewhere = writer.write(chunk, sampler, stop_ids=[*eos_ids, answers.begin_id], noise=decides)
+        parts.append(_roll_out_batch(model, answers, chunk, sampler, eos_ids, pad_id, part, known, elsewhere))
     rollouts = Rollouts.join(parts)
     if not all(np.isfinite(row).all() for row in rollouts.log_probs):  # infinite logits leave no distribution
         raise FloatingPointError("a log-probability of the rollouts is not finite")
@@ -295,15 +291,14 @@ def _roll_out_batch(
     pad_id: int,
     uniform: Tensor | None,
     given: Sequence[Sequence[int]],
-    written_chains: Written | None,
+    elsewhere: Written | None,
 ) -> Rollouts:
     steps: list[Step] = []
     gap = np.full(len(prompts) * sampler.generations, np.nan)
-    if written_chains is None:
+    if elsewhere is None:
         state = _start(model, prompts, sampler, pad_id, answers.longest)
     else:  # a lane for each, one below the other
-        read_them = (model, answers, prompts, written_chains, sampler, eos_ids, pad_id, steps)
-        state, chain, cut, gap = read_chains(*read_them)
+        state, chain, cut, gap = read_chains(model, answers, prompts, elsewhere, sampler, eos_ids, pad_id, steps)
         uniform = None if uniform is None else uniform.flatten(0, 1)[:, None]
     device, shape = model.device, state.position.shape
     if any(given):
@@ -312,7 +307,7 @@ def _roll_out_batch(
         state.given = state.given.repeat_interleave(shape[0] // len(prompts), 0)
     if not sampler.max_chain:
         chain, cut = torch.zeros(shape, dtype=torch.int64, device=device), torch.zeros(shape, dtype=torch.bool)
-    elif written_chains is None:
+    elif elsewhere is None:
         chain, cut = _write_chains(state, answers.begin_id, sampler, eos_ids, uniform, steps)
     item = answers.write(state, sampler, uniform, steps)
     end = torch.full(shape, eos_ids[0], device=device)
