@@ -8,7 +8,6 @@ training sequences. An interrupted run goes on from its last checkpoint when the
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from reasonrec.recipes.args import build, parse, run
 from reasonrec.recipes.trainers.keys import inherited
 from reasonrec.rewards.registry import load_rewards, reward_files
 from reasonrec.tokenizers.artefact import read_manifest, staged, write_json
-from reasonrec.tokenizers.output import claim_output, releasing_outputs, resume_folder
+from reasonrec.tokenizers.output import claim_output, releasing_outputs
 from reasonrec.tokenizers.places import place
 from reasonrec.tokenizers.terminal import say
 
@@ -50,6 +49,7 @@ class GrpoStage:
     algorithm_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "its own options"})
     mode: Literal["direct", "reasoning"] = field(default="direct", metadata={"help": "item at once, or a chain first"})
     max_chain: int = field(default=128, metadata={"help": "longest chain in tokens, in reasoning mode", "at_least": 1})
+    chain_engine: Literal["own", "generate", "vllm"] = field(default="own", metadata={"help": "what writes chains"})
     rollout_budget: int = field(
         default=3, metadata={"help": "roll out at most so many times the prompts trained on", "at_least": 1}
     )
@@ -104,15 +104,16 @@ def main() -> None:
     from reasonrec.recipes.trainers import resume
     from reasonrec.recipes.trainers.algorithms import build_algorithm
     from reasonrec.recipes.trainers.best import copy_best
+    from reasonrec.recipes.trainers.chain_engines import check_chain_engine
     from reasonrec.recipes.trainers.grpo_arguments import GrpoArguments
     from reasonrec.recipes.trainers.item_grpo import ItemGRPOTrainer, RolloutSettings
     from reasonrec.recipes.trainers.scoring import build_scorer
     from reasonrec.recipes.trainers.validation import build_probe
 
     args = build(GrpoArguments, given)
+    check_chain_engine(stage.chain_engine, stage.chain)
     state, trust = PartialState(), args.trust_remote_code
     out = claim_output(given["output_dir"], overwrite=stage.overwrite)
-    work = resume_folder(out)
     rewards, scale = load_rewards(stage.rewards), args.scale_rewards != "none"
     algorithm = build_algorithm(stage.algorithm, stage.algorithm_options, args.num_generations, scale=scale)
     config = resume.stage_config(stage, args, out)
@@ -133,8 +134,7 @@ def main() -> None:
     check_context(model, policy, setting.max_history, trained=True, max_chain=stage.chain, end=1)
     config |= {"dataset": place(str(dataset.path), out), "base_model": place(setting.base_model, out)}
     config |= {"index": place(index, out)} if index else {}
-    inputs = {name: value for name, value in start.inputs.items() if name in ("dataset", "index")}
-    inputs["model"] = start.hash
+    inputs = {n: start.inputs[n] for n in ("dataset", "index") if n in start.inputs} | {"model": start.hash}
     files = reward_files(stage.rewards)
     read = inputs | {f"reward {name}": value for name, value in files.items()}
     kind = "model" if setting.method == "full" else "adapter"
@@ -147,8 +147,7 @@ def main() -> None:
     set_order = dataset.facts["order"] == "set"
     window = PromptWindow(stage.min_history, stage.last_targets, setting.max_history)
     prompts = RlPrompts.from_train(dataset.train, window, render, set_order=set_order, seed=args.seed)
-    args.output_dir = str(work)
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / resume.LOGS)  # else a folder named after this machine
+    work = resume.train_in(out, args)
     scorer = build_scorer(rewards, policy, dataset, reasoning=stage.chain > 0, index=index)
     trainer = ItemGRPOTrainer(
         prompts=prompts,
@@ -157,6 +156,7 @@ def main() -> None:
         settings=RolloutSettings(
             rounds=stage.rollout_budget,
             max_chain=stage.chain,
+            chain_engine=stage.chain_engine,
             close_ids=policy.prompts.close_ids if stage.chain else (),
             batch=stage.rollout_batch,
             patience=stage.patience,

@@ -7,7 +7,6 @@ An interrupted run goes on from its last checkpoint when the same command is giv
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from reasonrec.recipes.args import build, parse, run
 from reasonrec.recipes.trainers.keys import inherited
 from reasonrec.tokenizers.artefact import check_input, staged, write_json
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.output import claim_output, releasing_outputs, resume_folder
+from reasonrec.tokenizers.output import claim_output, releasing_outputs
 from reasonrec.tokenizers.places import place
 from reasonrec.tokenizers.terminal import say
 
@@ -115,7 +114,6 @@ def main() -> None:
         )
     state = PartialState()
     out = claim_output(given["output_dir"], overwrite=stage.overwrite)
-    work = resume_folder(out)
     config = resume.stage_config(stage, args, out)
     asked = Setting(
         stage.model, stage.method, stage.history_prompt, stage.chat, stage.system, stage.max_history,
@@ -163,8 +161,8 @@ def main() -> None:
     check_texts(plan, examples, limit)
     taught = soft.prepare(dataset, policy, examples, plan, out, args.seed) if soft else None
     valid = validation_examples(examples, dataset, stage.valid_rows, stage.max_history)
-    args.output_dir, args.num_train_epochs = str(work), 1
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / resume.LOGS)  # else a folder named after this machine
+    args.num_train_epochs = 1
+    resume.train_in(out, args)
     trainer = ItemSFTTrainer(
         policy=policy,
         row_learning_rate=stage.row_learning_rate,

@@ -25,6 +25,7 @@ class Lanes:
     Attributes:
         hidden: (prompts, lanes, width) last hidden state of each lane: what predicts its next token.
         position: (prompts, lanes) position of its next token.
+        number: (prompts, lanes) which continuation of its prompt each lane is.
         given: (prompts, codes) tokens that every answer to a prompt begins with, -1 behind them; None for none.
     """
 
@@ -38,6 +39,7 @@ class Lanes:
         self.position = prefix.position[:, None].expand(-1, lanes)
         self.seen = prefix.seen[:, None].expand(rows, lanes, -1)  # (prompts, lanes, slots)
         self.lane = torch.arange(lanes, device=device)
+        self.number = self.lane.expand(rows, lanes)
 
     def feed(self, token: Tensor, active: Tensor) -> None:
         """Let the active lanes read one token each.

@@ -151,6 +151,14 @@ def extend(model: PreTrainedModel, prefix: Prefix, input_ids: Tensor, attention_
     Returns:
         The longer prefix; the shorter one stays valid until its cache is written to again.
     """
+    return extend_all(model, prefix, input_ids, attention_mask)[0]
+
+
+@torch.no_grad()
+def extend_all(
+    model: PreTrainedModel, prefix: Prefix, input_ids: Tensor, attention_mask: Tensor | None = None
+) -> tuple[Prefix, Tensor]:
+    """As `extend`, and the last hidden states of all that was read: (rows, new, width)."""
     new, device = input_ids.shape[1], input_ids.device
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     positions = (prefix.position[:, None] + mask.cumsum(1) - 1).clamp(min=0)
@@ -160,12 +168,13 @@ def extend(model: PreTrainedModel, prefix: Prefix, input_ids: Tensor, attention_
     prefix.cache.rewind(prefix.length)
     hidden = forward(model, prefix.cache, input_ids, positions, seen)
     last = (mask * torch.arange(1, new + 1, device=device)).amax(1) - 1
-    return Prefix(
+    longer = Prefix(
         prefix.cache,
         torch.cat([prefix.seen, mask.bool()], 1),
         prefix.position + mask.sum(1),
         hidden[torch.arange(len(hidden), device=device), last],
     )
+    return longer, hidden
 
 
 @torch.no_grad()

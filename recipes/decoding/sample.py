@@ -27,6 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from reasonrec.recipes.decoding.backbone import all_done
 from reasonrec.recipes.decoding.branches import Lanes
+from reasonrec.recipes.decoding.chain_writers import TEXT_ROWS, ChainWriter, Written, read_chains
 from reasonrec.recipes.decoding.prefix import Prefix, padded, read
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.rows import text_logits
@@ -40,8 +41,7 @@ Step = tuple[Tensor, Tensor, Tensor, Tensor]  # token, log-probability, chosen, 
 # Told what each step of the chains wrote, (prompts, generations) with -1 where a chain has ended; says which prompts,
 # (prompts,), nobody waits for any more: their chains are cut.
 Stream = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
-_LISTS, _ARRAYS = ("prompt_ids", "completion_ids", "mask", "log_probs"), ("items", "chain", "cut", "given")
-TEXT_ROWS = 64  # rows whose full-vocabulary distribution exists at a time
+_LISTS, _ARRAYS = ("prompt_ids", "completion_ids", "mask", "log_probs"), ("items", "chain", "cut", "given", "gap")
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class Rollouts:
         chain: (rows,) int64 tokens that were drawn for each chain, its delimiter included; 0 in direct mode.
         cut: (rows,) bool; whether the chain had to be cut.
         given: (rows,) int64 codes that the answer was given to begin with; `mask` and `log_probs` treat them as drawn.
+        gap: (rows,) how far another engine's log-probabilities of a chain are from these; NaN where none gave any.
     """
 
     prompt_ids: list[list[int]]
@@ -99,6 +100,7 @@ class Rollouts:
     chain: np.ndarray
     cut: np.ndarray
     given: np.ndarray
+    gap: np.ndarray
 
     def __len__(self) -> int:
         return len(self.completion_ids)
@@ -169,6 +171,7 @@ def roll_out(
     pad_id: int,
     noise: np.ndarray | None = None,
     given: Sequence[Sequence[int]] | None = None,
+    writer: ChainWriter | None = None,
 ) -> Rollouts:
     """Write completions.
 
@@ -181,6 +184,7 @@ def roll_out(
         pad_id: Token to pad with.
         noise: (prompts, generations, max_chain + longest answer) uniform numbers; not needed if greedy.
         given: Tokens of the codes that every answer to each prompt begins with, of a policy `with_tree`.
+        writer: Another engine that writes the chains; this sampler if none is given.
 
     Returns:
         prompts × generations rows.
@@ -199,7 +203,11 @@ def roll_out(
         chunk = [list(prompt) for prompt in prompts[begin : begin + sampler.batch]]
         part = None if uniform is None else uniform[begin : begin + sampler.batch]
         known = [()] * len(chunk) if given is None else given[begin : begin + sampler.batch]
-        parts.append(_roll_out_batch(model, answers, chunk, sampler, eos_ids, pad_id, part, known))
+        elsewhere = None
+        if writer is not None and sampler.max_chain:
+            decides = None if part is None else part[..., : sampler.max_chain].cpu().numpy()
+            elsewhere = writer.write(chunk, sampler, stop_ids=[*eos_ids, answers.begin_id], noise=decides)
+        parts.append(_roll_out_batch(model, answers, chunk, sampler, eos_ids, pad_id, part, known, elsewhere))
     rollouts = Rollouts.join(parts)
     if not all(np.isfinite(row).all() for row in rollouts.log_probs):  # infinite logits leave no distribution
         raise FloatingPointError("a log-probability of the rollouts is not finite")
@@ -283,15 +291,23 @@ def _roll_out_batch(
     pad_id: int,
     uniform: Tensor | None,
     given: Sequence[Sequence[int]],
+    elsewhere: Written | None,
 ) -> Rollouts:
-    device, shape = model.device, (len(prompts), sampler.generations)
-    state = _start(model, prompts, sampler, pad_id, answers.longest)
+    steps: list[Step] = []
+    gap = np.full(len(prompts) * sampler.generations, np.nan)
+    if elsewhere is None:
+        state = _start(model, prompts, sampler, pad_id, answers.longest)
+    else:  # a lane for each, one below the other
+        state, chain, cut, gap = read_chains(model, answers, prompts, elsewhere, sampler, eos_ids, pad_id, steps)
+        uniform = None if uniform is None else uniform.flatten(0, 1)[:, None]
+    device, shape = model.device, state.position.shape
     if any(given):
         rows_given = [torch.tensor(codes, dtype=torch.int64) for codes in given]
         state.given = pad_sequence(rows_given, batch_first=True, padding_value=-1).to(device)
-    steps: list[Step] = []
-    chain, cut = torch.zeros(shape, dtype=torch.int64, device=device), torch.zeros(shape, dtype=torch.bool)
-    if sampler.max_chain:
+        state.given = state.given.repeat_interleave(shape[0] // len(prompts), 0)
+    if not sampler.max_chain:
+        chain, cut = torch.zeros(shape, dtype=torch.int64, device=device), torch.zeros(shape, dtype=torch.bool)
+    elif elsewhere is None:
         chain, cut = _write_chains(state, answers.begin_id, sampler, eos_ids, uniform, steps)
     item = answers.write(state, sampler, uniform, steps)
     end = torch.full(shape, eos_ids[0], device=device)
@@ -309,6 +325,7 @@ def _roll_out_batch(
         chain=chain.flatten().cpu().numpy(),
         cut=cut.flatten().cpu().numpy(),
         given=np.repeat([len(codes) for codes in given], sampler.generations),
+        gap=gap,
     )
 
 

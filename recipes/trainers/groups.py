@@ -161,4 +161,6 @@ def telemetry(
     if rollouts.chain.any():
         result["rollouts/chain_length"] = float(rollouts.chain.mean())
         result["rollouts/chain_cut"] = float(rollouts.cut.mean())
+    if not np.isnan(rollouts.gap).all():
+        result["rollouts/engine_gap"] = float(np.nanmean(rollouts.gap))
     return result

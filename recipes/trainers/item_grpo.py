@@ -37,12 +37,13 @@ from reasonrec.recipes.policies.loading import causal_lm
 from reasonrec.recipes.trainers.advantages import by_token, permuted_rows, with_given
 from reasonrec.recipes.trainers.algorithms import Algorithm
 from reasonrec.recipes.trainers.best import keep_best
+from reasonrec.recipes.trainers.chain_engines import chain_writer
 from reasonrec.recipes.trainers.divergence import from_all
 from reasonrec.recipes.trainers.groups import Pool, alive, choose, hinted, telemetry
 from reasonrec.recipes.trainers.item_sft import ItemSFTTrainer, save_weights
 from reasonrec.recipes.trainers.quick import QuickTrainer
 from reasonrec.recipes.trainers.refresh import KeepFresh
-from reasonrec.recipes.trainers.scoring import Scorer
+from reasonrec.recipes.trainers.scoring import Scorer, stand_in
 from reasonrec.recipes.trainers.sequence_ratio import SequenceRatio
 from reasonrec.tokenizers.errors import UserError
 
@@ -57,6 +58,7 @@ class RolloutSettings:
     Attributes:
         rounds: Rollout budget: at most so many times the prompts that are trained on.
         max_chain: Longest chain; 0 is direct mode.
+        chain_engine: What writes chains: `own` for the sampler, or another engine (`chain_engines`).
         close_ids: What ends a chain.
         batch: Prompts rolled out at a time; it decides memory, not results.
         patience: Stop after so many probes without a better one; 0 for never.
@@ -68,6 +70,7 @@ class RolloutSettings:
 
     rounds: int = 3
     max_chain: int = 0
+    chain_engine: str = "own"
     close_ids: tuple[int, ...] = ()
     batch: int = 64
     patience: int = 0
@@ -142,7 +145,7 @@ class ItemGRPOTrainer(QuickTrainer, SequenceRatio, GRPOTrainer):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*rollout_func.*")
             super().__init__(
-                reward_funcs=[_named(name) for name in scorer.rewards.names],
+                reward_funcs=[stand_in(name) for name in scorer.rewards.names],
                 train_dataset=HfDataset.from_dict({"prompt": [""] * steps}),
                 rollout_func=self._replay,
                 **kwargs,
@@ -157,6 +160,7 @@ class ItemGRPOTrainer(QuickTrainer, SequenceRatio, GRPOTrainer):
             lm = self.accelerator.unwrap_model(policy)
             install(lm, self._policy.answers, temperature=args.temperature, answers_only=True)
 
+        self._chain_writer = chain_writer(settings.chain_engine, self)
         self._keep_fresh = KeepFresh(self._policy)
         self.add_callback(self._keep_fresh)
 
@@ -202,6 +206,8 @@ class ItemGRPOTrainer(QuickTrainer, SequenceRatio, GRPOTrainer):
         pools: list[Pool] = []
         living = 0
         with self._sampling():
+            if self._chain_writer is not None:
+                self._chain_writer.update(self.state.global_step)
             for candidates in block.reshape(self._rounds, wanted):
                 other = permuted_rows(wanted, 1, args.seed + cycle) if wanted > 1 else None
                 targets = None if other is None else candidates[other][mine]
@@ -275,6 +281,7 @@ class ItemGRPOTrainer(QuickTrainer, SequenceRatio, GRPOTrainer):
                     self.args.seed, self._cycle, numbers, size, sampler.max_chain + scorer.policy.answers.longest
                 ),
                 given=given,
+                writer=self._chain_writer,
             )
             others = None if permuted is None else permuted.repeat(size)
             return Pool(numbers, rollouts, scorer(model, rollouts, self._prompts, numbers.repeat(size), others))
@@ -384,13 +391,3 @@ class ItemGRPOTrainer(QuickTrainer, SequenceRatio, GRPOTrainer):
         self.model.train(training)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-def _named(name: str) -> Callable[..., list[float]]:
-    """Stands for a reward in TRL's logs; the rewards themselves were called before."""
-
-    def scored_before(**_: Any) -> list[float]:
-        raise AssertionError("rewards are computed with the rollouts")
-
-    scored_before.__name__ = name
-    return scored_before

@@ -118,7 +118,7 @@ _GRPO = {
         "vllm_max_model_length vllm_tensor_parallel_size vllm_importance_sampling_correction "
         "vllm_importance_sampling_mode vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min "
         "vllm_importance_sampling_cap",
-        "rollouts are drawn inside the training process, code by code from the item trie, without vLLM",
+        "codes are drawn inside the training process, from the item trie; chain_engine: vllm has it write the chains",
     ),
     **_all("chat_template_kwargs", "prompts are written as in the training that model comes from"),
     "reward_weights": "rewards has them: {name: weight, …}",

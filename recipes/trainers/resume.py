@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -32,6 +33,22 @@ INDECISIVE = {"overwrite", "report_to", "run_name", "disable_tqdm", "logging_ste
 SHARES = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # So may these: another machine computes in something else, on another device. What trains is float32 everywhere.
 HARDWARE = {"precision", "bf16", "fp16", "use_cpu"}
+
+
+def train_in(out: Path, args: Any) -> Path:
+    """Let a trainer keep its checkpoints and logs where an interrupted run is looked for.
+
+    Args:
+        out: Folder of the finished artefact.
+        args: TRL's arguments; changed in place.
+
+    Returns:
+        The folder it works in.
+    """
+    work = resume_folder(out)
+    args.output_dir = str(work)
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / LOGS)  # else a folder named after this machine
+    return work
 
 
 def stage_config(stage: Any, args: Any, out: Path) -> dict[str, Any]:

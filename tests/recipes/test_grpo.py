@@ -221,6 +221,7 @@ def test_rewards_that_look_ahead_under_the_ratio_of_whole_completions(starts, ti
         ({"rewards": {"rsvr": 0}}, "nothing is rewarded"),
         ({"max_step": 3}, "unknown key 'max_step'; did you mean 'max_steps'"),
         ({"algorithm_options": {"bonus_k": 9}}, "k=9 with 4 rollouts"),
+        ({"chain_engine": "generate"}, "writes chains, and mode=direct has none: set mode=reasoning"),
         ({"min_history": 50}, "lower min_history"),
         ({"model": "nowhere"}, "nowhere is no artefact"),
     ],
@@ -235,3 +236,18 @@ def test_mistakes_end_with_one_line(starts, tmp_path, change, message, monkeypat
     assert last.startswith("error: ")
     assert re.search(message, last), last
     assert not (tmp_path / "grpo").exists()
+
+
+def test_another_engine_writes_the_chains_in_two_processes(starts, tmp_path):
+    """As one process whose sampler writes them."""
+    options = {**SGD, "mode": "reasoning", "max_chain": 5, "max_steps": 2, "keep": "last", "valid_rows": 0}
+    launch("grpo", tmp_path, config(starts["lora"], tmp_path / "one", **options))
+    options |= {"chain_engine": "generate", "per_device_train_batch_size": 8}
+    done = launch("grpo", tmp_path, config(starts["lora"], tmp_path / "two", **options), launcher=TORCHRUN)
+    assert "2 process(es)" in done.stdout
+    assert read_manifest(tmp_path / "two").config["chain_engine"] == "generate"
+    one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
+    assert [entry.pop("rollouts/engine_gap") for entry in two] == pytest.approx([0, 0], abs=1e-4)
+    for a, b in zip(one, two, strict=True):
+        for name in a.keys() - {"epoch"}:
+            assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-5), name

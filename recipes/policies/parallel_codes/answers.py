@@ -197,7 +197,7 @@ class SetAnswers(Answers):
         """
         sets, shape = self.sets, lanes.position.shape
         chosen = torch.full((shape.numel(), sets.depth), -1, device=lanes.position.device)
-        order = self.orders[torch.arange(shape[1], device=chosen.device) % len(self.orders)].repeat(shape[0], 1)
+        order = self.orders[lanes.number.flatten() % len(self.orders)]
         active = torch.ones(shape, dtype=torch.bool, device=chosen.device)
         for place in range(sets.depth):
             logits = code_logits(lanes.model, lanes.hidden, self.vocabulary)[..., : sets.n_columns].flatten(0, 1)

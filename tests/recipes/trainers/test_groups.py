@@ -17,7 +17,7 @@ def pool(totals, hits, items, masks, levels=None, permuted=None) -> Pool:
     rows = len(totals)
     rollouts = Rollouts(
         [[1]] * rows, [[2, 3]] * rows, masks, [[0.0, 0.0]] * rows, np.array(items), np.zeros(rows, np.int64),
-        np.zeros(rows, bool), np.zeros(rows, np.int64),
+        np.zeros(rows, bool), np.zeros(rows, np.int64), np.full(rows, np.nan),
     )  # fmt: skip
     scores = Scores(
         np.array(totals, float)[:, None],

@@ -143,6 +143,7 @@ def test_only_what_is_meant_to_be_is_overridden(passing):
         "_algorithm",
         "_policy",
         "_keep_fresh",
+        "_chain_writer",
         "_losses",
         "_skipped",
         "_whole",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from reasonrec.recipes.decoding.generate_chains import GenerateWriter
 from reasonrec.recipes.decoding.sample import Sampler, noise, roll_out
 from reasonrec.recipes.policies.base import install
 from reasonrec.recipes.policies.dual_head.answers import ITEM_BASE
@@ -227,15 +228,23 @@ def test_several_prompts_are_merged_as_probabilities(make_head):
         np.testing.assert_allclose(np.exp(found.scores[user, :6]), single[user, order], rtol=1e-3)
 
 
-def rolled(made, chain: int, generations: int = 3):
+def rolled(made, chain: int, generations: int = 3, writer=None):
     prompts = made.policy.prompts
     render = prompts.reasoning if chain else prompts.direct
     sampler = Sampler(generations, 0.7, chain, prompts.close_ids if chain else ())
     return roll_out(
         made.base, made.policy.answers, [render(h) for h in HISTORIES], sampler,
         eos_ids=[made.policy.eos_id], pad_id=made.policy.pad_id,
-        noise=noise(0, 0, [0, 1, 2], generations, chain + 1),
+        noise=noise(0, 0, [0, 1, 2], generations, chain + 1), writer=writer,
     )  # fmt: skip
+
+
+def test_behind_chains_of_another_engine_the_best_item_is_the_same(make_head):
+    made = make_head("lora")
+    expected, found = rolled(made, 5), rolled(made, 5, writer=GenerateWriter(made.base, made.policy.pad_id))
+    assert found.completion_ids == expected.completion_ids
+    for ours, theirs in zip(found.log_probs, expected.log_probs, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize("chain", [0, 5])

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 import torch
 
+from reasonrec.recipes.decoding.generate_chains import GenerateWriter
 from reasonrec.recipes.decoding.sample import Rollouts, Sampler, noise, roll_out
 from reasonrec.recipes.policies.base import install
 from reasonrec.tokenizers.errors import UserError
@@ -59,13 +60,27 @@ def test_supervised_codes_are_scored_by_whole_codebooks_and_with_the_category(ma
     assert policy.measured()["category_loss"] > 0
 
 
-def draw(made, generations: int = 6, **how) -> Rollouts:
+def draw(made, generations: int = 6, writer=None, **how) -> Rollouts:
     policy, sampler = made.policy, Sampler(generations, temperature=0.7, **how)
-    prompts = [policy.prompts.direct(history) for history in ([0, 3], [5])]
+    render = policy.prompts.reasoning if sampler.max_chain else policy.prompts.direct
     return roll_out(
-        made.model, policy.answers, prompts, sampler, eos_ids=[policy.eos_id], pad_id=policy.pad_id,
-        noise=noise(0, 0, range(2), generations, 3),
+        made.model, policy.answers, [render(history) for history in ([0, 3], [5])], sampler,
+        eos_ids=[policy.eos_id], pad_id=policy.pad_id, noise=noise(0, 0, range(2), generations, sampler.max_chain + 3),
+        writer=writer,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("options", LAWS)
+def test_behind_chains_of_another_engine_answers_are_the_same(make_sets, options):
+    """The lanes of a prompt take the orders in turn wherever they stand."""
+    made = make_sets(**options)
+    how = {"max_chain": 4, "close_ids": made.policy.prompts.close_ids}
+    expected = draw(made, **how)
+    found = draw(made, writer=GenerateWriter(made.model, made.policy.pad_id), **how)
+    assert found.completion_ids == expected.completion_ids
+    assert found.items.tolist() == expected.items.tolist()
+    for ours, theirs in zip(found.log_probs, expected.log_probs, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize("options", LAWS)
