@@ -33,6 +33,34 @@ sys.argv.pop(0)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 Stage = Callable[..., subprocess.CompletedProcess[str]]
+HANGS = 600  # seconds behind which processes wait for each other, and for ever
+
+
+@pytest.fixture(scope="session")
+def torchrun() -> Stage:
+    """A function that runs a script in several processes of one launch, two unless told otherwise."""
+
+    def launch(
+        *command: str | Path, processes: int = 2, check: bool = True, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        process = subprocess.Popen(
+            [*launcher, *map(str, command)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # so that it is killed with its children
+            env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", **environment},
+        )
+        try:
+            out, error = process.communicate(timeout=HANGS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        assert not check or process.returncode == 0, out[-2000:] + error[-9000:]
+        return subprocess.CompletedProcess(launcher, process.returncode, out, error)
+
+    return launch
 
 
 @pytest.fixture(scope="session")

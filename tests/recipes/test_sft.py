@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -275,27 +273,8 @@ for flags in json.loads(Path(sys.argv[1]).read_text()):
 '''
 
 
-def torchrun(*command: str | Path) -> str:
-    """Launch two processes; a hanging one takes its children with it."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = subprocess.Popen(
-        [*launcher, *map(str, command)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, error = process.communicate(timeout=180)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    assert process.returncode == 0, error
-    return out
-
-
 def test_two_processes_agree_with_one(
-    sft_flags: list[str], lora_flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sft_flags: list[str], lora_flags: list[str], torchrun: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """float32, no dropout, SGD: the same examples per step give the same losses and weights.
 
@@ -313,7 +292,7 @@ def test_two_processes_agree_with_one(
     lora = [*sft_flags, *lora_flags, size, "4", "--num_train_epochs", "0.25", "--output_dir", str(tmp_path / "lora")]
     (tmp_path / "flags.json").write_text(json.dumps([full, [*lora, "--report_to", "none"]]))
     (tmp_path / "worker.py").write_text(WORKER)
-    printed = torchrun(tmp_path / "worker.py", tmp_path / "flags.json")
+    printed = torchrun(tmp_path / "worker.py", tmp_path / "flags.json").stdout
     for name in ("two", "lora"):
         assert same_bits(*(load_file(tmp_path / f"{name}-{rank}.start") for rank in (0, 1)))
         assert printed.count(f"{tmp_path / name} holds the") == 1, "one process saves"

@@ -7,10 +7,9 @@ Two CPU processes read `configs/accelerate/fsdp2.yaml` as a launch does. Acceler
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -82,30 +81,25 @@ def launched(configuration: Path) -> dict[str, str]:
     return prepare_multi_gpu_env(args)
 
 
-def sharded(folder: Path, *stages: tuple[str, list[str]], processes: int = 2, dies_at: int = 0) -> str:
-    """Run stages on shards, to their end or to an update; returns what they printed."""
-    (folder / "worker.py").write_text(WORKER)
-    (folder / "stages.json").write_text(json.dumps(stages))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    process = subprocess.Popen(
-        [*launcher, str(folder / "worker.py"), str(folder / "stages.json")],
-        env={
-            **launched(ROOT / "recipes/configs/accelerate/fsdp2.yaml"),
-            "ACCELERATE_USE_CPU": "1",
-            "DIES_AT": str(dies_at),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, error = process.communicate(timeout=300)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    assert (process.returncode != 0) == (dies_at > 0), error[-9000:]
-    return out
+Sharded = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def sharded(torchrun: Callable[..., subprocess.CompletedProcess[str]]) -> Sharded:
+    """A function that runs stages on shards, to their end or to an update; returns what they printed."""
+
+    def launch(folder: Path, *stages: tuple[str, list[str]], processes: int = 2, dies_at: int = 0) -> str:
+        (folder / "worker.py").write_text(WORKER)
+        (folder / "stages.json").write_text(json.dumps(stages))
+        environment = launched(ROOT / "recipes/configs/accelerate/fsdp2.yaml")
+        done = torchrun(
+            folder / "worker.py", folder / "stages.json", processes=processes, check=not dies_at,
+            **(environment | {"ACCELERATE_USE_CPU": "1", "DIES_AT": str(dies_at)}),
+        )  # fmt: skip
+        assert (done.returncode != 0) == (dies_at > 0)
+        return done.stdout
+
+    return launch
 
 
 SIZE = "--per_device_train_batch_size"
@@ -131,7 +125,7 @@ def flags(sft_flags: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def two(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(flags: list[str], sharded: Sharded, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Supervised trainings by all methods, and a reinforced one, in two processes."""
     folder = tmp_path_factory.mktemp("two")
     made = [
@@ -186,7 +180,7 @@ def test_grpo_rolls_out_on_whole_weights(two: Path, tmp_path: Path, monkeypatch:
 
 
 def test_another_number_of_processes_goes_on_from_a_checkpoint(
-    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flags: list[str], sharded: Sharded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """AdamW: without its moments the first update would be a whole learning rate in every weight."""
     flags = [*flags, *COMMON, "--method", "lora", "--learning_rate", "1e-2"]

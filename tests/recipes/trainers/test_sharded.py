@@ -7,9 +7,7 @@ here.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -86,13 +84,11 @@ dist.destroy_process_group()
 '''
 
 
-def test_losses_and_gradients_are_those_of_one_process(tiny_base: Path, tmp_path: Path) -> None:
+def test_losses_and_gradients_are_those_of_one_process(
+    tiny_base: Path, torchrun: Callable[..., object], tmp_path: Path
+) -> None:
     (tmp_path / "worker.py").write_text(WORKER)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(tmp_path / "worker.py"), str(tiny_base), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    torchrun(tmp_path / "worker.py", tiny_base, tmp_path, PYTHONPATH=str(Path(__file__).parent))
     for rank in (0, 1):
         said = json.loads((tmp_path / f"said-{rank}.json").read_text())
         assert said.keys() == {"full", "lora", "qlora"}

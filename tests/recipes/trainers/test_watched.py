@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -349,13 +346,9 @@ state.destroy_process_group()  # else gloo's threads may outlive the interpreter
 '''
 
 
-def test_all_processes_stop_together(tmp_path):
+def test_all_processes_stop_together(torchrun, tmp_path):
     (tmp_path / "worker.py").write_text(WORKER)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(tmp_path / "worker.py"), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    torchrun(tmp_path / "worker.py", tmp_path, PYTHONPATH=str(Path(__file__).parent))
     said = [(tmp_path / f"said-{rank}").read_text().splitlines() for rank in (0, 1)]
     assert said[0] == said[1]
     loss, gradient, mistake = said[0]
