@@ -7,7 +7,6 @@ accelerate launch recipes/grow_catalogue.py --index runs/demo/index --add_items 
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,9 @@ from reasonrec.tokenizers.artefact import read_manifest, staged
 from reasonrec.tokenizers.catalogue import SCHEMA, Catalogue
 from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.grow import Placed, grow_embeddings, grown_index, place_items
+from reasonrec.tokenizers.grow import Placed, add_embeddings, grown_index, place_items
 from reasonrec.tokenizers.index import (
+    EMBEDDINGS_FILE,
     MADE_BY,
     QUANTIZER_FILE,
     ItemIndex,
@@ -166,11 +166,11 @@ def main() -> None:
     )
     about: dict[str, Any] = {"config": recorded(config, out), "overwrite": config.overwrite}
     about["inputs"] = {"dataset": catalogue.dataset, "parent": parent.hash}
+    about["shared"] = {Path(config.index) / name: parent.files[name] for name in (QUANTIZER_FILE, EMBEDDINGS_FILE)}
     with staged(out, kind="catalogue", **about) as (folder, facts):
         facts.update(grown.save(folder), n_items=grown.n_items)
         facts[MADE_BY] = made_by | {"embedding_model": place(made_by["embedding_model"], out)}
-        shutil.copyfile(Path(config.index) / QUANTIZER_FILE, folder / QUANTIZER_FILE)
-        grow_embeddings(Path(config.index), folder, vectors)
+        add_embeddings(Path(config.index), folder, vectors)
     if items.height:
         say(f"{items.height:,} items added; {placed}")
     say(f"{out} holds {grown.n_items:,} items, {len(grown.retired):,} of them retired")
