@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from reasonrec.data_gen.filters import check_unique_items
 from reasonrec.data_gen.readers.base import COLUMNS, DESCRIPTION_LENGTH, ITEM_TABLE
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
@@ -100,9 +101,7 @@ def new_items(config: GrowConfig, catalogue: Catalogue) -> pl.DataFrame:
         max_description_chars=config.max_description_chars,
     )
     new = table.filter(~pl.col("item_id").is_in(catalogue.item_ids)).with_columns(train_count=pl.lit(0, pl.Int32))
-    if new["item_id"].is_duplicated().any():
-        twice = new.filter(pl.col("item_id").is_duplicated())["item_id"][0]
-        raise UserError(f"{config.add_items}: the item {shown(twice)} stands in several rows: leave one of them")
+    check_unique_items(new, config.add_items)
     if known := table.height - new.height:
         say(f"{known:,} of {table.height:,} items are in the catalogue already and stay as they are")
     return new.select(list(SCHEMA))

@@ -135,7 +135,7 @@ def test_bad_input(indexed: Path, tiny_index: Path, refused_by: Callable[..., st
     (tmp_path / "gone.txt").write_text("nobody\n")
     words = {
         "nothing is to change: set add_items, retire, or both": (),
-        "the item 'new-0' stands in several rows": ("--add_items", str(tmp_path / "twice.csv")),
+        "1 item ids stand in several rows, e.g. 'new-0' (2 times)": ("--add_items", str(tmp_path / "twice.csv")),
         "1 of 1 ids are not in the catalogue, the first is 'nobody'": ("--retire", str(tmp_path / "gone.txt")),
         "cannot be read (": ("--retire", str(tmp_path / "none.txt")),
     }
