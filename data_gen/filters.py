@@ -135,14 +135,6 @@ def check_unique_items(items: pl.DataFrame, where: str) -> None:
         )
 
 
-def rated(log: pl.DataFrame, min_rating: float | None) -> tuple[pl.DataFrame, list[dict[str, Any]], dict[str, int]]:
-    """Keep the interactions rated at least so much: they, what the filter did, and how many rows are dropped why."""
-    if min_rating is None:
-        return log, [], {}
-    kept, missing = log.filter(pl.col("rating") >= min_rating), log["rating"].null_count()
-    return kept, *rating_facts(count_log(log), count_log(kept), missing, min_rating)
-
-
 def rating_facts(
     before: dict[str, int], after: dict[str, int], missing: int, min_rating: float
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:

@@ -7,7 +7,6 @@ accelerate launch recipes/grow_catalogue.py --index runs/demo/index --add_items 
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from reasonrec.data_gen.filters import check_unique_items
 from reasonrec.data_gen.readers.base import COLUMNS, DESCRIPTION_LENGTH, ITEM_TABLE
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
@@ -25,8 +25,9 @@ from reasonrec.tokenizers.artefact import read_manifest, staged
 from reasonrec.tokenizers.catalogue import SCHEMA, Catalogue
 from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.grow import Placed, grow_embeddings, grown_index, place_items
+from reasonrec.tokenizers.grow import Placed, add_embeddings, grown_index, place_items
 from reasonrec.tokenizers.index import (
+    EMBEDDINGS_FILE,
     MADE_BY,
     QUANTIZER_FILE,
     ItemIndex,
@@ -100,9 +101,7 @@ def new_items(config: GrowConfig, catalogue: Catalogue) -> pl.DataFrame:
         max_description_chars=config.max_description_chars,
     )
     new = table.filter(~pl.col("item_id").is_in(catalogue.item_ids)).with_columns(train_count=pl.lit(0, pl.Int32))
-    if new["item_id"].is_duplicated().any():
-        twice = new.filter(pl.col("item_id").is_duplicated())["item_id"][0]
-        raise UserError(f"{config.add_items}: the item {shown(twice)} stands in several rows: leave one of them")
+    check_unique_items(new, config.add_items)
     if known := table.height - new.height:
         say(f"{known:,} of {table.height:,} items are in the catalogue already and stay as they are")
     return new.select(list(SCHEMA))
@@ -166,11 +165,11 @@ def main() -> None:
     )
     about: dict[str, Any] = {"config": recorded(config, out), "overwrite": config.overwrite}
     about["inputs"] = {"dataset": catalogue.dataset, "parent": parent.hash}
+    about["shared"] = {Path(config.index) / name: parent.files[name] for name in (QUANTIZER_FILE, EMBEDDINGS_FILE)}
     with staged(out, kind="catalogue", **about) as (folder, facts):
         facts.update(grown.save(folder), n_items=grown.n_items)
         facts[MADE_BY] = made_by | {"embedding_model": place(made_by["embedding_model"], out)}
-        shutil.copyfile(Path(config.index) / QUANTIZER_FILE, folder / QUANTIZER_FILE)
-        grow_embeddings(Path(config.index), folder, vectors)
+        add_embeddings(Path(config.index), folder, vectors)
     if items.height:
         say(f"{items.height:,} items added; {placed}")
     say(f"{out} holds {grown.n_items:,} items, {len(grown.retired):,} of them retired")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -53,9 +55,20 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _hash_files(folder: Path) -> dict[str, str]:
+def _hash_files(folder: Path, known: Mapping[str, str]) -> dict[str, str]:
     found = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name.as_posix(): file_hash(path) for name, path in found.items() if is_content(name)}
+    names = {name.as_posix(): path for name, path in found.items() if is_content(name)}
+    return {name: known.get(name) or file_hash(path) for name, path in names.items()}
+
+
+def _share(source: Path, target: Path) -> bool:
+    """Give a file a second name, or copy it where that cannot be; returns whether both names are one file."""
+    try:
+        os.link(source.resolve(), target)  # of a link to a file, the file
+    except OSError:  # another file system, one without hard links, or a file of somebody else
+        shutil.copyfile(source, target)
+        return False
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -83,6 +96,7 @@ def staged(
     seed: int = 0,
     inputs: Mapping[str, str] | None = None,
     overwrite: bool = False,
+    shared: Mapping[Path, str] | None = None,
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Build an artefact in `<out>.partial/`, write its manifest, and rename it to `<out>/`.
 
@@ -95,9 +109,12 @@ def staged(
         seed: Seed of the stage.
         inputs: Name to content hash of every input artefact.
         overwrite: Move an existing `out` to `<out>.old` (replacing an older one) instead of refusing.
+        shared: Files that this artefact has unchanged, under their names, with the SHA-256 that `read_manifest` found
+            them to have. They are linked where the file system can (one file then lies in both folders, and outlives
+            either), so neither copied nor hashed again, and copied where not. Nobody may write to them.
 
     Yields:
-        The partial folder, empty but for its marker, and a dictionary for the facts to put into the manifest.
+        The partial folder, with its marker and what is shared, and a dictionary for facts to put into the manifest.
 
     Raises:
         UserError: If `claim_output` refuses, the disk is full, or a file is missing or of no use in this kind.
@@ -109,9 +126,10 @@ def staged(
     try:
         with disk_full_is_clear(out):
             start_folder(work)
+            known = {path.name: sha for path, sha in (shared or {}).items() if _share(path, work / path.name)}
             yield work, facts
-            _readable(work)
-            write_manifest(work, kind=kind, config=config, seed=seed, inputs=inputs, facts=facts)
+            _readable(work, known)
+            write_manifest(work, kind=kind, config=config, seed=seed, inputs=inputs, facts=facts, known=known)
         _put_in_place(out)
     finally:
         if mine:
@@ -157,11 +175,11 @@ def _put_in_place(out: Path) -> None:
     finish_output(out)
 
 
-def _readable(folder: Path) -> None:
-    """Give every file the mode of an ordinary new one: safetensors makes its files private."""
+def _readable(folder: Path, known: Mapping[str, str]) -> None:
+    """Give every new file the mode of an ordinary one: safetensors makes its files private."""
     mode = (folder / MARKER).stat().st_mode
     for path in folder.rglob("*"):
-        if path.is_file():
+        if path.is_file() and path.relative_to(folder).as_posix() not in known:
             path.chmod(mode)
 
 
@@ -173,13 +191,14 @@ def write_manifest(
     seed: int = 0,
     inputs: Mapping[str, str] | None = None,
     facts: Mapping[str, Any] | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """Hash the files of `folder` and write its manifest.
+    """Hash the files of `folder`, but for those whose SHA-256 is `known` by name, and write its manifest.
 
     Raises:
         UserError: If a file is missing or of no use in this kind.
     """
-    files = _hash_files(folder)
+    files = _hash_files(folder, known or {})
     check_names(folder, kind, files)
     manifest = Manifest(kind, plain(config), seed, plain(inputs or {}), files, plain(facts or {}), kit_version())
     manifest.hash_again()

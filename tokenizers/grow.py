@@ -9,7 +9,6 @@ a group that has used up the last codes.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.index import EMBEDDINGS_FILE, ItemIndex, row_keys
+from reasonrec.tokenizers.index import ADDED_FILE, ItemIndex, added_embeddings, row_keys
 
 WIDTH = 64  # tuples that are looked at for an item, the nearest first; doubled for one that finds none of them free
 BLOCK = 128  # items at a time
-_COPIED = 1 << 24  # bytes at a time
 
 
 @dataclass(frozen=True)
@@ -179,36 +178,18 @@ def grown_index(index: ItemIndex, codes: NDArray[np.int32]) -> ItemIndex:
     return grown
 
 
-def grow_embeddings(parent: Path, folder: Path, new: NDArray[np.float32]) -> None:
-    """Write the embeddings of an index with more rows behind them; they are copied, not read into memory.
-
-    The file has safetensors' layout: the length of the header in 8 bytes, the header in JSON, and the tensors.
+def add_embeddings(parent: Path, folder: Path, new: NDArray[np.float32]) -> None:
+    """Write the embeddings of the items behind those of the index, whose own file a grown catalogue shares.
 
     Args:
         parent: Folder of the index, or of a catalogue that grew from one.
         folder: The new artefact's (partial) folder.
         new: (new, dim) of the items that come.
     """
-    with (parent / EMBEDDINGS_FILE).open("rb") as old, (folder / EMBEDDINGS_FILE).open("wb") as grown:
-        tensors = json.loads(old.read(int.from_bytes(old.read(8), "little")))
-        data, place = old.tell(), 0
-        kept = sorted((about["data_offsets"], name) for name, about in tensors.items() if name != "__metadata__")
-        for (begin, end), name in kept:
-            size = end - begin
-            if name == "embeddings":
-                tensors[name]["shape"][0] += len(new)
-                size += new.nbytes
-            tensors[name]["data_offsets"] = [place, place + size]
-            place += size
-        header = json.dumps(tensors).encode()
-        header += b" " * (-len(header) % 8)
-        grown.write(len(header).to_bytes(8, "little") + header)
-        for (begin, end), name in kept:
-            old.seek(data + begin)
-            for start in range(begin, end, _COPIED):
-                grown.write(old.read(min(_COPIED, end - start)))
-            if name == "embeddings":
-                grown.write(np.ascontiguousarray(new, dtype="<f4").data)
+    before = added_embeddings(parent)
+    added = new if before is None else np.concatenate([before, new])
+    if len(added):
+        save_file({"embeddings": np.ascontiguousarray(added, dtype=np.float32)}, folder / ADDED_FILE)
 
 
 def check_grown(old: ItemIndex, new: ItemIndex, what: str) -> None:

@@ -27,6 +27,7 @@ INDEX_FILE = "index.safetensors"
 QUANTIZER_FILE = "quantizer.safetensors"
 MADE_BY = "made_by"  # the fact of a catalogue that grew: the configuration of the index that it began as
 EMBEDDINGS_FILE = "embeddings.safetensors"
+ADDED_FILE = "added.safetensors"  # embeddings of the items that a catalogue has behind those of its index
 REMEDY = "run recipes/index_items.py on this dataset again (with --overwrite)"
 _AGAIN = "index the items again"
 _TOKEN = re.compile(r"<\|?([a-z]+)_(\d+)\|?>")
@@ -250,12 +251,19 @@ def load_codewords(path: str | Path, depth: int) -> list[np.ndarray]:
 
 
 def load_embeddings(path: str | Path) -> np.ndarray:
-    """The item embeddings of an index artefact, float32 (items, dim).
+    """The item embeddings of an index, or of a catalogue that grew from one, float32 (items, dim).
 
     Raises:
         UserError: If the index was imported and has none.
     """
-    return load_file(_needed(Path(path) / EMBEDDINGS_FILE))["embeddings"]
+    first = load_file(_needed(Path(path) / EMBEDDINGS_FILE))["embeddings"]
+    return first if (added := added_embeddings(path)) is None else np.concatenate([first, added])
+
+
+def added_embeddings(path: str | Path) -> np.ndarray | None:
+    """Those of a grown catalogue that are not in the file of its index, float32 (added, dim); None if all are."""
+    file = Path(path) / ADDED_FILE
+    return load_file(file)["embeddings"] if file.is_file() else None
 
 
 def embedding_size(path: str | Path) -> int:

@@ -50,7 +50,10 @@ class Files:
 KINDS = {
     "dataset": Files(("items.parquet", "users.parquet", "train.parquet", "valid.parquet", "test.parquet")),
     "index": Files(("index.safetensors",), ("embeddings.safetensors", "quantizer.safetensors", "health.json")),
-    "catalogue": Files(("catalogue.parquet", "index.safetensors", "quantizer.safetensors", "embeddings.safetensors")),
+    "catalogue": Files(
+        ("catalogue.parquet", "index.safetensors", "quantizer.safetensors", "embeddings.safetensors"),
+        ("added.safetensors",),
+    ),
     "traces": Files(("train.parquet", "valid.parquet"), ("report.json",)),
     "adapter": Files(
         ("adapter_config.json", "adapter_model.safetensors", "catalogue.parquet"),

@@ -5,6 +5,7 @@ The format: https://recbole.io/docs/user_guide/data/atomic_files.html
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -43,7 +44,7 @@ def read_types(file: LineFile) -> dict[str, str]:
     return {name: kind for name, _, kind in named}
 
 
-def _read(file: LineFile, types: dict[str, str], mapped: dict[str, str]) -> pl.DataFrame:
+def _read(file: LineFile, types: dict[str, str], mapped: dict[str, str]) -> Iterator[pl.DataFrame]:
     places = {name: place for place, name in enumerate(types)}
     return file.fields({ours: places[theirs] for ours, theirs in mapped.items()}, len(types), "\t", skip=1)
 

@@ -78,8 +78,8 @@ class LineFile:
     first_bad: tuple[int, str] | None = None
     rejected: dict[int, str] = field(default_factory=dict)
 
-    def records(self, row: Row, schema: Mapping[str, Any], *, literal: bool = False) -> pl.DataFrame:
-        """Read lines of JSON.
+    def records(self, row: Row, schema: Mapping[str, Any], *, literal: bool = False) -> Iterator[pl.DataFrame]:
+        """Read lines of JSON, block by block.
 
         Args:
             row: Takes the values of `schema` from a record, or None where it is not needed; what it raises makes the
@@ -87,33 +87,34 @@ class LineFile:
             schema: Names and types of the columns.
             literal: A line may be a Python literal instead, which is parsed, never run.
 
-        Returns:
-            The columns, and the line that each row stands in (`LINE`).
+        Yields:
+            The columns, and the line that each row stands in (`LINE`); a frame without rows at first.
         """
         typed = {LINE: pl.Int64, **schema}
-        frames = [pl.DataFrame(schema=typed)]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # odd backslashes in a description are no news
-            for first, block in self._blocks():
-                found = []
-                for at, line in enumerate(block.split(b"\n")[:-1], first):
-                    if not line.strip():
-                        self.blank += 1
-                        continue
-                    self.rows += 1
-                    try:
-                        record = _parse(line.decode(), literal)
-                        if not isinstance(record, dict):
-                            raise ValueError("no record in braces")
-                        values = row(record)
-                    except _WRONG as error:
-                        self._refuse([at], f"no {error}" if isinstance(error, KeyError) else str(error))
-                    else:
-                        if values is not None:
-                            found.append((at, *values))
-                frames.append(pl.DataFrame(found, schema=typed, orient="row"))
-                self._give_up()
-        return pl.concat(frames)
+        yield pl.DataFrame(schema=typed)
+        for first, block in self._blocks():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)  # odd backslashes in a description are no news
+                found = list(self._values(first, block, row, literal))
+            yield pl.DataFrame(found, schema=typed, orient="row")
+            self._give_up()
+
+    def _values(self, first: int, block: bytes, row: Row, literal: bool) -> Iterator[tuple[Any, ...]]:
+        for at, line in enumerate(block.split(b"\n")[:-1], first):
+            if not line.strip():
+                self.blank += 1
+                continue
+            self.rows += 1
+            try:
+                record = _parse(line.decode(), literal)
+                if not isinstance(record, dict):
+                    raise ValueError("no record in braces")
+                values = row(record)
+            except _WRONG as error:
+                self._refuse([at], f"no {error}" if isinstance(error, KeyError) else str(error))
+            else:
+                if values is not None:
+                    yield at, *values
 
     def header(self) -> str:
         """The first line.
@@ -152,8 +153,8 @@ class LineFile:
 
     def fields(
         self, wanted: Mapping[str, int], of: int, separator: str, *, encoding: str = "utf-8", skip: int = 0
-    ) -> pl.DataFrame:
-        """Read some fields of each line, as text.
+    ) -> Iterator[pl.DataFrame]:
+        """Read some fields of each line, as text, block by block.
 
         Args:
             wanted: Our names, and the fields' numbers from 0.
@@ -162,17 +163,16 @@ class LineFile:
             encoding: How the text is encoded.
             skip: Lines at the beginning that are no rows.
 
-        Returns:
-            The columns, and the line that each row stands in (`LINE`).
+        Yields:
+            The columns, and the line that each row stands in (`LINE`); a frame without rows at first.
         """
-        frames = [pl.DataFrame(schema={LINE: pl.Int64, **dict.fromkeys(wanted, pl.String)})]
+        yield pl.DataFrame(schema={LINE: pl.Int64, **dict.fromkeys(wanted, pl.String)})
         for block in self.lines(encoding=encoding, skip=skip):
             whole = block["text"].str.count_matches(separator, literal=True) == of - 1
             rows = self.refuse(block, ~whole, f"not {of} fields with {separator!r} between them")
             cut = rows["text"].str.split(separator)
             picked = {name: cut.list.get(place) for name, place in wanted.items()}
-            frames.append(rows.select(LINE).with_columns(**picked))
-        return pl.concat(frames)
+            yield rows.select(LINE).with_columns(**picked)
 
     def refuse(self, frame: pl.DataFrame, wrong: pl.Series, why: str) -> pl.DataFrame:
         """Count rows that cannot be read, and return the others."""

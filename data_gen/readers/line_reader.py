@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ from typing import Any
 import polars as pl
 
 from reasonrec.data_gen.clean import clean_items, clean_text
-from reasonrec.data_gen.filters import rated
+from reasonrec.data_gen.coded_log import CodedLog
+from reasonrec.data_gen.filters import Tally, rating_facts
+from reasonrec.data_gen.frames import Frames
 from reasonrec.data_gen.interaction_log import InteractionLog
 from reasonrec.data_gen.readers.base import DESCRIPTION_LENGTH, FOLDER, MAX_BAD_LINES, WITH_REVIEWS, LogReader
 from reasonrec.data_gen.readers.csv_reader import LINE
 from reasonrec.data_gen.readers.line_files import LineFile, Row
 from reasonrec.data_gen.readers.tables import MAX_REVIEW_CHARS
-from reasonrec.data_gen.readers.timestamps import parse_timestamps
+from reasonrec.data_gen.readers.timestamps import TimesSeen
 from reasonrec.data_gen.schema import ITEM_TEXT
 from reasonrec.data_gen.values import as_text
 from reasonrec.tokenizers.errors import UserError
@@ -28,13 +30,14 @@ _FIRST, _LAST = 10**11, 42 * 10**11
 
 
 def interactions(
-    file: LineFile, frame: pl.DataFrame, min_rating: float | None = None
-) -> tuple[pl.DataFrame, list[dict[str, Any]], dict[str, Any]]:
-    """Check ids, times and ratings of what was read from a file.
+    file: LineFile, blocks: Iterable[pl.DataFrame], min_rating: float | None = None
+) -> tuple[CodedLog, list[dict[str, Any]], dict[str, Any]]:
+    """Check ids, times and ratings of what was read from a file, with a block of it in memory.
 
     Args:
         file: The file.
-        frame: `LINE`, `user_id`, `item_id`, `timestamp` (numbers or text), and possibly `rating` and `review`.
+        blocks: `LINE`, `user_id`, `item_id`, `timestamp` (numbers or text), and possibly `rating` and `review`; one
+            at least, which may have no row.
         min_rating: Keep rows rated at least this; rows without a rating are not.
 
     Returns:
@@ -43,6 +46,40 @@ def interactions(
     Raises:
         UserError: If too many lines cannot be read, a bad id, time or rating among the reasons.
     """
+    log, untimed, seen = CodedLog(), Frames(), TimesSeen()
+    for block in blocks:
+        frame = _checked(file, block)
+        seen.add(frame["timestamp"])
+        untimed.append(log.encode(frame))
+    # How a column of times is read, whether any of them is none, and why, follows from all of it.
+    wrong = [times.why for frame in untimed if (times := seen.read(frame["timestamp"])).wrong is not None]
+    why = next(filter(None, wrong), "")
+    before, missing, late, kind = Tally(log), 0, _Late(), ""
+    for frame in untimed:
+        times = seen.read(frame["timestamp"])
+        frame, kind = frame.with_columns(timestamp=times.values), times.kind
+        if wrong:
+            outside = ~times.values.is_between(_FIRST, _LAST).fill_null(False)
+            frame = file.refuse(frame, outside, f"timestamp: {why or 'no time between 1973 and 2103'}")
+        late.add(frame["timestamp"])
+        if min_rating is not None:
+            missing += before.add(frame)["rating"].null_count()
+            frame = frame.filter(pl.col("rating") >= min_rating)
+        if "review" in frame.columns:
+            texts = [clean_text(text, MAX_REVIEW_CHARS) for text in frame["review"].to_list()]
+            frame = frame.with_columns(review=pl.Series(texts, dtype=pl.String))
+        log.append(frame.drop(LINE))
+    if "no dates" not in kind:
+        late.warn(file.path)
+    facts: list[dict[str, Any]] = []
+    dropped: dict[str, int] = {}
+    if min_rating is not None:
+        facts, dropped = rating_facts(before.counts(), log.counts(), missing, min_rating)
+    return log, facts, {**file.finish(log.frames.height, dropped), "timestamps": kind}
+
+
+def _checked(file: LineFile, frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows of a block that have ids, and a rating that is a number or none."""
     for name in ("user_id", "item_id"):
         frame = frame.with_columns(as_text(frame[name]))
         frame = file.refuse(frame, frame[name].is_null(), f"no {name}")
@@ -51,39 +88,37 @@ def interactions(
         ratings = raw.cast(pl.Float64, strict=False)
         wrong = raw.is_not_null() & ~ratings.is_finite().fill_null(False)
         frame = file.refuse(frame.with_columns(rating=ratings), wrong, "a rating that is no number")
-    times = parse_timestamps(frame["timestamp"])
-    frame = frame.with_columns(timestamp=times.values)
-    if times.wrong is not None:
-        outside = ~times.values.is_between(_FIRST, _LAST).fill_null(False)
-        frame = file.refuse(frame, outside, f"timestamp: {times.why or 'no time between 1973 and 2103'}")
-    if "no dates" not in times.kind:
-        _warn_of_the_future(file.path, frame)
-    kept, facts, dropped = rated(frame, min_rating)
-    read = file.finish(kept.height, dropped)
-    if "review" in kept.columns:
-        texts = [clean_text(text, MAX_REVIEW_CHARS) for text in kept["review"].to_list()]
-        kept = kept.with_columns(review=pl.Series(texts, dtype=pl.String))
-    return kept.drop(LINE), facts, {**read, "timestamps": times.kind}
+    return frame
 
 
-def _warn_of_the_future(path: Path, frame: pl.DataFrame) -> None:
-    now = dt.datetime.now(dt.UTC).timestamp() * 1000
-    late = frame["timestamp"].filter(frame["timestamp"] > now)
-    if len(late):
-        last = dt.datetime.fromtimestamp(int(late.max()) / 1000, dt.UTC)  # type: ignore[arg-type]
-        warnings.warn(
-            f"{path}: {len(late):,} interactions lie in the future, the last at {last:%Y-%m-%d}; they are kept",
-            stacklevel=2,
-        )
+class _Late:
+    """Times that have not come yet."""
+
+    def __init__(self) -> None:
+        self._now, self._count, self._last = dt.datetime.now(dt.UTC).timestamp() * 1000, 0, 0
+
+    def add(self, times: pl.Series) -> None:
+        late = times.filter(times > self._now)
+        if len(late):
+            self._count, self._last = self._count + len(late), max(self._last, int(late.max()))  # type: ignore[arg-type]
+
+    def warn(self, path: Path) -> None:
+        if self._count:
+            last = dt.datetime.fromtimestamp(self._last / 1000, dt.UTC)
+            warnings.warn(
+                f"{path}: {self._count:,} interactions lie in the future, the last at {last:%Y-%m-%d}; they are kept",
+                stacklevel=3,
+            )
 
 
-def one_row_each(file: LineFile, frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Any]]:
+def one_row_each(file: LineFile, blocks: Iterable[pl.DataFrame]) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Keep one row of each item, the first that has a title; and what was read.
 
     Args:
         file: The file.
-        frame: `LINE`, `item_id`, `title`, and other columns.
+        blocks: `LINE`, `item_id`, `title`, and other columns.
     """
+    frame = pl.concat(blocks)
     frame = frame.with_columns(as_text(frame["item_id"]), title=pl.col("title").fill_null("").str.strip_chars())
     frame = file.refuse(frame, frame["item_id"].is_null(), "no item_id")
     kept = frame.sort(pl.col("title") == "", maintain_order=True).unique("item_id", keep="first", maintain_order=True)
@@ -179,7 +214,10 @@ class RecordReader(LineReader):
         columns = {**schema, "review": pl.String} if self.with_reviews else schema
         found = interaction_file.records(values, columns, literal=literal)
         log, facts, read = interactions(interaction_file, found, min_rating)
-        row, texts = item(set(log["item_id"].unique().to_list())), dict.fromkeys(("item_id", *ITEM_TEXT), pl.String)
+        row, texts = (
+            item(set(log.items.words(log.items.present()).to_list())),
+            dict.fromkeys(("item_id", *ITEM_TEXT), pl.String),
+        )
         items, items_read = one_row_each(item_file, item_file.records(row, texts, literal=literal))
         return InteractionLog(
             name,

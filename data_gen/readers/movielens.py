@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -167,30 +168,27 @@ def read_movielens(reader: MovieLensFolder) -> InteractionLog:
         raise UserError(f"path={folder} holds none of these pairs of files: {choices}; unpack GroupLens' ZIP there")
     rows, movies = (LineFile(folder / name, table, reader.max_bad_lines)
                     for name, table in zip(kinds[kind], ("interactions", "items"), strict=True))  # fmt: skip
+    texts: Iterable[pl.DataFrame]
     if kind == "100K":
         found = rows.fields(_RATING, 4, "\t")
         flags = {genre: 5 + place for place, genre in enumerate(GENRES)}
         texts = movies.fields({"item_id": 0, "title": 1} | flags, 5 + len(flags), "|", encoding="latin-1")
-        texts = texts.with_columns(
-            category=pl.concat_str(
-                (pl.when(pl.col(genre) == "1").then(pl.lit(genre)) for genre in GENRES),
-                separator="|",
-                ignore_nulls=True,
-            )
-        )
+        names = [pl.when(pl.col(genre) == "1").then(pl.lit(genre)) for genre in GENRES]
+        category = pl.concat_str(names, separator="|", ignore_nulls=True)
+        texts = (block.with_columns(category=category) for block in texts)
     elif kind == "csv":
         found, texts = _read_csv(rows, _CSV["ratings"]), _read_csv(movies, _CSV["movies"])
     else:
         found = rows.fields(_RATING, 4, "::")
         texts = movies.fields(_MOVIE, 3, "::", encoding=_encoding(movies.path))
     log, facts, read = interactions(rows, found, reader.min_rating)
-    texts, items_read = one_row_each(movies, texts)
-    genres = texts["category"].replace(NO_GENRE, "").str.replace_all("|", ", ", literal=True)
-    texts = texts.with_columns(category=genres, title=pl.Series([movie_title(title) for title in texts["title"]]))
+    items, items_read = one_row_each(movies, texts)
+    genres = items["category"].replace(NO_GENRE, "").str.replace_all("|", ", ", literal=True)
+    items = items.with_columns(category=genres, title=pl.Series([movie_title(title) for title in items["title"]]))
     return InteractionLog(
         f"MovieLens, {folder.resolve().name}",
         log,
-        clean_items(texts, max_description_chars=0),
+        clean_items(items, max_description_chars=0),
         movies.path.name,
         files={"interactions": rows.path, "items": movies.path},
         filters=facts,
@@ -201,15 +199,15 @@ def read_movielens(reader: MovieLensFolder) -> InteractionLog:
     )
 
 
-def _read_csv(file: LineFile, columns: dict[str, str]) -> pl.DataFrame:
-    """Columns of a CSV file, all of whose records are whole."""
+def _read_csv(file: LineFile, columns: dict[str, str]) -> Iterator[pl.DataFrame]:
+    """Columns of a CSV file, all of whose records are whole, block by block."""
     table = CsvFile(file.path, ",", '"', trusted=True)
     lacking = [name for name in columns.values() if name not in table.columns]
     if lacking:
         raise UserError(f"{file.path} lacks the columns {', '.join(lacking)}: it is not GroupLens' file")
-    frame = table.read(list(columns.values()))
+    for frame in table.blocks(list(columns.values())):
+        yield frame.rename({theirs: ours for ours, theirs in columns.items()})
     file.rows, file.blank = table.rows, table.blank
-    return frame.rename({theirs: ours for ours, theirs in columns.items()})
 
 
 def _encoding(path: Path) -> str:

@@ -1,9 +1,11 @@
 """How long `prepare` takes, and how much memory, for logs of a few sizes.
 
 python tests/benchmarks/preparing.py --rows 2000000 20000000
+python tests/benchmarks/preparing.py --source atomic --rows 2000000 8000000    # or amazon, movielens
 
 Draws a log of invented interactions (items by Zipf's law, seeded) and its item table as CSV files, and runs the stage
-in a process of its own, whose peak memory is read. RecBole's loader reads the smallest log beside it, with the same
+in a process of its own, whose peak memory is read. With --source the same log is written as a public data set is, and
+read as one. RecBole's loader reads the smallest log beside it, with the same
 filter, where it runs (1.2.1 needs an older NumPy than this kit). Both run one after the other on this machine; what
 else runs there slows both.
 """
@@ -54,6 +56,34 @@ def draw(folder: Path, rows: int, n_items: int, seed: int) -> tuple[Path, Path]:
     return log, table
 
 
+def published(log: Path, items: Path, source: str) -> Path:
+    """The folder of the same log in the files of a public data set, every rating a 5."""
+    folder = log.parent / f"{source}_{log.stem}"
+    if folder.is_dir():
+        return folder
+    part = folder.with_suffix(".part")
+    part.mkdir(exist_ok=True)
+    rows, titles = pl.scan_csv(log), pl.scan_csv(items)
+    if source == "atomic":
+        kinds = {"user_id": "token", "item_id": "token", "timestamp": "float", "title": "token_seq"}
+        for table, name in ((rows, "drawn.inter"), (titles, "drawn.item")):
+            names = {name: f"{name}:{kinds[name]}" for name in table.collect_schema()}
+            table.rename(names).sink_csv(part / name, separator="\t")
+    elif source == "movielens":
+        rows.select(userId="user_id", movieId="item_id", rating=pl.lit("5.0"), timestamp="timestamp").sink_csv(
+            part / "ratings.csv"
+        )
+        titles.select(movieId="item_id", title="title", genres=pl.lit("Drama")).sink_csv(part / "movies.csv")
+    else:
+        rows.select(
+            "user_id", pl.lit(5.0).alias("rating"), parent_asin="item_id", timestamp=pl.col("timestamp") * 1000,
+            text=pl.lit("as described"),
+        ).sink_ndjson(part / "drawn.jsonl")  # fmt: skip
+        titles.select("title", parent_asin="item_id").sink_ndjson(part / "meta_drawn.jsonl")
+    part.rename(folder)
+    return folder
+
+
 def measured(command: list[str]) -> dict[str, float]:
     """Run a command: seconds, seconds of CPU (which other work lengthens less), and GB of peak memory."""
     # A process of its own that runs nothing else, for the system adds up all children.
@@ -100,6 +130,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[2_000_000])
     parser.add_argument("--items", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--source", default="tables", choices=["tables", "amazon", "atomic", "movielens"])
     parser.add_argument("--work", type=Path, default=Path("runs/bench/preparing"))
     parser.add_argument("--out", type=Path, default=Path("runs/bench/preparing.json"))
     options = parser.parse_args()
@@ -115,9 +146,13 @@ def main() -> None:
     for rows in sorted(options.rows):
         log, items = draw(options.work, rows, options.items, options.seed)
         told = {
-            "source": "tables", "interactions": str(log), "items": str(items), "user_k": "5", "item_k": "5",
-            "mask_history": "true", "output_dir": str(options.work / f"dataset_{rows}"), "overwrite": "true",
+            "source": options.source, "user_k": "5", "item_k": "5", "mask_history": "true",
+            "output_dir": str(options.work / f"dataset_{rows}"), "overwrite": "true",
         }  # fmt: skip
+        if options.source == "tables":
+            told |= {"interactions": str(log), "items": str(items)}
+        else:
+            told["path"] = str(published(log, items, options.source))
         flags = [word for name, value in told.items() for word in (f"--{name}", value)]
         results[f"{rows}"] = report(f"{rows:,} rows", measured([sys.executable, str(STAGE), *flags]))
     first, last = (results[f"{rows}"] for rows in (min(options.rows), max(options.rows)))

@@ -18,7 +18,7 @@ from reasonrec.recipes.recommender import Recommender
 from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.catalogue import Catalogue
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.index import ItemIndex, load_embeddings, load_quantizer
+from reasonrec.tokenizers.index import EMBEDDINGS_FILE, ItemIndex, load_embeddings, load_quantizer
 
 LAMPS = [
     {"item_id": f"new-{n}", "title": f"{kind} lamp", "category": "lamps"} for n, kind in enumerate(("oak", "glass"))
@@ -72,6 +72,7 @@ def test_new_items_stand_behind_the_old_ones(
     vectors = load_embeddings(out)
     assert vectors.shape == (old.n_items + 2, load_embeddings(indexed).shape[1])
     assert np.linalg.norm(vectors[-2:], axis=1) == pytest.approx(1, abs=1e-5)
+    assert (out / EMBEDDINGS_FILE).samefile(indexed / EMBEDDINGS_FILE), "nothing of the index is copied"
 
     # It grows again, and shrinks, with an encoder that is found from where it lies.
     (tmp_path / "gone.txt").write_text(f"new-0\n\n  {old.item_ids[3]}\n")
@@ -79,6 +80,7 @@ def test_new_items_stand_behind_the_old_ones(
                  "--retire", str(tmp_path / "gone.txt"))  # fmt: skip
     later = Catalogue.load(again, read_manifest(again).facts)
     assert later.retired.tolist() == [3, old.n_items]
+    np.testing.assert_array_equal(load_embeddings(again)[:-1], vectors)
     assert later.codes.codes[-1, :2].tolist() == grown.codes.codes[old.n_items, :2].tolist()  # equal text, equal place
     assert old.grown_to(later, "later").trained == old.n_items
     assert "2 of them retired" in capsys.readouterr().out
@@ -133,7 +135,7 @@ def test_bad_input(indexed: Path, tiny_index: Path, refused_by: Callable[..., st
     (tmp_path / "gone.txt").write_text("nobody\n")
     words = {
         "nothing is to change: set add_items, retire, or both": (),
-        "the item 'new-0' stands in several rows": ("--add_items", str(tmp_path / "twice.csv")),
+        "1 item ids stand in several rows, e.g. 'new-0' (2 times)": ("--add_items", str(tmp_path / "twice.csv")),
         "1 of 1 ids are not in the catalogue, the first is 'nobody'": ("--retire", str(tmp_path / "gone.txt")),
         "cannot be read (": ("--retire", str(tmp_path / "none.txt")),
     }

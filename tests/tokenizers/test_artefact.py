@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import resource
@@ -19,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from reasonrec.tokenizers import artefact
 from reasonrec.tokenizers.artefact import (
     check_input,
     kit_version,
@@ -149,6 +151,45 @@ def test_a_loader_notices_every_change(tmp_path: Path) -> None:
     (out / "a.txt").unlink()
     with pytest.raises(UserError, match=r"a\.txt is missing: run the stage that made .*data again"):
         read_manifest(out)
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_an_artefact_shares_files_of_another(linked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make(tmp_path / "first")
+    if not linked:
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EXDEV, "another file system")
+
+        monkeypatch.setattr(os, "link", refuse)
+    hashed: list[str] = []
+    take = artefact.file_hash
+    monkeypatch.setattr(artefact, "file_hash", lambda path: hashed.append(path.name) or take(path))
+    old, new = tmp_path / "first" / "a.txt", tmp_path / "second" / "a.txt"
+    with staged(tmp_path / "second", kind="notes", config={}, shared={old: first.files["a.txt"]}) as (folder, _):
+        assert (folder / "a.txt").read_text() == "one"
+        (folder / "more.txt").write_text("more")
+    assert hashed == (["more.txt"] if linked else ["a.txt", "more.txt"])  # a copy may have gone wrong
+    assert new.samefile(old) == linked
+    assert read_manifest(tmp_path / "second").files["a.txt"] == first.files["a.txt"]
+    # Each stands for itself: it can go, be copied, and is checked on its own.
+    shutil.copytree(tmp_path / "second", tmp_path / "third")
+    shutil.rmtree(tmp_path / "first")
+    assert read_manifest(tmp_path / "second").hash == read_manifest(tmp_path / "third").hash
+    new.write_text("two")
+    read_manifest(tmp_path / "third")
+    with pytest.raises(UserError, match=r"second.a\.txt was changed"):
+        read_manifest(tmp_path / "second")
+
+
+def test_what_changed_since_it_was_verified_is_found_later(tmp_path: Path) -> None:
+    first = make(tmp_path / "first")
+    (tmp_path / "first" / "a.txt").write_text("two")
+    shared = {tmp_path / "first" / "a.txt": first.files["a.txt"]}
+    with staged(tmp_path / "second", kind="notes", config={}, shared=shared):
+        pass
+    with pytest.raises(UserError, match=r"second.a\.txt was changed"):
+        read_manifest(tmp_path / "second")
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"kind": "notes"}', '{"kind": "x", "config": {}, "seed": 0, "odd": 1}'])

@@ -1,5 +1,6 @@
 """New items in an old index."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonrec.tokenizers import grow
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.grow import check_grown, grow_embeddings, grown_index, nearest_tuples, place_items
+from reasonrec.tokenizers.grow import add_embeddings, check_grown, grown_index, nearest_tuples, place_items
 from reasonrec.tokenizers.index import (
+    EMBEDDINGS_FILE,
     ItemIndex,
     build_index,
     embedding_size,
@@ -83,8 +84,7 @@ def test_a_grown_index_keeps_what_it_had_and_stays_free_of_prefixes(data: st.Dat
     assert trie.n_items == n + new
 
 
-def test_embeddings_are_copied_with_the_new_ones_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grow, "_COPIED", 7)
+def test_embeddings_of_new_items_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     old, new = (random.normal(size=(n, 3)).astype(np.float32) for n in (5, 2))
     says = Said(*(random.normal(size=shape).astype(np.float32) for shape in ((3, 2), (2,))))
@@ -93,10 +93,11 @@ def test_embeddings_are_copied_with_the_new_ones_behind(tmp_path: Path, monkeypa
         for one in (parent, folder, again):
             one.mkdir()
         save_embeddings(parent, old, kept)
-        grow_embeddings(parent, folder, new)
-        grow_embeddings(folder, again, new[:0])
-        for one in (folder, again):
-            np.testing.assert_array_equal(load_embeddings(one), np.concatenate([old, new]))
+        for before, after, rows in ((parent, folder, new[:1]), (folder, again, new[1:])):
+            shutil.copyfile(before / EMBEDDINGS_FILE, after / EMBEDDINGS_FILE)
+            add_embeddings(before, after, rows)
+        for one, rows in ((folder, new[:1]), (again, new)):
+            np.testing.assert_array_equal(load_embeddings(one), np.concatenate([old, rows]))
             assert embedding_size(one) == 3
             found = load_says(one)
             if kept is None:

@@ -42,7 +42,7 @@ def test_2014_with_literals_in_gzip(tmp_path: Path) -> None:
     write(tmp_path / "meta_Toys.json.gz", [repr(product) for product in OLD_PRODUCTS])
     log = AmazonReader(path=str(tmp_path), with_reviews=True, with_prices=True).read_log()
     assert log.name == "Amazon, Toys"
-    assert log.interactions.rows() == [
+    assert log.interactions.frame().rows() == [
         ("U1", "B1", 5.0, 1_400_000_000_000, "It's good"),
         ("U1", "B2", 2.0, 1_400_086_400_000, "no"),
         ("U2", "B1", 4.0, 1_400_000_000_000, ""),
@@ -58,7 +58,7 @@ def test_2018_with_products_twice_and_pieces_of_pages(tmp_path: Path) -> None:
     write(tmp_path / "Toys_5.json", reviews(OLD))
     write(tmp_path / "meta_Toys.json", [json.dumps(product) for product in PRODUCTS])
     log = AmazonReader(path=str(tmp_path), min_rating=4).read_log()
-    assert log.interactions["rating"].to_list() == [5, 4]
+    assert log.interactions.frame()["rating"].to_list() == [5, 4]
     assert log.items.rows() == [("B1", "Lamp", "Warm light", "Home, Light", "Oak")]
     everything = AmazonReader(path=str(tmp_path)).read_log()
     assert everything.items.rows()[1] == ("B2", "", "flat", "", "")
@@ -72,8 +72,8 @@ def test_2023_as_the_hub_lays_it_out(tmp_path: Path) -> None:
                 {"parent_asin": "B2", "title": "Pan", "store": None, "price": None}]  # fmt: skip
     write(tmp_path / "raw/meta_categories/meta_Toys.jsonl", [json.dumps(product) for product in products])
     log = AmazonReader(path=str(tmp_path), with_prices=True).read_log()
-    assert log.interactions["timestamp"].to_list()[0] == 1_400_000_000_000
-    assert log.interactions.columns == ["user_id", "item_id", "rating", "timestamp"]
+    assert log.interactions.frame()["timestamp"].to_list()[0] == 1_400_000_000_000
+    assert log.interactions.frame().columns == ["user_id", "item_id", "rating", "timestamp"]
     assert log.items.rows() == [("B1", "Lamp", "dims", "Home", "Oak"), ("B2", "Pan", "", "", "")]
 
 
@@ -99,7 +99,7 @@ def test_a_broken_line_is_refused_or_counted(tmp_path: Path, line: str, why: str
     with pytest.raises(UserError, match=rf"1 of 4 lines cannot be read.*the first is line 3 \(.*{why}"):
         AmazonReader(path=str(tmp_path)).read_log()
     log = AmazonReader(path=str(tmp_path), max_bad_lines=0.3).read_log()
-    assert log.interactions.height == 3
+    assert log.interactions.frame().height == 3
     assert log.read[0]["blank_lines"] == 1
 
 
@@ -117,7 +117,7 @@ def test_a_file_without_a_good_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="3 of 3 lines cannot be read"):
         AmazonReader(path=str(tmp_path)).read_log()
     log = AmazonReader(path=str(tmp_path), max_bad_lines=1).read_log()
-    assert log.interactions.height == 0
+    assert log.interactions.frame().height == 0
     write(tmp_path / "Toys.json", ["?"] * 2000)
     with pytest.raises(UserError, match="none so far was good"):
         AmazonReader(path=str(tmp_path)).read_log()
@@ -128,7 +128,7 @@ def test_half_characters_latin_1_and_a_cut_archive(tmp_path: Path) -> None:
     write(tmp_path / "Toys.json", lines)
     write(tmp_path / "meta_Toys.json", [json.dumps(product) for product in OLD_PRODUCTS])
     log = AmazonReader(path=str(tmp_path)).read_log()
-    assert log.interactions["user_id"][0] == "U?"
+    assert log.interactions.frame()["user_id"][0] == "U?"
     assert log.items["item_id"].to_list() == ["B1", "B2"]
     (tmp_path / "Toys.json").write_bytes("\n".join(lines).encode() + '\n{"reviewerID": "é"}'.encode("latin-1"))
     with pytest.raises(UserError, match=r"line 4 \('utf-8' codec"):
@@ -143,7 +143,7 @@ def test_the_future_is_kept_and_said(tmp_path: Path) -> None:
     write(tmp_path / "Toys.json", [line.replace("1400000000", "4100000000") for line in reviews(OLD)])
     write(tmp_path / "meta_Toys.json", [json.dumps(product) for product in OLD_PRODUCTS])
     with pytest.warns(UserWarning, match="2 interactions lie in the future, the last at 2099-12-03"):
-        assert AmazonReader(path=str(tmp_path)).read_log().interactions.height == 3
+        assert AmazonReader(path=str(tmp_path)).read_log().interactions.frame().height == 3
 
 
 def test_which_files_are_meant(tmp_path: Path) -> None:

@@ -24,17 +24,17 @@ def folder(tmp_path: Path) -> Path:
 def test_both_files(folder: Path) -> None:
     log = AtomicReader(path=str(folder), item_columns={"brand": "maker"}).read_log()
     assert log.name == "shop"
-    rows = log.interactions.select("user_id", "item_id", "rating", "timestamp").rows()
+    rows = log.interactions.frame().select("user_id", "item_id", "rating", "timestamp").rows()
     assert rows == [("u1", "a", 4.0, 1_400_000_000_000), ("u1", "b", 2.0, 1_400_000_100_000)]
     assert log.items.rows() == [("a", 'The "big" lamp', "", "Home, Light", "Oak"), ("b", "Pan", "", "Home", "")]
-    assert AtomicReader(path=str(folder), min_rating=3).read_log().interactions["item_id"].to_list() == ["a"]
+    assert AtomicReader(path=str(folder), min_rating=3).read_log().interactions.frame()["item_id"].to_list() == ["a"]
 
 
 def test_other_names(folder: Path) -> None:
     (folder / "shop.inter").write_text(INTER.replace("user_id", "uid").replace("timestamp", "time"))
     columns = {"user_id": "uid", "timestamp": "time"}
     log = AtomicReader(path=str(folder), interaction_columns=columns).read_log()
-    assert log.interactions["user_id"].to_list() == ["u1", "u1"]
+    assert log.interactions.frame()["user_id"].to_list() == ["u1", "u1"]
     with pytest.raises(UserError, match=r"has no column 'user_id'; set interaction_columns\.user_id"):
         AtomicReader(path=str(folder)).read_log()
 
@@ -66,5 +66,5 @@ def test_the_packaged_movielens() -> None:
     if find_spec("recbole") is None:
         pytest.skip("the package recbole is not installed")
     log = AtomicReader(path=str((package_folder("recbole") or Path()) / "dataset_example" / "ml-100k")).read_log()
-    assert (log.interactions.height, log.items.height) == (100_000, 1682)
+    assert (log.interactions.frame().height, log.items.height) == (100_000, 1682)
     assert log.items.row(0) == ("1", "Toy Story", "", "Animation, Children's, Comedy", "")

@@ -111,14 +111,14 @@ def hundred_thousand_folder(folder: Path) -> None:
 def test_every_folder_gives_the_same(write: Callable[[Path], None], tmp_path: Path) -> None:
     write(tmp_path)
     log = MovieLensFolder(path=str(tmp_path)).read_log()
-    rows = log.interactions.select("user_id", "item_id", "rating", "timestamp").rows()
+    rows = log.interactions.frame().select("user_id", "item_id", "rating", "timestamp").rows()
     assert rows == [(str(u), str(i), r, t * 1000) for u, i, r, t in RATINGS]
     assert log.items["title"].to_list() == ["Rosé, La (1996)", "The Cable Guy (1996)", "Heat (1995)"]
     assert log.items["category"].to_list() == ["Comedy, Drama", "", "Crime"]
     assert not log.ordered
     assert not log.redistributable
     liked = MovieLensFolder(path=str(tmp_path), min_rating=4).read_log()
-    assert liked.interactions["item_id"].to_list() == ["1", "3", "2"]
+    assert liked.interactions.frame()["item_id"].to_list() == ["1", "3", "2"]
     assert liked.read[0]["rows"] == 4
     assert liked.read[0]["dropped"]["rated lower"] == 1
 
@@ -130,7 +130,7 @@ def test_broken_lines_are_counted_and_too_many_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"3 of 7 lines cannot be read.*the first is line 5 \(a rating that is no"):
         MovieLensFolder(path=str(tmp_path)).read_log()
     log = MovieLensFolder(path=str(tmp_path), max_bad_lines=0.5).read_log()
-    assert log.interactions.height == 4
+    assert log.interactions.frame().height == 4
     assert list(log.read[0]["dropped"].values()) == [3]
 
 

@@ -23,7 +23,7 @@ def folder_of(folder: Path, games: str = GAMES) -> str:
 
 def test_reviews_and_games(tmp_path: Path) -> None:
     log = SteamReader(path=folder_of(tmp_path), with_reviews=True).read_log()
-    assert log.interactions.rows() == [
+    assert log.interactions.frame().rows() == [
         ("Ann ★", "7", 1_513_468_800_000, "It's ok"),
         ("bob", "8", 1_513_555_200_000, ""),
     ]
@@ -35,4 +35,4 @@ def test_a_game_without_an_id(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 of 4 lines .*line 4 \(no 'id'\)"):
         SteamReader(path=folder_of(tmp_path, GAMES + "{u'title': u'?'}\n")).read_log()
     log = SteamReader(path=str(tmp_path), max_bad_lines=0.25).read_log()
-    assert log.interactions.columns == ["user_id", "item_id", "timestamp"]
+    assert log.interactions.frame().columns == ["user_id", "item_id", "timestamp"]

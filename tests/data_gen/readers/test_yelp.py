@@ -30,14 +30,14 @@ def folder_of(folder: Path, start: str = "yelp_academic_dataset_", broken: str =
 @pytest.mark.parametrize("start", ["yelp_academic_dataset_", ""])
 def test_reviews_and_businesses(tmp_path: Path, start: str) -> None:
     log = YelpReader(path=folder_of(tmp_path, start), with_reviews=True).read_log()
-    assert log.interactions.rows() == [
+    assert log.interactions.frame().rows() == [
         ("u", "b1", 5.0, 1_531_001_351_000, "Good soup"),
         ("u", "b2", 1.0, 1_531_008_001_000, ""),
     ]
     assert log.items.rows() == [("b1", "Soup & Co", "Tucson, AZ", "Food, Soup", ""), ("b2", "Nails", "PA", "", "")]
     assert not log.redistributable
     liked = YelpReader(path=str(tmp_path), min_rating=4).read_log()
-    assert liked.interactions.columns == ["user_id", "item_id", "rating", "timestamp"]
+    assert liked.interactions.frame().columns == ["user_id", "item_id", "rating", "timestamp"]
     assert liked.items["item_id"].to_list() == ["b1"]
 
 
