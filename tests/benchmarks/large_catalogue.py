@@ -2,6 +2,7 @@
 
 python tests/benchmarks/large_catalogue.py               # adding
 python tests/benchmarks/large_catalogue.py --index       # indexing as well
+python tests/benchmarks/large_catalogue.py --index --items 250000 500000 1000000    # each size; adding to the largest
 
 Vectors are drawn around centres (seeded), so no text is embedded. Adding is the whole stage but for that: checking
 hashes, reading, placing and writing, with codebooks of 3 x 256 that were learned from a sample. With --index the
@@ -152,9 +153,9 @@ def make(options: argparse.Namespace, clock: Clock) -> None:
 PARTS = {"making": make, "adding": add, "indexing": index, "faiss": faiss_level}
 
 
-def measured(part: str) -> dict[str, float]:
+def measured(part: str, items: int) -> dict[str, float]:
     """Run a part of this file in a process of its own, and say what it took."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--part", part]
+    command = [sys.executable, __file__, *sys.argv[1:], "--part", part, "--items", str(items)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     *lines, last = done.stdout.splitlines()
     for line in lines:
@@ -166,7 +167,7 @@ def measured(part: str) -> dict[str, float]:
 def main() -> None:
     """Make, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--items", type=int, nargs="+", default=[1_000_000])
     parser.add_argument("--new", type=int, default=1000)
     parser.add_argument("--index", action="store_true", help="index all items, too")
     parser.add_argument("--unique", default="disambiguate", choices=["disambiguate", "reassign"])
@@ -177,6 +178,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/bench/large_catalogue"))
     parser.add_argument("--out", type=Path, default=Path("runs/bench/large_catalogue.json"))
     options = parser.parse_args()
+    sizes, options.items = sorted(options.items), max(options.items)
+    options.work /= str(options.items)  # what was made for another size stays there
     if options.part:
         PARTS[options.part](options, clock := Clock())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
@@ -186,18 +189,20 @@ def main() -> None:
     machine = f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f} at the start"
     say(machine)
     results: dict[str, Any] = {"machine": machine}
-    for part in ["making", "adding", *(["indexing", "faiss"] if options.index else [])]:
+    parts = [(part, sizes[-1]) for part in ("making", "adding")]
+    parts += [(part, n) for n in sizes for part in ("indexing", "faiss") if options.index]
+    for part, n in parts:
         try:
-            found = results[part] = measured(part)
+            found = results[f"{part} {n}"] = measured(part, n)
         except subprocess.CalledProcessError:
-            say(f"{part} is left out: it did not run")
+            say(f"{part} {n:,} is left out: it did not run")
             continue
         within = [
             f"{name} {'within' if found[name] <= most else 'ABOVE'} {most:g}"
             for name, most in LIMITS.get(part, {}).items()
         ]
         say(
-            f"{part}: {found['seconds']:.1f} s, {found['cpu']:.1f} s of CPU, {found['peak_gb']:.2f} GB at most"
+            f"{part} {n:,}: {found['seconds']:.1f} s, {found['cpu']:.1f} s of CPU, {found['peak_gb']:.2f} GB at most"
             + "".join(f"; {words}" for words in within)
         )
     write_json(options.out, results)
