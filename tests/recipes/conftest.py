@@ -48,6 +48,27 @@ def killed_behind() -> Callable[..., None]:
     return launch
 
 
+@pytest.fixture(scope="session")
+def stage_on_two() -> Stage:
+    """A function that launches `recipes/<name>.py` with flags on two CPU processes and expects them to end well."""
+
+    def launch(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+        done = subprocess.run(
+            [*command, str(RECIPES / f"{name}.py"), *flags],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return done
+
+    return launch
+
+
 @pytest.fixture
 def refused_by(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -116,16 +115,14 @@ def test_the_batch_size_does_not_change_the_table(evaluate: Evaluate, report: tu
     assert timeless(by_1) == timeless(by_16) == timeless(by_64)
 
 
-def test_two_processes_share_the_cases(evaluate: Evaluate, flags: list[str], adapter: Path, tmp_path: Path) -> None:
+def test_two_processes_share_the_cases(
+    evaluate: Evaluate, flags: list[str], adapter: Path, stage_on_two, tmp_path: Path
+) -> None:
     """Lists, scores and chains to the last bit, of a last batch that is not full as well."""
     asked = ["--num_beams", "20", "--batch_size", "7", "--reasoning_models", str(adapter), "--chains", "2"]
     asked += ["--max_chain", "6", "--fuse", "true"]
     alone = evaluate(*asked, out="alone")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(Path(eval_ranking.__file__)), *flags, *asked, "--output_dir", str(tmp_path / "two")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    done = stage_on_two("eval_ranking", *flags, *asked, "--output_dir", str(tmp_path / "two"))
     assert done.stdout.count("two/report.html shows the same") == 1
     assert done.stdout.count("precision: fp32") == 2, "once for each model, said by one process"
     assert timeless(json.loads((tmp_path / "two" / "metrics.json").read_text())) == timeless(alone)
