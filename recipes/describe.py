@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,8 @@ from reasonrec.data_gen.reasoning.traces import Reply
 from reasonrec.data_gen.schema import Dataset, Tables, write_dataset
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import MAX_SEED, recorded
-from reasonrec.recipes.teachers import AskingConfig, build_llm
-from reasonrec.tokenizers.artefact import adopt, staged
+from reasonrec.recipes.teachers import AskingConfig, adopted, build_llm, is_idle
+from reasonrec.tokenizers.artefact import staged
 from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
@@ -58,8 +59,14 @@ class DescribeConfig(AskingConfig):
             )
 
 
-def build(config: DescribeConfig, dataset: Dataset, folder: Path) -> dict[str, Any]:
-    """Write the dataset with its new descriptions; its facts come back."""
+def build(config: DescribeConfig, dataset: Dataset, folder: Path | None) -> dict[str, Any]:
+    """Write the dataset with its new descriptions; its facts come back.
+
+    Args:
+        config: Configuration of the stage.
+        dataset: Whose items they are.
+        folder: Where to; None for a process that only helps the LLM write.
+    """
     from tqdm import tqdm
 
     texts = item_texts(dataset, config.max_reviews, config.seed)
@@ -75,7 +82,12 @@ def build(config: DescribeConfig, dataset: Dataset, folder: Path) -> dict[str, A
     if config.teacher != "extract" and asked:
         teacher = build_llm(config, config.teacher, Describer(config.max_description_chars))
         name = own_name(teacher.name)
-        replies = tqdm(teacher.write(asked), desc="describe", total=len(asked), unit="item", disable=None)
+        replies = tqdm(
+            teacher.write(asked), desc="describe", total=len(asked), unit="item", disable=None if folder else True
+        )
+    if folder is None:
+        deque(replies, maxlen=0)
+        return {}
     extract = Extractor(texts, config.max_description_chars)
     descriptions, counts = describe_items(texts, extract, replies)
     facts = {**dataset.facts, "descriptions": {"teacher": name, **counts}}
@@ -102,14 +114,17 @@ def summary(counts: dict[str, Any]) -> str:
 def main() -> None:
     """Run the stage."""
     (config,) = parse([DescribeConfig])
-    if not is_first_process():  # nothing here is training: one process does it
+    if is_idle(config.teacher):
         return
     out = claim_output(config.output_dir, overwrite=config.overwrite)
     start = time.perf_counter()
     dataset = Dataset.load(config.dataset)
     inputs = {"dataset": dataset.manifest.hash}
     about = {"kind": "dataset", "config": recorded(config, out), "seed": config.seed, "inputs": inputs}
-    if adopt(out, overwrite=config.overwrite, **about):
+    if adopted(config.teacher, out, overwrite=config.overwrite, **about):
+        return
+    if not is_first_process():
+        build(config, dataset, None)
         return
     with staged(out, overwrite=config.overwrite, **about) as (folder, facts):
         facts.update(build(config, dataset, folder))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reasonrec.data_gen.schema import Dataset
+from reasonrec.recipes.policies.sharing import this_launch
 from reasonrec.tokenizers.embed import locate_model
 from reasonrec.tokenizers.output import disk_full_is_clear, resume_folder
 from reasonrec.tokenizers.shards import Shards
@@ -27,10 +28,9 @@ def agreed(config: IndexConfig, *, go: bool = False) -> bool:
         return False
     if _processes() == 1:
         return go
-    from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    PartialState(timeout=timedelta(days=7))  # where others go on from more shards, one of them waits for long
+    this_launch(timedelta(days=7))  # where others go on from more shards, one of them waits for long
     (said,) = broadcast_object_list([go])
     return bool(said)
 
@@ -68,9 +68,7 @@ def shards_of(config: IndexConfig) -> Shards:
     folder, size = resume_folder(Path(config.output_dir)), _processes()
     if size == 1:
         return Shards(folder, about)
-    from accelerate import PartialState
-
-    state = PartialState()
+    state = this_launch()
     return Shards(folder, about, state.process_index, size, state.wait_for_everyone)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import MAX_SEED
 from reasonrec.recipes.loaded_model import LoadedModel
-from reasonrec.tokenizers.artefact import adopt, read_manifest
+from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
@@ -53,24 +53,29 @@ def main() -> None:
     from reasonrec.recipes.models.amended import about_amended, amended
     from reasonrec.recipes.models.card import add_experts
     from reasonrec.recipes.models.checkpoint import training_data
+    from reasonrec.recipes.policies.sharing import sharing, this_launch
     from reasonrec.recipes.rankers.experts import build_experts
     from reasonrec.recipes.rankers.pool import MODEL, Pool
     from reasonrec.recipes.rankers.pooled import Heard, sampled
+    from reasonrec.recipes.trainers.resume import adopted
 
-    if not is_first_process():  # what is trained here takes a minute
-        return
+    this_launch()
     out = claim_output(config.output_dir, overwrite=config.overwrite)
     start = read_manifest(config.model)
     if "pool" in start.facts:
         raise UserError(f"model={config.model} has experts already: give the one that they were added to")
     dataset = training_data(start, config.model, config.dataset)
     about = about_amended(config, start, dataset, out)
-    if adopt(out, overwrite=config.overwrite, **about):
+    if adopted(out, overwrite=config.overwrite, **about):
         return
+    # Each process trains the experts for itself, so that none waits for another's.
     experts = build_experts(config.experts, dataset, seed=config.seed)
     recommender = config.load(config.model)
     valid = sampled(dataset.rows("valid"), config.seed)
-    heard = Heard.of(recommender, experts, valid, batch_size=config.batch_size, progress=True)
+    with sharing():  # what the model reads
+        heard = Heard.of(recommender, experts, valid, batch_size=config.batch_size, progress=True)
+    if not is_first_process():
+        return
     pool = Pool(experts, heard.weights([MODEL, *experts]))
     found = {
         " + ".join(names): heard.losses(names, config.seed)

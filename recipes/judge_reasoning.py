@@ -15,7 +15,7 @@ import numpy as np
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import MAX_SEED
 from reasonrec.recipes.loaded_model import LoadedModel
-from reasonrec.tokenizers.artefact import adopt, read_manifest
+from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
@@ -61,15 +61,16 @@ def main() -> None:
     from reasonrec.recipes.models.amended import about_amended, amended
     from reasonrec.recipes.models.checkpoint import OTHER, trained_tokens, training_data
     from reasonrec.recipes.models.verdict import Verdict
+    from reasonrec.recipes.policies.sharing import sharing, this_launch
     from reasonrec.recipes.rankers.likelihood import nats, thought_nats
     from reasonrec.recipes.rankers.model import ModelRanker
     from reasonrec.recipes.rankers.pooled import sampled
     from reasonrec.recipes.rankers.reasoning import Reasoner, Thinking
+    from reasonrec.recipes.trainers.resume import adopted
     from reasonrec.rewards.metrics import per_row
     from reasonrec.tokenizers.artefact import check_input
 
-    if not is_first_process():  # a few hundred cases
-        return
+    this_launch()
     out = claim_output(config.output_dir, overwrite=config.overwrite)
     start, direct = read_manifest(config.model), read_manifest(config.direct)
     for path, manifest in ((config.model, start), (config.direct, direct)):
@@ -78,7 +79,7 @@ def main() -> None:
     dataset = training_data(start, config.model, config.dataset)
     check_input(direct, "dataset", dataset.manifest, OTHER)
     about = about_amended(config, start, dataset, out, direct=direct.hash)
-    if adopt(out, overwrite=config.overwrite, **about):
+    if adopted(out, overwrite=config.overwrite, **about):
         return
     valid = dataset.rows("valid")
     for manifest in (start, direct):
@@ -92,13 +93,16 @@ def main() -> None:
     valid = sampled(valid, config.seed, config.max_rows)
     target, users = valid["target"].to_numpy(), valid["user"].to_numpy()
     width = {"num_beams": config.num_beams, "batch_size": config.batch_size, "progress": True}
-    plain = config.load(config.direct)
-    without = nats(plain, valid, batch_size=config.batch_size, progress=True, seed=config.seed)
-    lists = ModelRanker(plain, "direct", **width).rank(valid, LONGEST)
-    del plain
-    reasoner = Reasoner(config.load(config.model), LONGEST, **width)
-    thinking = Thinking(config.chains, config.max_chain, seed=config.seed)
-    within, thought = thought_nats(reasoner, valid, thinking, seed=config.seed)
+    with sharing():  # what models read
+        plain = config.load(config.direct)
+        without = nats(plain, valid, batch_size=config.batch_size, progress=True, seed=config.seed)
+        lists = ModelRanker(plain, "direct", **width).rank(valid, LONGEST)
+        del plain
+        reasoner = Reasoner(config.load(config.model), LONGEST, **width)
+        thinking = Thinking(config.chains, config.max_chain, seed=config.seed)
+        within, thought = thought_nats(reasoner, valid, thinking, seed=config.seed)
+    if not is_first_process():
+        return
     ndcg = [per_row(found, target, ks=(LONGEST,))[f"ndcg@{LONGEST}"] for found in (thought, lists)]
     gains = np.stack([without - within, ndcg[0] - ndcg[1]], axis=1)
     draws = bootstrap_means(users, gains, seed=config.seed)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from reasonrec.recipes.keys import PRECISION_HELP, TRUST_HELP, PrecisionName
+from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.terminal import say
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class LoadedModel:
             trust_remote_code=self.trust_remote_code,
             **how,
         )
-        say(recommender.precision)
+        if is_first_process():
+            say(recommender.precision)
         return recommender
 
 

@@ -8,6 +8,7 @@ Replies of an LLM are kept beside the output folder as they arrive; the same com
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,8 @@ from reasonrec.data_gen.schema import Dataset
 from reasonrec.data_gen.tasks.reasoning import TraceChains
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.keys import recorded
-from reasonrec.recipes.teachers import SynthesizeConfig, build_teacher
-from reasonrec.tokenizers.artefact import adopt, check_input, read_manifest, staged, write_json
+from reasonrec.recipes.teachers import SynthesizeConfig, adopted, build_teacher, is_idle
+from reasonrec.tokenizers.artefact import check_input, read_manifest, staged, write_json
 from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.index import ItemIndex
 from reasonrec.tokenizers.output import claim_output, releasing_outputs
@@ -33,8 +34,15 @@ if TYPE_CHECKING:
     from reasonrec.recipes.policies.base import Policy
 
 
-def build(config: SynthesizeConfig, dataset: Dataset, policy: Policy | None, folder: Path) -> dict[str, Any]:
-    """Write the traces and the report; the report comes back."""
+def build(config: SynthesizeConfig, dataset: Dataset, policy: Policy | None, folder: Path | None) -> dict[str, Any]:
+    """Write the traces and the report; the report comes back.
+
+    Args:
+        config: Configuration of the stage.
+        dataset: Where the cases come from.
+        policy: Measures chains, if there is one.
+        folder: Where to; None for a process that only helps the teacher write.
+    """
     from tqdm import tqdm
 
     from reasonrec.recipes.evaluation.leak import leak_test
@@ -46,6 +54,10 @@ def build(config: SynthesizeConfig, dataset: Dataset, policy: Policy | None, fol
     )
     valid = select_valid(dataset, config.valid_rows, max_history=config.max_history, seed=config.seed)
     teacher = build_teacher(config, dataset, statistics, (train, valid))
+    if folder is None:
+        for selection in (train, valid):
+            deque(teacher.write(selection.cases), maxlen=0)
+        return {}
     checker = Checker(dataset.items, labels)
     length = None
     if policy is not None:
@@ -110,7 +122,7 @@ def describe(report: dict[str, Any]) -> str:
 def main() -> None:
     """Run the stage."""
     (config,) = parse([SynthesizeConfig])
-    if not is_first_process():  # nothing here is training: one process does it
+    if is_idle(config.teacher):
         return
     out = claim_output(config.output_dir, overwrite=config.overwrite)
     start = time.perf_counter()
@@ -131,7 +143,10 @@ def main() -> None:
         check_input(filter_model, "dataset", dataset.manifest, OTHER)
         inputs["filter_model"] = filter_model.hash
     about = {"kind": "traces", "config": recorded(config, out), "seed": config.seed, "inputs": inputs}
-    if adopt(out, overwrite=config.overwrite, **about):
+    if adopted(config.teacher, out, overwrite=config.overwrite, **about):
+        return
+    if not is_first_process():
+        build(config, dataset, policy, None)
         return
     with staged(out, overwrite=config.overwrite, **about) as (folder, facts):
         report = build(config, dataset, policy, folder)

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,8 @@ from reasonrec.data_gen.reasoning.traces import Teacher
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.data_gen.tasks.reasoning import Mention
 from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName
+from reasonrec.tokenizers.artefact import adopt
+from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import say
 
@@ -145,7 +148,7 @@ def build_llm(
         hindsight: Whether they show what was chosen.
     """
     assert config.teacher_model is not None  # checked by the stage; this tells the type checker
-    log = ReplyLog(Path(config.replies or f"{config.output_dir.rstrip('/')}.replies.jsonl"))
+    replies = Path(config.replies or f"{config.output_dir.rstrip('/')}.replies.jsonl")
     if kind == "endpoint":
         names = (
             "concurrency",
@@ -163,11 +166,16 @@ def build_llm(
             max_new_tokens=config.max_new_tokens,
             **{name: getattr(config, name) for name in names},
         )
-        return EndpointTeacher(asker, settings, log, hindsight)
+        return EndpointTeacher(asker, settings, ReplyLog(replies), hindsight)
     # PyTorch, for this teacher only
     from reasonrec.recipes.models.load import load_base, load_tokenizer
     from reasonrec.recipes.models.precision import choose, load_finite
+    from reasonrec.recipes.policies.sharing import each, this_launch
 
+    launch = this_launch()
+    with launch.main_process_first():  # it mends what a kill has torn
+        log = ReplyLog(replies)
+    launch.wait_for_everyone()  # before it writes what the others would read
     name, trust = config.teacher_model, config.trust_remote_code
     (model,), precision = load_finite(
         lambda chosen: (load_base(name, method="lora", precision=chosen, trust_remote_code=trust),),
@@ -175,6 +183,36 @@ def build_llm(
         itemgetter(0),
     )
     model = model.to(precision.device).eval()
-    say(f"{name}: {precision}")
+    if launch.is_main_process:
+        say(f"{name}: {precision}")
     tokenizer = load_tokenizer(name, trust_remote_code=trust)
-    return LocalTeacher(asker, model, tokenizer, name, log, hindsight, config.concurrency, config.max_new_tokens)
+    shared = partial(each, place=(launch.process_index, launch.num_processes))
+    return LocalTeacher(
+        asker, model, tokenizer, name, log, hindsight, config.concurrency, config.max_new_tokens, shared
+    )
+
+
+def is_idle(teacher: str) -> bool:
+    """Whether this process has nothing to do: not the first, unless the processes share what a local LLM writes.
+
+    Args:
+        teacher: Its kind.
+    """
+    return teacher != "local" and not is_first_process()
+
+
+def adopted(teacher: str, out: Path, **about: Any) -> bool:
+    """As `adopt`; all processes that are not idle come to know it.
+
+    Args:
+        teacher: Its kind.
+        out: Folder of the finished artefact.
+        **about: What `adopt` takes.
+    """
+    if teacher != "local":
+        return adopt(out, **about)
+    from reasonrec.recipes.policies.sharing import this_launch
+    from reasonrec.recipes.trainers.resume import adopted as adopted_by_first  # PyTorch
+
+    this_launch()
+    return adopted_by_first(out, **about)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -18,13 +18,14 @@ from reasonrec.recipes.decoding.prior import Priors
 from reasonrec.recipes.decoding.sample import Sampler, noise, write_chains
 from reasonrec.recipes.decoding.search import Exclude
 from reasonrec.recipes.policies.base import Policy
-from reasonrec.recipes.policies.sharing import exchange, mine
+from reasonrec.recipes.policies.sharing import each, exchange, mine
 from reasonrec.tokenizers.environment import is_first_process
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Prompt = Sequence[int]
+Counted = TypeVar("Counted")
 # As `decoding.sample.Stream`, with the numbers of the users whose prompts they are in front.
 Stream = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]
 
@@ -247,9 +248,15 @@ def choices(
         Numbers of prompts, and their choices.
     """
     room = policy.answers.scored_room(1)
-    for chunk in _counted(_batches(list(map(len, prompts)), batch_size), progress):
+    batches = _batches(list(map(len, prompts)), batch_size)
+
+    def read(chunk: NDArray[np.int64]) -> list[torch.Tensor]:
         prefix = policy.answers.read(model, [prompts[row] for row in chunk], policy.pad_id, room)
-        yield chunk, policy.answers.choices(model, prefix, torch.as_tensor(items[chunk], device=model.device).long())
+        wanted = torch.as_tensor(items[chunk], device=model.device).long()
+        return [part.cpu() for part in policy.answers.choices(model, prefix, wanted)]
+
+    for chunk, found in _counted(each(read, batches), progress, len(batches)):
+        yield chunk, Choices(*(part.to(model.device) for part in found))
 
 
 def _batches(lengths: Sequence[int], size: int) -> list[NDArray[np.int64]]:
@@ -258,6 +265,6 @@ def _batches(lengths: Sequence[int], size: int) -> list[NDArray[np.int64]]:
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
-def _counted(batches: Sequence[NDArray[np.int64]], progress: str | None) -> tqdm[NDArray[np.int64]]:
+def _counted(batches: Iterable[Counted], progress: str | None, total: int | None = None) -> tqdm[Counted]:
     shown = progress is not None and is_first_process()
-    return tqdm(batches, desc=progress, unit="batch", disable=None if shown else True)
+    return tqdm(batches, desc=progress, total=total, unit="batch", disable=None if shown else True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -15,15 +17,21 @@ if TYPE_CHECKING:
 
 _PLACE: ContextVar[tuple[int, int]] = ContextVar("place", default=(0, 1))  # this process, and how many there are
 Batch = TypeVar("Batch")
+Found = TypeVar("Found")
 Column = MutableSequence[Any] | NDArray[Any]
 
 
-def this_launch() -> PartialState:
-    """The processes of this launch; left alone, accelerate sees those on CPUs in trainings only."""
+def this_launch(patience: timedelta | None = None) -> PartialState:
+    """The processes of this launch; left alone, accelerate sees those on CPUs in trainings only.
+
+    Args:
+        patience: How long they wait for each other, PyTorch's minutes by default; the first call decides.
+    """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    options = {} if patience is None else {"timeout": patience}
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), **options)
 
 
 @contextmanager
@@ -63,3 +71,29 @@ def exchange(batches: Sequence[NDArray[np.integer]], *columns: Column) -> None:
         for column, found in zip(columns, values, strict=True):
             for row, value in zip(theirs, found, strict=True):
                 column[row] = value
+
+
+def each(
+    read: Callable[[Batch], Found], batches: Iterable[Batch], place: tuple[int, int] | None = None
+) -> Iterator[tuple[Batch, Found]]:
+    """Read as many batches at a time as there are processes, each its own: for what is used or kept as it comes.
+
+    Every process has to go through all of it.
+
+    Args:
+        read: Reads a batch; what it finds is on the CPU.
+        batches: All batches, the same in every process.
+        place: The number of this process, and how many there are; as `sharing` says by default.
+
+    Yields:
+        Each batch and what was found in it, in order.
+    """
+    process, processes = place or _PLACE.get()
+    left = iter(batches)
+    while group := list(islice(left, processes)):
+        found = [read(batch) for batch in group[process : process + 1]]
+        if processes > 1:
+            from accelerate.utils import gather_object
+
+            found = gather_object(found)
+        yield from zip(group, found, strict=True)

@@ -76,6 +76,12 @@ def killed_behind() -> Callable[..., None]:
     return launch
 
 
+@pytest.fixture(scope="session")
+def stage_on_two(torchrun: Stage) -> Stage:
+    """A function that launches `recipes/<name>.py` with flags in two processes."""
+    return lambda name, *flags: torchrun(RECIPES / f"{name}.py", *flags)
+
+
 @pytest.fixture
 def refused_by(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -16,7 +16,7 @@ import pytest
 from reasonrec.data_gen.schema import Dataset, Tables, write_dataset
 from reasonrec.recipes import describe, indexing
 from reasonrec.recipes.index_items import IndexConfig
-from reasonrec.tokenizers.artefact import staged
+from reasonrec.tokenizers.artefact import read_manifest, staged
 from reasonrec.tokenizers.errors import UserError
 
 SERVER = Path(__file__).parents[1] / "data_gen" / "reasoning" / "teachers" / "endpoint_server.py"
@@ -116,6 +116,19 @@ def test_an_endpoint_writes_and_no_reply_is_paid_for_twice(server, reviewed, tmp
     nothing = write("empty", "nothing")
     assert nothing.items.equals(described(reviewed, tmp_path / "extract", monkeypatch).items)
     assert nothing.facts["descriptions"]["problems"] == {"empty": 2}
+
+
+def test_two_processes_share_what_a_local_model_writes(stage, stage_on_two, reviewed, tiny_base, tmp_path):
+    flags = ["--dataset", str(reviewed), "--teacher", "local", "--teacher_model", str(tiny_base), "--concurrency", "1"]
+    flags += ["--max_new_tokens", "8", "--precision", "fp32"]
+    one, two = tmp_path / "one" / "described", tmp_path / "two" / "described"
+    stage("describe", *flags, "--output_dir", str(one))
+    done = stage_on_two("describe", *flags, "--output_dir", str(two))
+    assert done.stdout.count("described written in") == 1, "one process writes"
+    logs = [out.with_name("described.replies.jsonl").read_bytes() for out in (one, two)]
+    assert logs[0] == logs[1]
+    assert len(logs[0].splitlines()) == 2
+    assert read_manifest(two).files == read_manifest(one).files
 
 
 @pytest.mark.slow

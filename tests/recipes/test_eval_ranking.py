@@ -116,17 +116,13 @@ def test_the_batch_size_does_not_change_the_table(evaluate: Evaluate, report: tu
 
 
 def test_two_processes_share_the_cases(
-    evaluate: Evaluate,
-    flags: list[str],
-    adapter: Path,
-    torchrun: Callable[..., subprocess.CompletedProcess[str]],
-    tmp_path: Path,
+    evaluate: Evaluate, flags: list[str], adapter: Path, stage_on_two, tmp_path: Path
 ) -> None:
     """Lists, scores and chains to the last bit, of a last batch that is not full as well."""
     asked = ["--num_beams", "20", "--batch_size", "7", "--reasoning_models", str(adapter), "--chains", "2"]
     asked += ["--max_chain", "6", "--fuse", "true"]
     alone = evaluate(*asked, out="alone")
-    done = torchrun(eval_ranking.__file__, *flags, *asked, "--output_dir", tmp_path / "two")
+    done = stage_on_two("eval_ranking", *flags, *asked, "--output_dir", str(tmp_path / "two"))
     assert done.stdout.count("two/report.html shows the same") == 1
     assert done.stdout.count("precision: fp32") == 2, "once for each model, said by one process"
     assert timeless(json.loads((tmp_path / "two" / "metrics.json").read_text())) == timeless(alone)

@@ -54,6 +54,16 @@ def test_the_model_stays_as_it_was_and_experts_stand_beside_it(fused: tuple[Path
     assert "## Experts" in (fused[0] / "README.md").read_text(encoding="utf-8")
 
 
+def test_two_processes_share_what_the_model_reads(adapter: Path, stage, stage_on_two, tmp_path: Path) -> None:
+    """To the last bit, of a last batch that is not full and in a round that lacks one, too."""
+    flags = ["--model", str(adapter), *EXPERTS, "--batch_size", "12"]
+    stage("fuse", *flags, "--output_dir", str(tmp_path / "one" / "fused"))
+    done = stage_on_two("fuse", *flags, "--output_dir", str(tmp_path / "two" / "fused"))
+    assert done.stdout.count("the model adds") == done.stdout.count("precision: fp32") == 1, "one process speaks"
+    one, two = (read_manifest(tmp_path / name / "fused") for name in ("one", "two"))
+    assert (two.facts["pool"], two.files, two.hash) == (one.facts["pool"], one.files, one.hash)
+
+
 def test_it_recommends_scores_and_follows_a_user(recommender: Recommender, histories: list[UserHistory]) -> None:
     n = recommender.policy.catalogue.n_items
     items, scores = recommender.rank(histories, k=n, num_beams=n, repeats=False)

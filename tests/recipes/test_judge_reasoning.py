@@ -58,6 +58,17 @@ def test_the_model_stays_as_it_was_and_a_verdict_goes_with_it(
     assert manifest.facts == before.facts
 
 
+def test_two_processes_share_what_the_models_read(adapter: Path, stage, stage_on_two, tmp_path: Path) -> None:
+    """To the last bit, of sampled chains and of a last batch that is not full, too."""
+    flags = ["--model", str(adapter), "--direct", str(adapter), *FLAGS, "--chains", "2", "--batch_size", "12"]
+    alone = stage("judge_reasoning", *flags, "--output_dir", str(tmp_path / "one" / "judged")).stdout
+    shared = stage_on_two("judge_reasoning", *flags, "--output_dir", str(tmp_path / "two" / "judged")).stdout
+    for said in ("nats: ", "precision: "):
+        assert shared.count(said) == alone.count(said), "one process speaks"
+    one, two = (read_manifest(tmp_path / name / "judged") for name in ("one", "two"))
+    assert (two.facts[FACT], two.files) == (one.facts[FACT], one.files)
+
+
 def test_thinking_that_does_not_pay_is_not_offered(judged: tuple[Path, str], adapter: Path, asked) -> None:
     said = asked(judged[0])
     assert "thinking does not pay on" in said

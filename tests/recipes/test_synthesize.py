@@ -21,7 +21,7 @@ from reasonrec.data_gen.tasks.choice import TaskChoice
 from reasonrec.recipes import sft, synthesize
 from reasonrec.recipes.evaluation.leak import chain_items, chain_words, describe_leak, leak_test
 from reasonrec.recipes.models import card as model_card
-from reasonrec.tokenizers.artefact import write_manifest
+from reasonrec.tokenizers.artefact import read_manifest, write_manifest
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.output import resume_folder
 
@@ -188,6 +188,23 @@ def test_a_local_model_that_says_nothing_of_use_is_counted(tiny_dataset, tiny_ba
     assert report["train"]["kept"] == 0
     assert report["train"]["rejected"]["not in five stages"] + report["train"]["no_reply"].get("empty", 0) == 6
     assert report["leak"] is None
+
+
+def test_two_processes_go_on_with_what_a_local_model_wrote(stage, stage_on_two, tiny_dataset, tiny_base, tmp_path):
+    """Of a run of one process that was killed in the middle of a batch and of a line."""
+    flags = ["--dataset", str(tiny_dataset), "--teacher", "local", "--teacher_model", str(tiny_base)]
+    flags += ["--max_new_tokens", "4", "--precision", "fp32", "--concurrency", "3"]
+    flags += ["--rows", "13", "--valid_rows", "4", "--max_history", "6"]
+    one, two = tmp_path / "one" / "traces", tmp_path / "two" / "traces"
+    stage("synthesize", *flags, "--output_dir", str(one))
+    log = one.with_name("traces.replies.jsonl").read_bytes()
+    lines = log.splitlines(keepends=True)
+    two.parent.mkdir()
+    two.with_name("traces.replies.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:20])
+    done = stage_on_two("synthesize", *flags, "--output_dir", str(two))
+    assert done.stdout.count("traces written in") == 1, "one process writes"
+    assert two.with_name("traces.replies.jsonl").read_bytes() == log
+    assert read_manifest(two).files == read_manifest(one).files
 
 
 @pytest.mark.parametrize(

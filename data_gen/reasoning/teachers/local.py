@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 from reasonrec.data_gen.reasoning.teachers.prompts import Asks, QuestionT
 from reasonrec.data_gen.reasoning.teachers.reply_log import ReplyLog, request_hash
@@ -14,6 +14,32 @@ from reasonrec.tokenizers.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Asked(NamedTuple):
+    """A question of a batch.
+
+    Attributes:
+        case: What it is about.
+        messages: How it is put.
+        request: Its hash.
+        new: Whether it is to be generated: it is neither in the log nor in a batch before.
+    """
+
+    case: str
+    messages: Any
+    request: str
+    new: bool
+
+
+Batch = list[Asked]
+Each = Callable[[Callable[[Batch], list[str]], Iterable[Batch]], Iterator[tuple[Batch, list[str]]]]
+
+
+def one_by_one(read: Callable[[Batch], list[str]], batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[str]]]:
+    """Each batch and what was written for it, by this process alone."""
+    for batch in batches:
+        yield batch, read(batch)
 
 
 @dataclass
@@ -29,6 +55,7 @@ class LocalTeacher(Generic[QuestionT]):
         hindsight: Whether the messages show what was chosen.
         batch_size: Cases generated together.
         max_new_tokens: Longest reply.
+        each: Goes through batches; several processes may share them out, if all come by all replies in order.
 
     Raises:
         UserError: If the tokenizer has no chat template.
@@ -42,6 +69,7 @@ class LocalTeacher(Generic[QuestionT]):
     hindsight: bool = False
     batch_size: int = 8
     max_new_tokens: int = 300
+    each: Each = one_by_one
 
     def __post_init__(self) -> None:
         if not self.tokenizer.chat_template:
@@ -49,20 +77,29 @@ class LocalTeacher(Generic[QuestionT]):
 
     def write(self, cases: Iterable[QuestionT]) -> Iterator[Reply]:
         """Write a reply for each case; those in the log are not generated again."""
-        todo = iter(cases)
+        for batch, texts in self.each(self._texts, self._batches(cases)):
+            for asked, text in zip([asked for asked in batch if asked.new], texts, strict=True):
+                problem = None if text.strip() else "empty"
+                self.log.add({"request": asked.request, "case": asked.case, "text": text, "problem": problem})
+            for asked in batch:
+                entry = self.log.get(asked.request) or {}
+                yield Reply(asked.case, entry["text"], entry["problem"])
+
+    def _batches(self, cases: Iterable[QuestionT]) -> Iterator[Batch]:
+        todo, before = iter(cases), set[str]()
         while group := list(islice(todo, self.batch_size)):
-            asked = []
+            batch = []
             for case in group:
                 request = {"messages": self.asker.messages(case), "model": self.name, "tokens": self.max_new_tokens}
-                asked.append((case, request["messages"], request_hash(request)))
-            new = [(case, messages, key) for case, messages, key in asked if self.log.get(key) is None]
-            texts = self._generate([messages for _, messages, _ in new]) if new else []
-            for (case, _, key), text in zip(new, texts, strict=True):
-                problem = None if text.strip() else "empty"
-                self.log.add({"request": key, "case": case.key, "text": text, "problem": problem})
-            for case, _, key in asked:
-                entry = self.log.get(key) or {}
-                yield Reply(case.key, entry["text"], entry["problem"])
+                key = request_hash(request)
+                new = key not in before and self.log.get(key) is None
+                batch.append(Asked(case.key, request["messages"], key, new))
+            before.update(asked.request for asked in batch)
+            yield batch
+
+    def _texts(self, batch: Batch) -> list[str]:
+        new = [asked.messages for asked in batch if asked.new]
+        return self._generate(new) if new else []
 
     def _generate(self, conversations: list[Any]) -> list[str]:
         import torch

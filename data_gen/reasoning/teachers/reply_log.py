@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from reasonrec.tokenizers.environment import is_first_process
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import one_line
 
@@ -66,11 +67,15 @@ class ReplyLog:
         return self._entries.get(request)
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """Append an entry; it has a `request` and is on the disk when this returns."""
+        """Append an entry; it has a `request` and is on the disk when this returns.
+
+        Of several processes the first one writes it, and the others remember it.
+        """
         line = json.dumps(entry, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         with self._lock:
-            with self.path.open("ab") as stream:
-                stream.write(line)
+            if is_first_process():
+                with self.path.open("ab") as stream:
+                    stream.write(line)
             self._entries[entry["request"]] = dict(entry)
 
 

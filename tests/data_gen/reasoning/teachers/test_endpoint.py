@@ -323,6 +323,27 @@ def test_a_local_model_says_the_same_again_and_is_not_run_twice(tiny_base, tmp_p
     assert list(again.write(cases)) == first
 
 
+def test_batches_that_are_read_ahead_are_those_of_one_process(tiny_base, tmp_path, monkeypatch):
+    """Others may be read before the replies to the first are known: what is asked twice is still generated once."""
+    cases = [Case(f"k{i}", 0, (0, 1, 2)[: 1 + i % 3]) for i in range(8)]  # three questions, again and again
+
+    def ahead(read, batches):
+        known = list(batches)
+        yield from zip(known, map(read, known), strict=True)
+
+    generated = []
+    for name, options in (("alone", {}), ("ahead", {"each": ahead})):
+        teacher = local(tiny_base, tmp_path / name, batch_size=2, **options)
+        sizes = []
+        write = teacher._generate
+        monkeypatch.setattr(
+            teacher, "_generate", lambda new, sizes=sizes, write=write: sizes.append(len(new)) or write(new)
+        )
+        generated.append((sizes, list(teacher.write(cases))))
+    assert generated[0] == generated[1]
+    assert generated[0][0] == [2, 1]
+
+
 def test_a_model_without_a_chat_template_is_refused(tiny_base, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     tokenizer.chat_template = None
