@@ -3,103 +3,109 @@
 python tests/benchmarks/processes.py
 
 Each process has one thread and a batch of its own, in fp32, of a small Llama-like decoder with random weights, wrapped
-by PyTorch as accelerate wraps it (a group for each layer; embeddings with the whole model) and updated by AdamW. One
-process and two take turns, so that all meet the same machine; read the ratios. Writes `runs/bench/processes.json`.
+by PyTorch as accelerate wraps it (a group for each layer; embeddings with the whole model) and updated by AdamW.
+Alone, the second process sleeps. The arms take turns in the same two processes; read the ratios. Writes
+`runs/bench/processes.json`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.nn.parallel import DistributedDataParallel
-from transformers import LlamaConfig, LlamaForCausalLM
-
-from reasonrec.tokenizers.artefact import write_json
-
 ARMS = {"alone": 1, "ddp": 2, "fsdp2": 2}
+LENGTHS = (32, 256)  # tokens of an example: little to compute for each gradient that is sent, and more
 
 
-def work(arm: str, steps: int, batch: int, length: int) -> None:
-    """Time steps in one of the processes; the first one prints the median in seconds."""
+def work(rank: int, meeting: str, rounds: int, batch: int) -> None:
+    """Time the arms in one of the two processes; the first one compares them."""
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from reasonrec.tokenizers.artefact import write_json
+
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     config = LlamaConfig(
         num_hidden_layers=6, hidden_size=256, intermediate_size=768, num_attention_heads=4, num_key_value_heads=4,
         vocab_size=4096, tie_word_embeddings=True,
     )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    called: torch.nn.Module = model
-    if arm == "ddp":
-        called = DistributedDataParallel(model)
-    elif arm == "fsdp2":
-        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-        for layer in model.model.layers:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    tokens = torch.randint(4096, (batch, length))
-    times = []
-    for _ in range(steps + 2):  # two to warm up
+    models: dict[str, torch.nn.Module] = {}
+    for arm in ARMS:
+        model = LlamaForCausalLM(config)
+        if arm == "fsdp2":
+            mesh = init_device_mesh("cpu", (2,))
+            for layer in model.model.layers:
+                fully_shard(layer, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+        models[arm] = DistributedDataParallel(model) if arm == "ddp" else model
+    optimisers = {arm: torch.optim.AdamW(model.parameters(), lr=1e-4) for arm, model in models.items()}
+
+    def step(arm: str, length: int) -> float:
+        dist.barrier()
         began = time.perf_counter()
-        called(input_ids=tokens, labels=tokens).loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
-        times.append(time.perf_counter() - began)
-    if dist.get_rank() == 0:
-        print(json.dumps(statistics.median(times[2:])))
+        if rank < ARMS[arm]:
+            tokens = torch.randint(config.vocab_size, (batch, length))
+            models[arm](input_ids=tokens, labels=tokens).loss.backward()
+            optimisers[arm].step()
+            optimisers[arm].zero_grad()
+        dist.barrier()
+        return time.perf_counter() - began
+
+    found = []
+    for length in LENGTHS:
+        for arm in ARMS:
+            step(arm, length)  # to warm up
+        times = {arm: [] for arm in ARMS}  # type: dict[str, list[float]]
+        for _ in range(rounds):
+            for arm in ARMS:
+                times[arm].append(step(arm, length))
+        for arm, processes in ARMS.items():
+            ratios = sorted(mine / alone for mine, alone in zip(times[arm], times["alone"], strict=True))
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            found.append({"length": length, "arm": arm, "ratio": middle, "quartiles": [low, high]})
+            if rank == 0:
+                print(
+                    f"{batch} × {length} tokens, {arm:<5}: a step takes {middle:.2f} of one alone "
+                    f"(quartiles {low:.2f} to {high:.2f}), {processes / middle:.2f} times the examples a second",
+                    flush=True,
+                )
+    if rank == 0:
+        machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+        write_json(Path("runs/bench/processes.json"), {"machine": machine, "rounds": rounds, "found": found})
     dist.destroy_process_group()
 
 
-def launch(arm: str, words: list[str]) -> float:
-    """Seconds of a step of one arm."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ARMS[arm])]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, __file__, "--arm", arm, *words], env=env, stdout=subprocess.PIPE, text=True, check=True
-    )
-    return float(done.stdout.strip().splitlines()[-1])
-
-
 def main() -> None:
-    """Let the arms take turns, and compare."""
+    """Start both processes, and wait for them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[32, 256], help="tokens of an example")
+    parser.add_argument("--rounds", type=int, default=15, help="steps of each arm")
     parser.add_argument("--batch", type=int, default=4, help="examples of each process")
-    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--meeting", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.arm:
-        work(args.arm, args.steps, args.batch, args.lengths[0])
+    if args.rank is not None:
+        work(args.rank, args.meeting, args.rounds, args.batch)
         return
-    found = []
-    for length in args.lengths:
-        words = ["--steps", str(args.steps), "--batch", str(args.batch), "--lengths", str(length)]
-        turns = [{arm: launch(arm, words) for arm in ARMS} for _ in range(args.rounds)]
-        for arm in ARMS:
-            ratios = [turn[arm] / turn["alone"] for turn in turns]
-            examples = [ARMS[arm] / ratio for ratio in ratios]
-            found.append({"length": length, "arm": arm, "step": ratios, "examples": examples})
-            print(
-                f"{args.batch} × {length} tokens, {arm:<6} a step takes {statistics.median(ratios):.2f} of one alone "
-                f"({min(ratios):.2f} to {max(ratios):.2f}), examples a second {statistics.median(examples):.2f} times",
-                flush=True,
-            )
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-    write_json(Path("runs/bench/processes.json"), {"machine": machine, "found": found})
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--rounds", str(args.rounds), "--batch", str(args.batch)]
+        command += ["--meeting", f"{folder}/meeting"]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        both = [subprocess.Popen([*command, "--rank", str(rank)], env=env) for rank in range(2)]
+        ended = [process.wait() for process in both]
+        if any(ended):
+            raise SystemExit("a process ended with an error")
 
 
 if __name__ == "__main__":
