@@ -33,7 +33,7 @@ sys.argv.pop(0)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 Stage = Callable[..., subprocess.CompletedProcess[str]]
-HANGS = 600  # seconds behind which processes wait for each other, and for ever
+HANGS = 1800  # seconds; two processes that wait for each other would wait for ever
 
 
 @pytest.fixture(scope="session")
