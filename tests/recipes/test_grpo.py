@@ -229,7 +229,7 @@ def test_rewards_that_look_ahead_under_the_ratio_of_whole_completions(starts, ti
 )
 def test_mistakes_end_with_one_line(starts, tmp_path, change, message, monkeypatch, capsys):
     line = command("grpo", tmp_path, config(starts["lora"], tmp_path / "grpo") | change)
-    monkeypatch.setattr(sys, "argv", line[1:])
+    monkeypatch.setattr(sys, "argv", line)
     with pytest.raises(SystemExit) as ended:
         run(grpo.main)()
     assert ended.value.code == 2
