@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -21,6 +22,8 @@ from safetensors.torch import load_file
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes import grpo, sft
+from reasonrec.tokenizers.artefact import staged
+from reasonrec.tokenizers.index import build_index
 
 ROOT = Path(__file__).parents[2]
 
@@ -169,6 +172,40 @@ def test_sft_learns_what_one_process_learns(
     assert len(losses(one)) == 6
     assert losses(two / method) == pytest.approx(losses(one), rel=1e-4)
     assert_close(two / method, one, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def sets(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of `tiny_dataset` with unique codes: 4 × 4 × 4."""
+    dataset = Dataset.load(tiny_dataset)
+    codes = np.stack(np.unravel_index(np.arange(dataset.n_items) * 5 % 64, (4, 4, 4)), -1)
+    out = tmp_path_factory.mktemp("sets") / "index"
+    with staged(out, kind="index", config={}, inputs={"dataset": dataset.manifest.hash}) as (folder, _):
+        build_index(codes, [4, 4, 4]).save(folder)
+    return out
+
+
+def test_other_policies_learn_what_they_learn_on_whole_weights(
+    sft_flags: list[str], sets: Path, sharded: Sharded, stage_on_two: Callable[..., object], tmp_path: Path
+) -> None:
+    """A table of item vectors, and codes in drawn orders with a category head.
+
+    Beside two processes without shards: which items of the table are read anew depends on a process' own batch.
+    """
+    data, base = sft_flags[:2], sft_flags[4:6]
+    common = [*SGD, "--method", "lora", "--learning_rate", "0.03", "--max_history", "6", "--num_train_epochs", "0.4"]
+    common += ["--tasks", "{seqrec: 1}", SIZE, "4"]
+    asked = {
+        "dual_head": [*data, *base, *common, "--policy", "dual_head"],
+        "parallel_codes": [*data, *base, *common, "--policy", "parallel_codes", "--index", str(sets)],
+    }
+    sharded(tmp_path, *(("sft", [*own, "--output_dir", str(tmp_path / name)]) for name, own in asked.items()))
+    for name, own in asked.items():
+        whole = tmp_path / f"{name}_whole"
+        stage_on_two("sft", *own, "--output_dir", whole)
+        assert len(losses(whole)) > 1
+        assert losses(tmp_path / name) == pytest.approx(losses(whole), rel=1e-4)
+        assert_close(tmp_path / name, whole, atol=1e-5)
 
 
 def test_grpo_rolls_out_on_whole_weights(two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
