@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from reasonrec.recipes.args import parse, run
+from reasonrec.recipes.keys import TRUST_HELP
 from reasonrec.recipes.models.load import Method
 from reasonrec.recipes.models.precision import Precision
 from reasonrec.recipes.sizing.machine import GIB
@@ -51,6 +52,7 @@ class ProcessesConfig:
     tflops: float = field(default=200, metadata={"help": "10^12 operations a second that a GPU sustains", "above": 0})
     link: float = field(default=100, metadata={"help": "GB/s of a GPU to those of its machine", "above": 0})
     network: float = field(default=10, metadata={"help": "GB/s of a GPU to those of other machines", "above": 0})
+    trust_remote_code: bool = field(default=False, metadata={"help": TRUST_HELP})
 
 
 @dataclass(frozen=True)
@@ -183,14 +185,15 @@ def rows(name: str, shape: Shape, load: Load, config: ProcessesConfig) -> Iterat
             )
 
 
-def shapes(model: str | None) -> Iterator[tuple[str, Shape]]:
+def shapes(model: str | None, *, trust_remote_code: bool = False) -> Iterator[tuple[str, Shape]]:
     """A named model's shape, or those of `SHAPES`."""
     from transformers import AutoConfig, LlamaConfig
 
     if model is not None:
         from reasonrec.recipes.models.load import resolve_model
 
-        yield model, Shape.of(AutoConfig.from_pretrained(resolve_model(model)))
+        config = AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=trust_remote_code)
+        yield model, Shape.of(config, trust_remote_code=trust_remote_code)
         return
     for name, (layers, hidden, inner, heads, keys, vocabulary, tied) in SHAPES.items():
         built: PretrainedConfig = LlamaConfig(
@@ -204,7 +207,7 @@ def main() -> None:
     """Parse, count, say."""
     (config,) = parse([ProcessesConfig])
     load = Load(config.method, config.batch, config.length, config.checkpointing, code_rows=config.code_rows)
-    for name, shape in shapes(config.model):
+    for name, shape in shapes(config.model, trust_remote_code=config.trust_remote_code):
         for line in rows(name, shape, load, config):
             say(line)
 
