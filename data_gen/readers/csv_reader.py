@@ -105,10 +105,6 @@ class CsvFile:
     def _empty(self) -> UserError:
         return UserError(f"{self.path} cannot be read as a table: it is empty; its first line has to name the columns")
 
-    def read(self, columns: list[str]) -> pl.DataFrame:
-        """Read some columns as text; see `blocks`."""
-        return pl.concat(list(self.blocks(columns)))
-
     def blocks(self, columns: list[str]) -> Iterator[pl.DataFrame]:
         """Read some columns as text, with the line each row starts in (column `LINE`), block by block.
 

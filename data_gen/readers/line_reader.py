@@ -214,10 +214,8 @@ class RecordReader(LineReader):
         columns = {**schema, "review": pl.String} if self.with_reviews else schema
         found = interaction_file.records(values, columns, literal=literal)
         log, facts, read = interactions(interaction_file, found, min_rating)
-        row, texts = (
-            item(set(log.items.words(log.items.present()).to_list())),
-            dict.fromkeys(("item_id", *ITEM_TEXT), pl.String),
-        )
+        row = item(set(log.items.words(log.items.present()).to_list()))
+        texts = dict.fromkeys(("item_id", *ITEM_TEXT), pl.String)
         items, items_read = one_row_each(item_file, item_file.records(row, texts, literal=literal))
         return InteractionLog(
             name,

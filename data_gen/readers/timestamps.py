@@ -61,18 +61,6 @@ class Timestamps:
     other: int | None = None
 
 
-def parse_timestamps(values: pl.Series) -> Timestamps:
-    """Turn a column into epoch milliseconds.
-
-    Args:
-        values: Numbers, dates or text. Epoch units are told apart by size, for the whole column. ISO text
-            without a zone counts as UTC.
-    """
-    seen = TimesSeen()
-    seen.add(values)
-    return seen.read(values)
-
-
 @dataclass
 class TimesSeen:
     """What a column of times holds, from which follows how each of its blocks is read.

@@ -5,10 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasonrec.data_gen.readers.timestamps import parse_timestamps
+from reasonrec.data_gen.readers.timestamps import TimesSeen, Timestamps
 
 DAY = 86_400_000
 NOVEMBER = 1_699_920_000_000  # 2023-11-14
+
+
+def parse_timestamps(values: pl.Series) -> Timestamps:
+    """A column in one block."""
+    seen = TimesSeen()
+    seen.add(values)
+    return seen.read(values)
 
 
 @pytest.mark.parametrize(
