@@ -102,6 +102,22 @@ def refused_by(
 
 
 @pytest.fixture(scope="session")
+def set_index(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of `tiny_dataset` with unique codes: 4 × 4 × 4."""
+    from reasonrec.data_gen.schema import Dataset
+    from reasonrec.tokenizers.artefact import staged
+    from reasonrec.tokenizers.index import build_index
+
+    dataset = Dataset.load(tiny_dataset)
+    every = np.stack(np.meshgrid(*[np.arange(4)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    made = build_index(np.random.default_rng(0).permutation(every)[: dataset.n_items], [4, 4, 4])
+    out = tmp_path_factory.mktemp("set_index") / "index"
+    with staged(out, kind="index", config={}, inputs={"dataset": dataset.manifest.hash}) as (folder, _):
+        made.save(folder)
+    return out
+
+
+@pytest.fixture(scope="session")
 def sft_flags(tiny_base: Path, tiny_dataset: Path, tiny_index: Path) -> list[str]:
     """What every training on the tiny world needs."""
     return ["--dataset", str(tiny_dataset), "--index", str(tiny_index), "--model", str(tiny_base)]

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -22,8 +21,6 @@ from safetensors.torch import load_file
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes import grpo, sft
-from reasonrec.tokenizers.artefact import staged
-from reasonrec.tokenizers.index import build_index
 
 ROOT = Path(__file__).parents[2]
 
@@ -174,19 +171,8 @@ def test_sft_learns_what_one_process_learns(
     assert_close(two / method, one, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def sets(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of `tiny_dataset` with unique codes: 4 × 4 × 4."""
-    dataset = Dataset.load(tiny_dataset)
-    codes = np.stack(np.unravel_index(np.arange(dataset.n_items) * 5 % 64, (4, 4, 4)), -1)
-    out = tmp_path_factory.mktemp("sets") / "index"
-    with staged(out, kind="index", config={}, inputs={"dataset": dataset.manifest.hash}) as (folder, _):
-        build_index(codes, [4, 4, 4]).save(folder)
-    return out
-
-
 def test_other_policies_learn_what_they_learn_on_whole_weights(
-    sft_flags: list[str], sets: Path, sharded: Sharded, stage_on_two: Callable[..., object], tmp_path: Path
+    sft_flags: list[str], set_index: Path, sharded: Sharded, stage_on_two: Callable[..., object], tmp_path: Path
 ) -> None:
     """A table of item vectors, and codes in drawn orders with a category head.
 
@@ -197,7 +183,7 @@ def test_other_policies_learn_what_they_learn_on_whole_weights(
     common += ["--tasks", "{seqrec: 1}", SIZE, "4"]
     asked = {
         "dual_head": [*data, *base, *common, "--policy", "dual_head"],
-        "parallel_codes": [*data, *base, *common, "--policy", "parallel_codes", "--index", str(sets)],
+        "parallel_codes": [*data, *base, *common, "--policy", "parallel_codes", "--index", str(set_index)],
     }
     sharded(tmp_path, *(("sft", [*own, "--output_dir", str(tmp_path / name)]) for name, own in asked.items()))
     for name, own in asked.items():

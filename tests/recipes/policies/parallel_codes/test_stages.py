@@ -13,31 +13,18 @@ from reasonrec.recipes.decoding.consistency import Consistency
 from reasonrec.recipes.rankers.consistent import ConsistentRanker
 from reasonrec.recipes.rankers.model import ModelRanker
 from reasonrec.recipes.recommender import Recommender
-from reasonrec.tokenizers.artefact import read_manifest, staged
+from reasonrec.tokenizers.artefact import read_manifest
 from reasonrec.tokenizers.errors import UserError
-from reasonrec.tokenizers.index import build_index
 
 SHORT = ["--precision", "fp32", "--report_to", "none", "--activation_checkpointing", "false", "--save_steps", "100"]
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def index(tiny_dataset, tmp_path_factory) -> Path:
-    """An index of `tiny_dataset` with unique codes: 4 × 4 × 4."""
-    dataset = Dataset.load(tiny_dataset)
-    every = np.stack(np.meshgrid(*[np.arange(4)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    made = build_index(np.random.default_rng(0).permutation(every)[: dataset.n_items], [4, 4, 4])
-    out = tmp_path_factory.mktemp("set_index") / "index"
-    with staged(out, kind="index", config={}, inputs={"dataset": dataset.manifest.hash}) as (folder, _):
-        made.save(folder)
-    return out
-
-
-@pytest.fixture(scope="module")
-def trained(stage, tiny_base, tiny_dataset, index, tmp_path_factory) -> Path:
+def trained(stage, tiny_base, tiny_dataset, set_index, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("reg4rec") / "sft"
     done = stage(
-        "sft", "--dataset", str(tiny_dataset), "--index", str(index), "--model", str(tiny_base),
+        "sft", "--dataset", str(tiny_dataset), "--index", str(set_index), "--model", str(tiny_base),
         "--policy", "parallel_codes", "--method", "lora", "--lora_r", "4", "--max_history", "6", "--tasks",
         "{seqrec: 1}", "--num_train_epochs", "2", "--per_device_train_batch_size", "16", "--learning_rate", "5e-3",
         "--output_dir", str(out), *SHORT,
