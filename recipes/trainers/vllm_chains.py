@@ -127,21 +127,20 @@ class VllmWriter:
     """Lets vLLM write.
 
     Args:
-        trainer: The trainer, built: its model, tokenizer and arguments.
+        trainer: The trainer, built: its model, tokenizer and arguments. `check_vllm` has been asked.
 
     Raises:
-        UserError: As `check_vllm` and `engine_copy`.
+        UserError: As `engine_copy`.
     """
 
     def __init__(self, trainer: Any) -> None:
-        check_vllm()
         from trl.generation.vllm_generation import VLLMGeneration
 
         if trainer.accelerator.is_main_process:
             say("chain_engine=vllm: written against TRL 1.16, and not run by those who wrote it; watch engine_gap")
         self._model = trainer.accelerator.unwrap_model(trainer.model)
         self._eos_id = trainer.eos_token_ids[0]
-        self._at: int | None = None  # step whose weights the engine has
+        self._at = trainer.state.global_step  # whose weights the engine has: it reads them at its start
         whole = engine_copy(self._model, self._eos_id)
         with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # the engine reads it once, at its start
             whole.save_pretrained(folder)
