@@ -19,7 +19,7 @@ from reasonrec.data_gen.readers.base import COLUMNS, DESCRIPTION_LENGTH, ITEM_TA
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.index_items import IndexConfig
-from reasonrec.recipes.item_vectors import TEXT_KEYS, text_embeddings
+from reasonrec.recipes.indexing.item_vectors import TEXT_KEYS, text_embeddings
 from reasonrec.recipes.keys import PRECISION_HELP, TRUST_HELP, PrecisionName, recorded
 from reasonrec.tokenizers.artefact import read_manifest, staged
 from reasonrec.tokenizers.catalogue import SCHEMA, Catalogue

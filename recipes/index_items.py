@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from reasonrec.data_gen.schema import Dataset
 from reasonrec.recipes.args import parse, run
-from reasonrec.recipes.embed_together import agreed, help_out
+from reasonrec.recipes.indexing.embed_together import agreed, help_out
 from reasonrec.recipes.keys import MAX_SEED, PRECISION_HELP, TRUST_HELP, PrecisionName, recorded
 from reasonrec.tokenizers.artefact import adopt, staged
 from reasonrec.tokenizers.environment import is_first_process
@@ -129,8 +129,8 @@ def main() -> None:
     agreed(config, go=not whole)
     if whole:
         return
-    from reasonrec.recipes.indexing import build  # PyTorch
-    from reasonrec.recipes.quantizer_table import compare
+    from reasonrec.recipes.indexing.build import build  # PyTorch
+    from reasonrec.recipes.indexing.quantizer_table import compare
 
     with staged(out, overwrite=config.overwrite, **about) as (folder, facts):
         if config.compare:

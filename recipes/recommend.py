@@ -111,8 +111,8 @@ def main() -> None:
     (config,) = parse([RecommendConfig])
 
     # PyTorch and what is built on it take seconds to import; by now it is known that they are needed.
-    from reasonrec.recipes.answered import answer
     from reasonrec.recipes.models.checkpoint import training_data
+    from reasonrec.recipes.recommending.answered import answer
 
     if not is_first_process():
         return

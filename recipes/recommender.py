@@ -19,13 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from reasonrec.data_gen.histories import UserHistory
-from reasonrec.recipes.answered import Answered, Arrays, Explanation, How, Mode, Recommendation, answer, users_of
 from reasonrec.recipes.decoding.prior import Prior, Priors
 from reasonrec.recipes.decoding.search import check_width
-from reasonrec.recipes.followed_user import FollowedUser
-from reasonrec.recipes.items import History, Items
 from reasonrec.recipes.keys import PrecisionName
-from reasonrec.recipes.known_users import KnownUsers
 from reasonrec.recipes.models.checkpoint import Setting, trained_manifest
 from reasonrec.recipes.models.hub import local_folder
 from reasonrec.recipes.models.precision import Precision, choose, load_finite
@@ -41,6 +37,19 @@ from reasonrec.recipes.policies.loading import (
     load_trained,
     loading_method,
 )
+from reasonrec.recipes.recommending.answered import (
+    Answered,
+    Arrays,
+    Explanation,
+    How,
+    Mode,
+    Recommendation,
+    answer,
+    users_of,
+)
+from reasonrec.recipes.recommending.followed_user import FollowedUser
+from reasonrec.recipes.recommending.items import History, Items
+from reasonrec.recipes.recommending.known_users import KnownUsers
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.whole import whole
 

@@ -16,8 +16,9 @@ from reasonrec.data_gen.tasks.choice import TaskChoice
 from reasonrec.data_gen.tasks.mixture import PlanConfig, make_plan
 from reasonrec.data_gen.tasks.render import Material
 from reasonrec.data_gen.tasks.rl_prompts import PromptWindow, RlPrompts
-from reasonrec.recipes import describe, indexing, item_vectors, prepare
+from reasonrec.recipes import describe, prepare
 from reasonrec.recipes.index_items import IndexConfig
+from reasonrec.recipes.indexing import build, item_vectors
 from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.policies.base import Policy, build_policy
 from reasonrec.recipes.rankers.baselines import TrainLog
@@ -169,7 +170,7 @@ def test_the_index(pair, tmp_path, monkeypatch, collaboration):
             str(dataset.path), str(folder), codebook_sizes=[6, 4], quantizer_options={"n_init": 1, "max_iter": 10},
             collaboration=collaboration,
         )  # fmt: skip
-        indexing.build(config, dataset, folder)
+        build.build(config, dataset, folder)
     names = sorted(p.name for p in (tmp_path / "0").iterdir())
     assert {"index.safetensors", "quantizer.safetensors", "health.json"} <= set(names)
     for name in names:

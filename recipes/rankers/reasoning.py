@@ -26,12 +26,12 @@ from reasonrec.recipes.decoding.merge_chains import log_mean_exp
 from reasonrec.recipes.decoding.sample import Sampler
 from reasonrec.recipes.decoding.search import MAX_BEAMS, MAX_K
 from reasonrec.recipes.evaluation.controls import donors
-from reasonrec.recipes.items import History, Items
 from reasonrec.recipes.policies.context import check_context
 from reasonrec.recipes.policies.inference import Ranked, Ranking, Stream, rank, reason, score
 from reasonrec.recipes.rankers.base import Ranker
 from reasonrec.recipes.rankers.model import may_repeat
 from reasonrec.recipes.recommender import Recommender
+from reasonrec.recipes.recommending.items import History, Items
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import shown
 from reasonrec.tokenizers.whole import INT64, whole

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonrec.data_gen.histories import UserHistory
-from reasonrec.recipes.answered import Answered, Mode, Recommendation, answer
 from reasonrec.recipes.rankers.reasoning import Reasoner
+from reasonrec.recipes.recommending.answered import Answered, Mode, Recommendation, answer
 from reasonrec.recipes.serving.remembered import Question, Remembered
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ import polars as pl
 import pytest
 
 from reasonrec.data_gen.schema import Dataset, Tables, write_dataset
-from reasonrec.recipes import describe, indexing
+from reasonrec.recipes import describe
 from reasonrec.recipes.index_items import IndexConfig
+from reasonrec.recipes.indexing.build import build
 from reasonrec.tokenizers.artefact import read_manifest, staged
 from reasonrec.tokenizers.errors import UserError
 
@@ -65,10 +66,10 @@ def test_only_the_descriptions_change_and_the_index_reads_them(reviewed, tmp_pat
         read.update(fields)
         return np.random.default_rng(0).normal(size=(48, 4)).astype(np.float32)
 
-    monkeypatch.setattr("reasonrec.recipes.item_vectors.embed_items", embed)
+    monkeypatch.setattr("reasonrec.recipes.indexing.item_vectors.embed_items", embed)
     (tmp_path / "index").mkdir()
     config = IndexConfig(str(after.path), str(tmp_path / "index"), codebook_sizes=[4, 4], description_weight=1.0)
-    indexing.build(config, after, tmp_path / "index")
+    build(config, after, tmp_path / "index")
     assert read["description"] == after.items["description"].to_list()
 
 

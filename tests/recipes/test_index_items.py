@@ -8,9 +8,10 @@ import polars as pl
 import pytest
 
 from reasonrec.data_gen.schema import ROWS, Dataset, Tables, write_dataset
-from reasonrec.recipes import index_items, indexing, item_vectors
+from reasonrec.recipes import index_items
 from reasonrec.recipes.args import parse, run
 from reasonrec.recipes.index_items import IndexConfig
+from reasonrec.recipes.indexing import build, item_vectors
 from reasonrec.tokenizers.artefact import read_manifest, staged, write_manifest
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex, load_embeddings, load_quantizer, save_quantizer
@@ -106,7 +107,7 @@ def test_a_kill_leaves_no_half_index_and_the_rerun_starts_clean(tmp_path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(indexing, "health_report", killed)
+        patch.setattr(build, "health_report", killed)
         with pytest.raises(KeyboardInterrupt):
             stage(patch, *flags)
     assert not (tmp_path / "index").exists()

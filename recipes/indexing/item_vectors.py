@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from reasonrec.data_gen.schema import ITEM_TEXT, Dataset
-from reasonrec.recipes.embed_together import device_of, shards_of
+from reasonrec.recipes.indexing.embed_together import device_of, shards_of
 from reasonrec.recipes.keys import recorded
 from reasonrec.tokenizers.artefact import check_input, read_manifest
 from reasonrec.tokenizers.embed import JOINED, embed_items, with_joined

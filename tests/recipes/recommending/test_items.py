@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.recipes.items import ItemIds
 from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.policies.base import build_policy
 from reasonrec.recipes.policies.loading import load_fresh
 from reasonrec.recipes.recommender import Recommender
+from reasonrec.recipes.recommending.items import ItemIds
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.index import ItemIndex
 

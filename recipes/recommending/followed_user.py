@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reasonrec.data_gen.histories import UserHistory
-from reasonrec.recipes.answered import Answered, Recommendation
 from reasonrec.recipes.decoding.search import Found
 from reasonrec.recipes.decoding.session import UserState
-from reasonrec.recipes.items import Items, named
+from reasonrec.recipes.recommending.answered import Answered, Recommendation
+from reasonrec.recipes.recommending.items import Items, named
 from reasonrec.tokenizers.errors import UserError
 
 if TYPE_CHECKING:

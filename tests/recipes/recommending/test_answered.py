@@ -13,9 +13,9 @@ import pytest
 
 from reasonrec.data_gen.histories import UserHistory
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.recipes.answered import Arrays, Recommendation
 from reasonrec.recipes.models.verdict import UNMEASURED, Verdict
 from reasonrec.recipes.recommender import Recommender
+from reasonrec.recipes.recommending.answered import Arrays, Recommendation
 from reasonrec.tokenizers.errors import UserError
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonrec.data_gen.histories import UserHistory
-from reasonrec.recipes.items import History, ItemIds, Items, named
 from reasonrec.recipes.models.checkpoint import Setting
 from reasonrec.recipes.policies.base import Policy
+from reasonrec.recipes.recommending.items import History, ItemIds, Items, named
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import shown
 

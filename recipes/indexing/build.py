@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.recipes.collaboration import embeddings_for
-from reasonrec.recipes.item_vectors import item_embeddings
+from reasonrec.recipes.indexing.collaboration import embeddings_for
+from reasonrec.recipes.indexing.item_vectors import item_embeddings
 from reasonrec.recipes.rankers.baselines import TrainLog
 from reasonrec.tokenizers.artefact import write_json
 from reasonrec.tokenizers.health import health_report

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from reasonrec.recipes.collaboration import KS, Made, embeddings_for
+from reasonrec.recipes.indexing.collaboration import KS, Made, embeddings_for
 from reasonrec.tokenizers.quantizers.base import build_quantizer
 
 GROUP = np.repeat(np.arange(6), 8)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonrec.data_gen.histories import UserHistory
-from reasonrec.recipes.items import History, ItemIds, Items
 from reasonrec.recipes.models.verdict import UNMEASURED
+from reasonrec.recipes.recommending.items import History, ItemIds, Items
 from reasonrec.tokenizers.catalogue import Catalogue
 from reasonrec.tokenizers.errors import UserError
 from reasonrec.tokenizers.terminal import shown

@@ -41,7 +41,7 @@ def help_out(config: IndexConfig) -> None:
     Raises:
         UserError: If the dataset or the encoder cannot be read, or the disk is full.
     """
-    from reasonrec.recipes.item_vectors import item_embeddings  # PyTorch
+    from reasonrec.recipes.indexing.item_vectors import item_embeddings  # PyTorch
 
     if agreed(config):
         with disk_full_is_clear(Path(config.output_dir)):

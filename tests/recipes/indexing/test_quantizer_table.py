@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 
 from reasonrec.data_gen.schema import ROWS, Tables, write_dataset
-from reasonrec.recipes import index_items, item_vectors
+from reasonrec.recipes import index_items
+from reasonrec.recipes.indexing import item_vectors
 from reasonrec.tokenizers.artefact import read_manifest, staged
 from reasonrec.tokenizers.errors import UserError
 

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonrec.data_gen.schema import Dataset
-from reasonrec.recipes.collaboration import embeddings_for, halves
 from reasonrec.recipes.evaluation.intervals import mean_interval
-from reasonrec.recipes.indexing import measure
-from reasonrec.recipes.item_vectors import item_embeddings
+from reasonrec.recipes.indexing.build import measure
+from reasonrec.recipes.indexing.collaboration import embeddings_for, halves
+from reasonrec.recipes.indexing.item_vectors import item_embeddings
 from reasonrec.recipes.rankers.baselines import TrainLog
 from reasonrec.recipes.rankers.top_k import rank_rows
 from reasonrec.rewards.metrics import per_row

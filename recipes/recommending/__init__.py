@@ -1,0 +1,1 @@
+"""What a recommender is told of users and items, and what it answers."""
