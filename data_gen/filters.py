@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from reasonrec.data_gen.coded_log import CodedLog
 from reasonrec.data_gen.frames import Frames
+from reasonrec.data_gen.splits import blocks
 from reasonrec.tokenizers.errors import UserError
 
 Duplicates = Literal["keep", "drop_consecutive", "keep_first"]
@@ -103,11 +104,14 @@ def k_core(
         counts = np.zeros(n_items, dtype=np.int64)
         for at, bucket in enumerate(kept):
             log = bucket.frame()
-            left = log if enough.all() else log.filter(enough[log["item"].to_numpy()])
-            left = left.filter(pl.len().over("user") >= user_k) if user_k > 1 else left
-            counts += np.bincount(left["item"].to_numpy(), minlength=n_items)
-            if left.height < log.height:
-                kept[at] = Frames.of(left)
+            items = log["item"].to_numpy()
+            left = enough[items]
+            if user_k > 1 and log.height:
+                first, lengths = blocks(log["user"].to_numpy())
+                left &= np.repeat(np.add.reduceat(left, first, dtype=np.int64) >= user_k, lengths)
+            counts += np.bincount(items[left], minlength=n_items)
+            if not left.all():
+                kept[at] = Frames.of(log.filter(left))
         enough = counts >= item_k
         if (counts[~enough] > 0).any():
             continue

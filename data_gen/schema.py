@@ -211,12 +211,10 @@ def to_lists(values: np.ndarray | pl.Series, lengths: np.ndarray) -> pl.Series:
     Returns:
         A list series of `len(lengths)` rows.
     """
-    flat = pl.Series("value", values)
-    rows = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
-    lists = pl.DataFrame({"row": rows, "value": flat}).group_by("row", maintain_order=True).agg("value")
-    everyone = pl.DataFrame({"row": np.arange(len(lengths), dtype=np.int64)})
-    joined = everyone.join(lists, on="row", how="left", maintain_order="left")["value"]
-    return joined.fill_null(pl.Series([[]], dtype=pl.List(flat.dtype)))
+    import pyarrow as pa  # type: ignore[import-untyped]  # takes a while, and most that imports this makes no lists
+
+    flat, ends = pl.Series(values), np.cumsum(lengths, dtype=np.int64)
+    return pl.Series(pa.LargeListArray.from_arrays(pa.array(np.r_[0, ends]), flat.to_arrow()))
 
 
 def empty_rows() -> pl.DataFrame:

@@ -19,10 +19,15 @@ from reasonrec.tokenizers.errors import UserError
 TRAIN, VALID, TEST = 0, 1, 2
 
 
+def blocks(users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Start and length of each user's block: two arrays of shape (blocks,)."""
+    first = np.flatnonzero(np.r_[True, users[1:] != users[:-1]]) if len(users) else np.zeros(0, dtype=np.int64)
+    return first, np.diff(np.r_[first, len(users)])
+
+
 def _segments(users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Start and length of each user's block, repeated for each of its rows: two arrays of shape (rows,)."""
-    first = np.flatnonzero(np.r_[True, users[1:] != users[:-1]]) if len(users) else np.zeros(0, dtype=np.int64)
-    lengths = np.diff(np.r_[first, len(users)])
+    first, lengths = blocks(users)
     return np.repeat(first, lengths), np.repeat(lengths, lengths)
 
 
@@ -176,10 +181,9 @@ def train_sequences(log: pl.DataFrame, labels: np.ndarray) -> pl.DataFrame:
     Returns:
         The table of `schema.TRAIN` with `times` (and `ratings` and `reviews` where the log has them), by user.
     """
-    columns = [pl.col("item").alias("items"), pl.col("timestamp").alias("times")]
-    for name in ("rating", "review"):
-        if name in log.columns:
-            columns.append(pl.col(name).alias(f"{name}s"))
     kept = log.filter(pl.Series(labels == TRAIN))
-    sequences = kept.group_by("user", maintain_order=True).agg(columns)
-    return sequences.with_columns(first_target=pl.lit(0, dtype=pl.Int32))
+    users = kept["user"].to_numpy()
+    first, lengths = blocks(users)
+    names = {"item": "items", "timestamp": "times", "rating": "ratings", "review": "reviews"}
+    lists = {of: to_lists(kept[name], lengths) for name, of in names.items() if name in kept.columns}
+    return pl.DataFrame({"user": users[first], **lists, "first_target": np.zeros(len(first), dtype=np.int32)})
