@@ -155,13 +155,24 @@ def sort_log(log: pl.DataFrame, ties: Ties | None) -> pl.DataFrame:
         ties: Orders a time stamp of a user; None if the order of the file does.
     """
     if ties is None:
-        return log.sort("user", "timestamp", maintain_order=True)
+        return _sort_by_time(log)
     users, items = log["user"].to_numpy(), log["item"].to_numpy()
     tie = seeded_hash(ties.seed, ties.users[users], log["timestamp"], ties.items[items])
     # Ratings and reviews are the last resort: rows that agree in everything else have to come in one order, too.
     last = [name for name in ("rating", "review") if name in log.columns]
     by = ["user", "timestamp", "tie", "place", *last]
     return log.with_columns(tie=tie, place=ties.places[items]).sort(by).drop("tie", "place")
+
+
+def _sort_by_time(log: pl.DataFrame) -> pl.DataFrame:
+    """Sort by user and time, what agrees in both as it stands."""
+    users, times = log["user"].to_numpy().astype(np.int64), log["timestamp"].to_numpy()
+    first, last = (int(times.min()), int(times.max())) if log.height else (0, 0)
+    bits = (last - first).bit_length()
+    if bits + int(users.max(initial=0)).bit_length() > 63:
+        return log.sort("user", "timestamp", maintain_order=True)
+    one = (users << bits) | (times - first)  # one column sorts in a quarter of the time that two take
+    return log.with_columns(one=one).sort("one", maintain_order=True).drop("one")
 
 
 def count_ties(log: pl.DataFrame) -> int:

@@ -18,7 +18,7 @@ Supervised, with seed 0 unless it says more:
   with as many interactions, and once with as many tokens (shorter items are shown more often then).
 
 Reinforced, from the first of them, `grpo.yaml`: PARS with the next three targets (MSRA), with the next one alone, and
-with exact hits alone in place of PARS; the first ranked with and without CORP as well.
+with exact hits alone in place of PARS; the weights of the last step. The first ranked with and without CORP as well.
 
 Arms whose files stand in `--work` are neither trained nor ranked again: an interrupted benchmark goes on, and
 `--arms` of several processes share it. `--tiny` tries everything on a model without pre-training. Writes
@@ -156,8 +156,9 @@ class Bench:
         """Train an arm, and first what it goes on from."""
         if arm in REWARDS:
             self.train(f"{FIRST}0")
-            rewards = {} if REWARDS[arm] is None else {"rewards": json.dumps(REWARDS[arm])}
-            self.stage("grpo", "grpo", arm, model=self.work / f"{FIRST}0", max_steps=self.steps, **rewards)
+            rewards: dict[str, Any] = {} if REWARDS[arm] is None else {"rewards": json.dumps(REWARDS[arm])}
+            rewards |= {"max_steps": self.steps, "keep": "last", "valid_rows": 0}
+            self.stage("grpo", "grpo", arm, model=self.work / f"{FIRST}0", **rewards)
             return
         kind, seed = arm[:-1], int(arm[-1])
         index, passes, options = "mpq", self.passes, {}
@@ -258,7 +259,7 @@ def main() -> None:
     """Train, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--passes", type=float, default=0.66, help="over the interactions; sft.yaml has 0.66")
-    parser.add_argument("--steps", type=int, default=20, help="of GRPO; grpo.yaml has 20")
+    parser.add_argument("--steps", type=int, default=40, help="of GRPO; grpo.yaml has 20")
     parser.add_argument("--users", type=int, default=300, help="test users whose lists are searched")
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS), help="what to train and rank")
     parser.add_argument("--tiny", action="store_true", help="a small model without pre-training, a few steps")

@@ -133,7 +133,13 @@ def test_row_order_never_matters(rows: list[Row], duplicates: str, draw: random.
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("vwxyz"), st.integers(0, 2)), max_size=30))
+@given(
+    st.lists(
+        # Far apart as well: user and time then do not fit into one number.
+        st.tuples(st.sampled_from("abc"), st.sampled_from("vwxyz"), st.sampled_from([0, 1, 2, -7, 2**62, -(2**62)])),
+        max_size=30,
+    )
+)
 def test_a_file_that_has_an_order_keeps_it(rows: list[Row]) -> None:
     log = CodedLog.of(source(rows, ordered=True).interactions.with_row_index("at"))
     by_hand = sorted(range(len(rows)), key=lambda at: (rows[at][0], rows[at][2], at))
