@@ -131,7 +131,7 @@ class CsvFile:
         if start[:2] == b"\x1f\x8b":
             return gzip.open(self.path)  # type: ignore[return-value]
         if start == b"\x28\xb5\x2f\xfd":
-            # Comes with datasets; the standard library reads zstd from Python 3.14 on.
+            # The standard library reads zstd from Python 3.14 on.
             import pyarrow  # type: ignore[import-untyped]
 
             stream: IO[bytes] = pyarrow.input_stream(str(self.path), compression="zstd")
