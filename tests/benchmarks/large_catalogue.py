@@ -3,12 +3,13 @@
 python tests/benchmarks/large_catalogue.py               # adding
 python tests/benchmarks/large_catalogue.py --index       # indexing as well
 python tests/benchmarks/large_catalogue.py --index --items 250000 500000 1000000    # each size; adding to the largest
+python tests/benchmarks/large_catalogue.py --index --items 100000 --quantizer balanced --quantizer_options '{}'
 
 Vectors are drawn around centres (seeded), so no text is embedded. Adding is the whole stage but for that: checking
-hashes, reading, placing and writing, with codebooks of 3 x 256 that were learned from a sample. With --index the
-quantizer `plain` codes all vectors, and its codes are made unique; beside it faiss' k-means does one level on the same
-vectors, where it is installed (`pip install faiss-cpu`). Each part runs in a process of its own, whose seconds behind
-the imports (and the drawing) and whose peak memory are read.
+hashes, reading, placing and writing, with codebooks of 3 x 256 that were learned from a sample. With --index a
+quantizer codes all vectors, and its codes are made unique; then it does the first level alone, and faiss' k-means the
+same on the same vectors, where it is installed (`pip install faiss-cpu`). Each part runs in a process of its own,
+whose seconds behind the imports (and the drawing) and whose peak memory are read.
 """
 
 from __future__ import annotations
@@ -117,12 +118,26 @@ def index(options: argparse.Namespace, clock: Clock) -> None:
     """The stage's quantizer and what makes its codes unique, on drawn vectors."""
     rows = vectors(options.items, 0)
     config = IndexConfig(
-        dataset="", output_dir="", quantizer="plain", codebook_sizes=SIZES, unique=options.unique,
+        dataset="", output_dir="", quantizer=options.quantizer, codebook_sizes=SIZES, unique=options.unique,
         quantizer_options=json.loads(options.quantizer_options),
     )  # fmt: skip
     with clock:
         found = build_index(config.build_quantizer().fit_encode(rows), SIZES)
     say(f"levels of {list(found.level_sizes)} codes")
+
+
+def tell_error(rows: np.ndarray, found: np.ndarray) -> None:
+    """Print the mean squared distance of vectors from what stands for them."""
+    say(f"squared error {float(np.square(rows - found).sum(dtype=np.float64) / len(rows)):.4f}")
+
+
+def own_level(options: argparse.Namespace, clock: Clock) -> None:
+    """One level by the quantizer."""
+    rows = vectors(options.items, 0)
+    quantizer = build_quantizer(options.quantizer, SIZES[:1], 0, json.loads(options.quantizer_options))
+    with clock:
+        codes = quantizer.fit_encode(rows)
+    tell_error(rows, quantizer.reconstruct(codes))
 
 
 def faiss_level(options: argparse.Namespace, clock: Clock) -> None:
@@ -136,8 +151,7 @@ def faiss_level(options: argparse.Namespace, clock: Clock) -> None:
     with clock:
         means.train(rows)
         _, codes = means.index.search(rows, 1)
-    left = float(np.square(rows - means.centroids[codes[:, 0]]).sum(dtype=np.float64) / len(rows))
-    say(f"squared error {left:.4f}")
+    tell_error(rows, means.centroids[codes[:, 0]])
 
 
 def make(options: argparse.Namespace, clock: Clock) -> None:
@@ -150,7 +164,7 @@ def make(options: argparse.Namespace, clock: Clock) -> None:
         table(options.items, options.new).drop("item").write_csv(options.work / "new.csv")
 
 
-PARTS = {"making": make, "adding": add, "indexing": index, "faiss": faiss_level}
+PARTS = {"making": make, "adding": add, "indexing": index, "one level": own_level, "one level by faiss": faiss_level}
 
 
 def measured(part: str, items: int) -> dict[str, float]:
@@ -170,6 +184,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, nargs="+", default=[1_000_000])
     parser.add_argument("--new", type=int, default=1000)
     parser.add_argument("--index", action="store_true", help="index all items, too")
+    parser.add_argument("--quantizer", default="plain", choices=["plain", "balanced"])
     parser.add_argument("--unique", default="disambiguate", choices=["disambiguate", "reassign"])
     parser.add_argument(
         "--quantizer_options", default='{"n_init": 1, "max_iter": 25, "rows_per_code": 256}', help="JSON"
@@ -190,7 +205,7 @@ def main() -> None:
     say(machine)
     results: dict[str, Any] = {"machine": machine}
     parts = [(part, sizes[-1]) for part in ("making", "adding")]
-    parts += [(part, n) for n in sizes for part in ("indexing", "faiss") if options.index]
+    parts += [(part, n) for n in sizes for part in ("indexing", "one level", "one level by faiss") if options.index]
     for part, n in parts:
         try:
             found = results[f"{part} {n}"] = measured(part, n)
