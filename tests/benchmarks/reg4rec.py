@@ -14,8 +14,8 @@ Supervised, with seed 0 unless it says more:
 - the same checkpoint ranked in the order of the codebooks; and the same codes trained in that order too, which is
   `policy: semantic_id` on them;
 - RQ-VAE and balanced residual k-means in place of MPQ: as many bits, as many tokens an item;
-- *semantic IDs*, three seeds: balanced 64 × 64 and a third code where two movies share both, from the same text; once
-  with as many interactions, and once with as many tokens (shorter items are shown more often then).
+- *semantic IDs*, three seeds: balanced 64 × 64 and a third code where two movies share both, of the same vectors;
+  once with as many interactions, and once with as many tokens (shorter items are shown more often then).
 
 Reinforced, from the first of them, `grpo.yaml`: PARS with the next three targets (MSRA), with the next one alone, and
 with exact hits alone in place of PARS; the weights of the last step. The first ranked with and without CORP as well.
@@ -30,18 +30,19 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import polars as pl
 import torch
+import yaml
 from numpy.typing import NDArray
 from scratch_base import make_scratch_base
+from stages import CONFIGS, run_stage
 
 from reasonrec.data_gen.histories import UserHistory
 from reasonrec.data_gen.schema import Dataset
@@ -56,8 +57,6 @@ from reasonrec.recipes.recommender import Recommender
 from reasonrec.rewards.metrics import per_row
 from reasonrec.tokenizers.artefact import write_json
 
-ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / "recipes" / "configs" / "reg4rec"
 K, SEEDS, THETA = 10, 3, 0.06
 INDEXES: dict[str, dict[str, Any]] = {
     "mpq": {},
@@ -66,18 +65,16 @@ INDEXES: dict[str, dict[str, Any]] = {
     "ids": {"quantizer": "balanced", "codebook_sizes": "[64, 64]", "unique": "disambiguate"},
 }
 AHEAD = {"horizon": 3, "decay": 0.8}
-REWARDS = {  # in place of those of grpo.yaml
-    "grpo": None,
-    "grpo_one_ahead": {
-        "set_overlap": 1.0,
-        "category_steps": 1.0,
-        "path": {"weight": 1.0, "n": 10, "wrong": 2},
-        "consistency": 1.0,
-        "exact": 0,
-    },
-    "grpo_exact": {"exact": {"weight": 1.0, **AHEAD}},
+SEMANTIC = {"policy": "semantic_id", "policy_options": "{}"}
+SUPERVISED: dict[str, tuple[str, dict[str, Any]]] = {  # the index and the flags of each kind of arm
+    "parallel": ("mpq", {}),
+    "in_order": ("mpq", SEMANTIC),
+    "rq_vae": ("rq_vae", {}),
+    "balanced": ("balanced", {}),
+    "ids": ("ids", SEMANTIC),
+    "ids_tokens": ("ids", SEMANTIC),
 }
-FIRST = "parallel"
+FIRST = "parallel0"
 
 
 @dataclass(frozen=True)
@@ -88,15 +85,28 @@ class Row:
         name: Its name.
         models: Checkpoints, one for each seed.
         against: Row that it is paired with.
-        in_order: Ranked in the order of the codebooks.
-        checked: Ranked with CORP.
+        way: How it is ranked: "" as its policy says, "in_order" of the codebooks, "checked" by CORP.
     """
 
     name: str
     models: tuple[str, ...]
     against: str | None = None
-    in_order: bool = False
-    checked: bool = False
+    way: Literal["", "in_order", "checked"] = ""
+
+
+def rewards_of(arm: str) -> dict[str, Any]:
+    """Those of `grpo.yaml`, or what an arm has in their place."""
+    if arm == "grpo_exact":
+        return {"exact": {"weight": 1.0, **AHEAD}}
+    shipped: dict[str, Any] = yaml.safe_load((CONFIGS / "reg4rec" / "grpo.yaml").read_text(encoding="utf-8"))[
+        "rewards"
+    ]
+    if arm == "grpo":
+        return shipped
+    return {
+        name: {key: value for key, value in given.items() if key not in AHEAD} if isinstance(given, dict) else given
+        for name, given in shipped.items()
+    }
 
 
 def seeds_of(arm: str) -> tuple[str, ...]:
@@ -106,16 +116,16 @@ def seeds_of(arm: str) -> tuple[str, ...]:
 ONE = "parallel codes (MPQ, CRSS)"
 FULL = "GRPO with PARS and MSRA"
 ROWS = [
-    Row(ONE, (f"{FIRST}0",)),
-    Row("ranked in the order of the codebooks", (f"{FIRST}0",), ONE, in_order=True),
+    Row(ONE, (FIRST,)),
+    Row("ranked in the order of the codebooks", (FIRST,), ONE, "in_order"),
     Row("trained and ranked in that order", ("in_order0",), ONE),
     Row("RQ-VAE in place of MPQ", ("rq_vae0",), ONE),
     Row("balanced k-means in place of MPQ", ("balanced0",), ONE),
     Row(FULL, ("grpo",), ONE),
     Row("one target ahead, without MSRA", ("grpo_one_ahead",), FULL),
     Row("exact hits in place of PARS", ("grpo_exact",), FULL),
-    Row("PARS and MSRA, with CORP", ("grpo",), FULL, checked=True),
-    Row("parallel codes, 3 seeds", seeds_of(FIRST)),
+    Row("PARS and MSRA, with CORP", ("grpo",), FULL, "checked"),
+    Row("parallel codes, 3 seeds", seeds_of("parallel")),
     Row("semantic IDs, as many interactions", seeds_of("ids"), "parallel codes, 3 seeds"),
     Row("semantic IDs, as many tokens", seeds_of("ids_tokens"), "parallel codes, 3 seeds"),
 ]
@@ -138,61 +148,58 @@ class Bench:
     steps: int
     flags: dict[str, Any]
 
-    def stage(self, script: str, config: str, out: str, **options: Any) -> None:
-        """Run a stage, unless what it writes is there."""
-        if (self.work / out / "manifest.json").exists():
-            return
-        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        command = [sys.executable, f"recipes/{script}.py", "--config", str(CONFIGS / f"{config}.yaml")]
-        subprocess.run([*command, "--output_dir", str(self.work / out), *words], check=True, cwd=ROOT)
-
     def prepare(self) -> None:
         """The dataset and all indexes."""
         self.stage("prepare", "prepare", "dataset")
         for name, options in INDEXES.items():
             self.stage("index_items", "index", f"index_{name}", dataset=self.work / "dataset", **options)
 
+    def stage(self, script: str, config: str, out: str, **options: Any) -> None:
+        """Run a stage, unless what it writes is there."""
+        run_stage(script, f"reg4rec/{config}", self.work / out, **options)
+
     def train(self, arm: str) -> None:
         """Train an arm, and first what it goes on from."""
-        if arm in REWARDS:
-            self.train(f"{FIRST}0")
-            rewards: dict[str, Any] = {} if REWARDS[arm] is None else {"rewards": json.dumps(REWARDS[arm])}
-            rewards |= {"max_steps": self.steps, "keep": "last", "valid_rows": 0}
-            self.stage("grpo", "grpo", arm, model=self.work / f"{FIRST}0", **rewards)
+        if arm.startswith("grpo"):
+            self.train(FIRST)
+            self.stage(
+                "grpo", "grpo", arm, model=self.work / FIRST, rewards=json.dumps(rewards_of(arm)),
+                max_steps=self.steps, keep="last", valid_rows=0,
+            )  # fmt: skip
             return
-        kind, seed = arm[:-1], int(arm[-1])
-        index, passes, options = "mpq", self.passes, {}
-        if kind in ("rq_vae", "balanced"):
-            index = kind
-        elif kind != FIRST:
-            options = {"policy": "semantic_id", "policy_options": "{}"}
-        if kind.startswith("ids"):
-            index = "ids"
+        kind, seed, passes = arm[:-1], int(arm[-1]), self.passes
+        index, options = SUPERVISED[kind]
         if kind == "ids_tokens":
-            self.train(f"{FIRST}0")
+            self.train(FIRST)
             self.train("ids0")
-            ratio = trained_tokens(self.work / f"{FIRST}0") / trained_tokens(self.work / "ids0")
-            passes = round(self.passes * ratio, 4)
+            passes *= trained_tokens(self.work / FIRST) / trained_tokens(self.work / "ids0")
         self.stage(
             "sft", "sft", arm, dataset=self.work / "dataset", index=self.work / f"index_{index}", seed=seed,
-            num_train_epochs=passes, **options, **self.flags,
+            num_train_epochs=round(passes, 4), **options, **self.flags,
         )  # fmt: skip
+
+    def cases(self, users: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """All test cases, and those whose lists are searched."""
+        test = Dataset.load(self.work / "dataset").rows("test")
+        return test, test.sample(min(users, test.height), seed=0).sort("row")
+
+    def kept(self, arm: str, row: Row) -> Path:
+        """Where what was measured of a checkpoint is kept."""
+        return self.work / f"measured_{'_'.join(filter(None, (arm, row.way)))}.json"
 
     def measure(self, arm: str, row: Row, users: int) -> dict[str, Any]:
         """What a checkpoint finds, and how likely it finds it; kept in a file."""
-        way = "_in_order" if row.in_order else "_checked" if row.checked else ""
-        kept = self.work / f"measured_{arm}{way}.json"
+        kept = self.kept(arm, row)
         if kept.exists():
             found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
             return found
-        test = Dataset.load(self.work / "dataset").rows("test")
-        some = test.sample(min(users, test.height), seed=0).sort("row")
+        test, some = self.cases(users)
         recommender = Recommender.from_pretrained(self.work / arm)
-        if row.in_order:
+        if row.way == "in_order":
             assert isinstance(recommender.policy.answers, SetAnswers)
             recommender.policy.answers.law = "ordered"
         plain = ModelRanker(recommender, row.name, num_beams=20, exact=False, batch_size=64)
-        ranker: Ranker = ConsistentRanker(plain, Consistency(theta=THETA)) if row.checked else plain
+        ranker: Ranker = ConsistentRanker(plain, Consistency(theta=THETA)) if row.way == "checked" else plain
         began = time.perf_counter()
         hits = per_row(ranker.rank(some, K), some["target"].to_numpy(), (K,))
         seconds = (time.perf_counter() - began) / some.height
@@ -211,13 +218,12 @@ class Bench:
 
 def table(bench: Bench, users: int, seed: int) -> list[dict[str, Any]]:
     """All rows that were measured, and their differences."""
-    test = Dataset.load(bench.work / "dataset").rows("test")
-    some = test.sample(min(users, test.height), seed=0).sort("row")
+    test, some = bench.cases(users)
     owner = {"nats": test["user"].to_numpy()} | dict.fromkeys((f"hr@{K}", f"ndcg@{K}"), some["user"].to_numpy())
     values: dict[str, dict[str, NDArray[np.float64]]] = {}
     rows = []
     for row in ROWS:
-        if not all((bench.work / f"measured_{arm}.json").exists() for arm in row.models):
+        if not all(bench.kept(arm, row).exists() for arm in row.models):
             continue
         each = [bench.measure(arm, row, users) for arm in row.models]
         values[row.name] = {metric: np.array([found[metric] for found in each]) for metric in owner}
